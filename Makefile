@@ -1,0 +1,62 @@
+# Every command a person types; `make help` lists them.
+PYTHON ?= python3.11
+BIN := .venv/bin
+DATASET ?=
+SOURCE ?=
+AS_OF ?=
+PORT ?= 5000
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export UV_SYSTEM_CERTS ?= true
+export DVC_NO_ANALYTICS = true
+export MLFLOW_DISABLE_TELEMETRY = true
+export GX_ANALYTICS_ENABLED = false
+
+.DEFAULT_GOAL := help
+.PHONY: help install run ui plots test check format bench lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## make .venv from the hash-locked requirements
+
+.venv/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed (PYTHON=path/to/python3.11)"; exit 1; }
+	@echo "Installing the locked environment into .venv ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	@$(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+run: install  ## the whole training workflow (DATASET=name SOURCE=path AS_OF=date for other data)
+	@closedloop run $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(AS_OF),--as-of '$(AS_OF)')
+
+ui: install  ## the MLflow UI on http://127.0.0.1:5000 (PORT=...)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+
+plots: install  ## DVC's plots as a page that opens offline
+	@closedloop plots-template && dvc plots show
+
+test: install  ## all tests, without the real data sets unless CLOSEDLOOP_REAL_DATA names them
+	@pytest
+
+check: install  ## lint, types, import contract, docs
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest -q tests/docs
+
+format: install  ## let ruff rewrite the layout
+	ruff check --fix .
+	ruff format .
+
+bench: install  ## every benchmark, each with its targets (takes long)
+	@for file in benchmarks/*.py; do echo "== $$file"; python $$file || exit 1; done
+
+lock: install  ## resolve the lock file again
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock
+
+clean:  ## delete results and stores; the environment stays
+	rm -rf data metrics models reports state workspaces artifacts mlflow.db dvc.lock .dvc/cache .dvc/tmp

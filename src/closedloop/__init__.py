@@ -1,0 +1,1 @@
+"""A reference MLOps workflow for churn prediction that closes its loop."""

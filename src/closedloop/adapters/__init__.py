@@ -1,0 +1,1 @@
+"""One file per tool: the only place in the package that imports it."""

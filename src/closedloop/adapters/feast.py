@@ -1,0 +1,254 @@
+"""Feast: one definition for training rows (offline) and serving rows (online)."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.featureset import FeatureSet
+from closedloop.params import merge_values
+from closedloop.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+ENTITY = "customer"
+JOIN_KEY = "customer_id"
+TIMESTAMP = "event_timestamp"
+ROW = "__row"
+
+
+@dataclass(frozen=True)
+class OnlineRows:
+    """Rows from the online store, in the order asked for.
+
+    ``state`` is "fresh", "stale" (older than allowed: the store itself never expires a row) or "unknown".
+    """
+
+    features: pd.DataFrame
+    snapshot_at: pd.Series
+    state: pd.Series
+
+
+class Features:
+    """One data set's project in the feature store.
+
+    Parameters
+    ----------
+    settings
+        Where registry and stores live.
+    project
+        The data set's ``model_name``: projects share a store, but nothing in it.
+    features
+        The definition.
+    max_age_days
+        A row older than this is stale.
+    """
+
+    def __init__(self, settings: Settings, *, project: str, features: FeatureSet, max_age_days: int) -> None:
+        self.features = features
+        self._settings = settings
+        self.project = project
+        self.max_age_days = max_age_days
+        self.offline_dir = settings.locate(settings.features.offline) / project / features.service
+        self._config = read_store_config(settings, project)
+
+    def with_definition(self, features: FeatureSet) -> Features:
+        """The same project under another definition of its features."""
+        return Features(self._settings, project=self.project, features=features, max_age_days=self.max_age_days)
+
+    def build_objects(self, source: str) -> list[Any]:
+        """Entity, source, view and service of this definition; ``source`` is a path or glob of Parquet files."""
+        from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+        from feast.types import Float64, String
+
+        name = self.features.service
+        entity = Entity(name=ENTITY, join_keys=[JOIN_KEY], value_type=ValueType.STRING)
+        rows = FileSource(name=f"{name}_rows", path=source, timestamp_field=TIMESTAMP)
+        schema = [Field(name=JOIN_KEY, dtype=String)]
+        schema += [Field(name=column, dtype=Float64) for column in self.features.numeric]
+        schema += [Field(name=column, dtype=String) for column in self.features.categorical]
+        ttl = dt.timedelta(days=self.max_age_days)
+        view = FeatureView(name=name, entities=[entity], schema=schema, source=rows, ttl=ttl, online=True)
+        return [entity, rows, view, FeatureService(name=name, features=[view])]
+
+    def read_historical(self, entity_rows: pd.DataFrame, features_dir: Path) -> pd.DataFrame:
+        """Point-in-time join of ``entity_rows`` (customer_id, event_timestamp, ...) with the rows in ``features_dir``.
+
+        A registry of its own, in memory, so that the result depends on the two arguments alone.
+
+        Returns
+        -------
+        DataFrame
+            ``entity_rows`` in their order, with one column a feature.
+
+        Raises
+        ------
+        DataError
+            If the store returns another number of rows than it was asked for, or rows without any feature.
+        """
+        with _quiet():
+            store = _open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
+            store.apply(self.build_objects(str(features_dir.resolve() / "*.parquet")))
+            asked = entity_rows.reset_index(drop=True)
+            asked[ROW] = range(len(asked))
+            service = store.get_feature_service(self.features.service)
+            joined = store.get_historical_features(
+                entity_df=asked[[JOIN_KEY, TIMESTAMP, ROW]], features=service
+            ).to_df()
+        # offline stores differ: one drops rows without a match, one keeps them, and none keeps the order
+        if len(joined) != len(asked) or joined[ROW].nunique() != len(asked):
+            raise DataError(
+                f"{features_dir}: the point-in-time join returned {len(joined)} rows for {len(asked)} asked for; "
+                "each customer must occur once a snapshot"
+            )
+        names = list(self.features.names)
+        joined = joined.sort_values(ROW, ignore_index=True)[names]
+        rows: pd.DataFrame = pd.concat([asked.drop(columns=ROW), joined], axis=1)
+        return rows
+
+    def read_published(self, entity_rows: pd.DataFrame) -> pd.DataFrame | None:
+        """As `read_historical`, from the published rows; None unless exactly these snapshots were published.
+
+        A join would otherwise fall back to an older snapshot without a word.
+        """
+        days = {f"{time:%Y-%m-%d}.parquet" for time in entity_rows[TIMESTAMP].drop_duplicates()}
+        if not all((self.offline_dir / day).is_file() for day in days):
+            return None
+        return self.read_historical(entity_rows, self.offline_dir)
+
+    def publish(self, features_dir: Path) -> None:
+        """Make the rows in ``features_dir`` (one file a snapshot) those of the shared offline store, and apply."""
+        self.offline_dir.mkdir(parents=True, exist_ok=True)
+        for file in sorted(features_dir.glob("*.parquet")):
+            beside = self.offline_dir / f".{file.name}.{os.getpid()}"
+            beside.write_bytes(file.read_bytes())
+            beside.replace(self.offline_dir / file.name)
+        with _quiet():
+            self._store().apply(self.build_objects(str(self.offline_dir / "*.parquet")))
+
+    def materialize(self, snapshot_at: dt.datetime) -> bool:
+        """Bring the published rows of one snapshot into the online store; False if it holds newer ones already."""
+        newest = self.newest_materialized_at()
+        if newest is not None and newest > snapshot_at:
+            return False
+        with _quiet():
+            # materialize_incremental would start from the wall clock, and silently write nothing for past dates
+            second = dt.timedelta(seconds=1)
+            self._store().materialize(snapshot_at - second, snapshot_at + second, feature_views=[self.features.service])
+        return True
+
+    def newest_materialized_at(self) -> dt.datetime | None:
+        """The newest snapshot in the online store, or None."""
+        from feast.errors import FeatureViewNotFoundException
+
+        try:
+            view = self._store().get_feature_view(self.features.service)
+        except FeatureViewNotFoundException:
+            return None
+        ends = [end for _, end in view.materialization_intervals]
+        return max(ends).astimezone(dt.UTC) - dt.timedelta(seconds=1) if ends else None
+
+    def read_online(self, customer_ids: list[str], *, as_of: dt.datetime) -> OnlineRows:
+        """Rows of customers from the online store, with their state at ``as_of``.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the store cannot be reached or does not hold this definition.
+        """
+        from feast.errors import FeastObjectNotFoundException
+
+        try:
+            with _quiet():
+                store = self._store()
+                service = store.get_feature_service(self.features.service)
+                rows = [{JOIN_KEY: customer} for customer in customer_ids]
+                answer = store.get_online_features(features=service, entity_rows=rows)
+        except FeastObjectNotFoundException as error:
+            raise ServiceUnavailable(
+                f"feature store: no service {self.features.service}; train or refresh first"
+            ) from error
+        values = answer.to_df(include_event_timestamps=True)
+        features = values[list(self.features.names)].copy()
+        stamps = values[[f"{name}__ts" for name in self.features.names]].max(axis=1)
+        snapshot_at = pd.to_datetime(stamps.where(stamps > 0), unit="s", utc=True)
+        age = pd.Timestamp(as_of) - snapshot_at
+        state = pd.Series("fresh", index=values.index)
+        state = state.mask(age > pd.Timedelta(days=self.max_age_days), "stale").mask(snapshot_at.isna(), "unknown")
+        return OnlineRows(features, snapshot_at, state)
+
+    def _store(self) -> FeatureStore:
+        return _open_store(self._config)
+
+
+def read_store_config(settings: Settings, project: str) -> dict[str, Any]:
+    """``feature_repo/feature_store.yaml`` with the profile's overrides, its relative paths made absolute."""
+    from closedloop.dataset import read_yaml
+
+    repo = settings.root / "feature_repo"
+    config = merge_values(read_yaml(repo / "feature_store.yaml"), settings.features.overrides, {"project": project})
+    config = copy.deepcopy(config)
+    try:
+        registry, online = config["registry"], config["online_store"]
+        prefix = "sqlite:///"
+        if registry["path"].startswith(prefix) and not registry["path"].startswith(prefix + "/"):
+            registry["path"] = prefix + str((repo / registry["path"].removeprefix(prefix)).resolve())
+            Path(registry["path"].removeprefix(prefix)).parent.mkdir(parents=True, exist_ok=True)
+        if online["type"] == "sqlite":
+            online["path"] = str((repo / online["path"]).resolve())
+            Path(online["path"]).parent.mkdir(parents=True, exist_ok=True)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{repo / 'feature_store.yaml'}: registry.path and online_store.type are required") from error
+    return config
+
+
+def build_repo_objects(root: Path) -> dict[str, Any]:
+    """Objects for ``feast apply``: the current definition, and those of the registry that earlier models use."""
+    from closedloop.bootstrap import build_features, load_run
+
+    run = load_run(root / "params.yaml", root=root)
+    features = build_features(run)
+    kept: dict[str, Any] = {}
+    with _quiet():
+        store = features._store()
+        for found in [*store.list_feature_views(), *store.list_feature_services()]:
+            kept[f"kept_{type(found).__name__}_{found.name}"] = found
+            if hasattr(found, "batch_source"):
+                kept[f"kept_source_{found.name}"] = found.batch_source
+    current = features.build_objects(str(features.offline_dir / "*.parquet"))
+    objects = {f"current_{type(item).__name__}": item for item in current}
+    names = {(type(item).__name__, item.name) for item in current}
+    return objects | {key: item for key, item in kept.items() if (type(item).__name__, item.name) not in names}
+
+
+def _open_store(config: dict[str, Any]) -> FeatureStore:
+    from feast import FeatureStore, RepoConfig
+
+    # registry stays a mapping: the SQL registry refuses the typed object
+    return FeatureStore(config=RepoConfig(**copy.deepcopy(config)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Feast prints what it materialises, and its Ibis store warns of its own deprecated calls."""
+    import contextlib
+    import io
+    import warnings
+
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

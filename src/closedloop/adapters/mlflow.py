@@ -1,0 +1,263 @@
+"""MLflow: runs, models and the registry; one experiment and one registered model a data set."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from sklearn.pipeline import Pipeline
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+DIGEST_TAG = "closedloop.folder_sha256"
+GATES_TAG = "closedloop.gates"
+CONTRACT_PATH = "contract"
+
+
+class Tracking:
+    """One data set's experiment and registered model.
+
+    Raises
+    ------
+    ServiceUnavailable
+        On first use, if the tracking store cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, model_name: str) -> None:
+        self.model_name = model_name
+        self._uri = settings.locate_url(settings.tracking.uri)
+        artifacts = settings.tracking.artifacts
+        self._artifacts = artifacts if "://" in artifacts else settings.locate(artifacts).as_uri()
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client of this store."""
+        import mlflow
+
+        self._create_store()
+        return mlflow.MlflowClient(self._uri, self._uri)
+
+    @contextmanager
+    def start_run(
+        self, name: str, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> Iterator[str]:
+        """Open a run of the data set's experiment, or an earlier one again; yields its id."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        self._create_store()
+        try:
+            mlflow.set_tracking_uri(self._uri)
+            mlflow.set_registry_uri(self._uri)
+            if mlflow.get_experiment_by_name(self.model_name) is None:
+                mlflow.create_experiment(self.model_name, artifact_location=f"{self._artifacts}/{self.model_name}")
+            mlflow.set_experiment(self.model_name)
+            run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
+        except MlflowException as error:
+            raise ServiceUnavailable(f"MLflow at {_hide_password(self._uri)}: {error}") from error
+        with run:
+            yield run.info.run_id
+
+    def _create_store(self) -> None:
+        """Make the tables of a local store beside it, and put the finished file in its place.
+
+        MLflow makes them in dozens of steps that no transaction holds together: killed in between, it would refuse
+        the file for good.
+        """
+        prefix = "sqlite:///"
+        path = Path(self._uri.removeprefix(prefix))
+        if not self._uri.startswith(prefix) or "?" in self._uri or path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            SqlAlchemyStore(f"{prefix}{beside}", self._artifacts).engine.dispose()
+            with suppress(FileExistsError):  # another process was quicker, and may have written to its file already
+                path.hardlink_to(beside)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @contextmanager
+    def start_trial(self, number: int) -> Iterator[None]:
+        """A run nested in the open one, for one trial of the search."""
+        import mlflow
+
+        with mlflow.start_run(nested=True, run_name=f"trial {number}"):
+            yield
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters of the open run, nested mappings with dots in their names."""
+        import mlflow
+
+        mlflow.log_params(dict(_flatten(params)))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, prefix: str = "") -> None:
+        """Figures of the open run, in one call (one by one is 30 times slower)."""
+        import mlflow
+
+        mlflow.log_metrics({f"{prefix}{name}": float(value) for name, value in metrics.items() if value == value})
+
+    def log_curve(self, name: str, values: list[float]) -> None:
+        """One metric over steps 0..n-1 of the open run."""
+        import time
+
+        import mlflow
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        run_id = mlflow.active_run().info.run_id
+        self.client.log_batch(run_id, [Metric(name, value, now, step) for step, value in enumerate(values)])
+
+    def log_inputs(self, frames: Mapping[str, tuple[pd.DataFrame, Path, str]]) -> None:
+        """Data set inputs of the open run: by name, the frame, its file and the file's digest."""
+        import mlflow
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.data.sources import LocalArtifactDatasetSource
+        from mlflow.models import infer_signature
+
+        for name, (frame, path, digest) in frames.items():
+            # from_pandas would profile every row, which takes longer than the fit
+            schema = infer_signature(frame.head(100)).inputs
+            source = LocalArtifactDatasetSource(str(path))
+            mlflow.log_input(MetaDataset(source, name=name, digest=digest[:36], schema=schema), context=name)
+
+    def log_files(self, paths: Mapping[str, Path]) -> None:
+        """Files or folders as artifacts of the open run, by the folder they go to ("" is the top)."""
+        import mlflow
+
+        for folder, path in paths.items():
+            if path.is_dir():
+                mlflow.log_artifacts(str(path), folder or None)
+            elif path.exists():
+                mlflow.log_artifact(str(path), folder or None)
+
+    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame) -> str:
+        """The fitted pipeline as a model of the open run (skops format: no pickle); returns its URI."""
+        import mlflow
+        import sklearn
+        from mlflow.models import infer_signature
+
+        from closedloop.adapters.skops import TRUSTED_TYPES
+
+        signature = infer_signature(example, pipeline.predict_proba(example))
+        info = mlflow.sklearn.log_model(
+            pipeline,
+            name="model",
+            signature=signature,
+            input_example=example,
+            serialization_format="skops",
+            skops_trusted_types=TRUSTED_TYPES,
+            pyfunc_predict_fn="predict_proba",
+            pip_requirements=[f"scikit-learn=={sklearn.__version__}", f"pandas=={pd.__version__}", "closedloop"],
+        )
+        uri: str = info.model_uri
+        return uri
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the open run."""
+        import mlflow
+
+        mlflow.set_tags(dict(tags))
+
+    def find_run(self, folder_sha256: str) -> str | None:
+        """The newest run that made the contract folder with this digest."""
+        experiment = self.client.get_experiment_by_name(self.model_name)
+        if experiment is None:
+            return None
+        wanted = f"tags.`{DIGEST_TAG}` = '{folder_sha256}'"
+        runs = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def find_version(self, folder_sha256: str) -> ModelVersion | None:
+        """The registered version whose contract folder has this digest."""
+        found = self.client.search_model_versions(
+            f"name = '{self.model_name}' and tags.`{DIGEST_TAG}` = '{folder_sha256}'"
+        )
+        return found[0] if found else None
+
+    def register(self, model_uri: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Create a version of the data set's registered model."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        # the registry looks the model up through the process-wide address, whatever address its client was given
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            self.client.create_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self.client.create_model_version(self.model_name, model_uri, run_id, tags=dict(tags))
+
+    def read_alias(self, alias: str) -> ModelVersion | None:
+        """The version that an alias names, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(self.model_name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise ServiceUnavailable(f"MLflow at {_hide_password(self._uri)}: {error}") from error
+
+    def set_challenger(self, version: str) -> None:
+        """Point the alias ``challenger`` at a version."""
+        self.client.set_registered_model_alias(self.model_name, CHALLENGER, version)
+
+    def move_champion(self, version: str) -> None:
+        """Point the alias ``champion`` at a version that passed its gates: the one function that does.
+
+        Raises
+        ------
+        DataError
+            If that version carries no passed evaluation.
+        """
+        found = self.client.get_model_version(self.model_name, version)
+        if found.tags.get(GATES_TAG) != "passed":
+            raise DataError(
+                f"{self.model_name} version {version}: no passed evaluation is recorded; it cannot be champion"
+            )
+        if CHALLENGER in found.aliases:  # first, so that a version is never left with both
+            self.client.delete_registered_model_alias(self.model_name, CHALLENGER)
+        self.client.set_registered_model_alias(self.model_name, CHAMPION, version)
+
+    def fetch_contract(self, version: ModelVersion, folder: Path) -> Path:
+        """Download a version's contract folder into ``folder`` and return where it is."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            uri = f"runs:/{version.run_id}/{CONTRACT_PATH}"
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        except (MlflowException, OSError) as error:
+            raise ServiceUnavailable(
+                f"{self.model_name} version {version.version}: artifacts are not there: {error}"
+            ) from error
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value.isoformat() if isinstance(value, dt.date) else value
+
+
+def _hide_password(uri: str) -> str:
+    import re
+
+    return re.sub(r"//[^@/]*@", "//***@", uri)

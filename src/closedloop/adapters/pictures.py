@@ -1,0 +1,115 @@
+"""Matplotlib: the pictures of a model, as PNG files without dates or versions in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from closedloop.core.metrics import tabulate_calibration, tabulate_curve, tabulate_lift
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, ACCENT, SECOND, QUIET = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
+
+
+def draw_scores(
+    folder: Path, labels: np.ndarray, scores: np.ndarray, threshold: float, *, rows_name: str
+) -> list[Path]:
+    """ROC, precision-recall, calibration, confusion and lift of scored rows, one PNG each.
+
+    Parameters
+    ----------
+    labels, scores
+        bool and probability of churn in [0, 1], shape (n,).
+    rows_name
+        Which rows they are, for the titles.
+    """
+    curves = {"roc": tabulate_curve(labels, scores, "roc")}
+    curves["precision_recall"] = tabulate_curve(labels, scores, "precision_recall")
+
+    def roc(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", label="chance")
+        axes.plot(curves["roc"].iloc[:, 0], curves["roc"].iloc[:, 1], color=ACCENT, label="model")
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC curve ({rows_name})")
+        axes.legend(frameon=False)
+
+    def precision_recall(axes: Axes) -> None:
+        axes.axhline(labels.mean(), color=QUIET, linestyle="--", label=f"churn rate {labels.mean():.2f}")
+        axes.plot(
+            curves["precision_recall"]["recall"], curves["precision_recall"]["precision"], color=ACCENT, label="model"
+        )
+        axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title=f"Precision and recall ({rows_name})")
+        axes.legend(frameon=False)
+
+    def calibration(axes: Axes) -> None:
+        table = tabulate_calibration(labels, scores)
+        axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", label="perfect")
+        axes.plot(table["mean_score"], table["churn_rate"], color=ACCENT, marker="o", label="model")
+        axes.set(xlabel="mean score of the bin", ylabel="share that churned", title=f"Calibration ({rows_name})")
+        axes.legend(frameon=False)
+
+    def confusion(axes: Axes) -> None:
+        decisions = scores >= threshold
+        counts = np.array([[np.sum((labels == row) & (decisions == column)) for column in (0, 1)] for row in (0, 1)])
+        axes.imshow(counts, cmap="GnBu")
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if count > counts.max() / 2 else INK
+            axes.text(column, row, f"{count:,}\n{count / counts.sum():.1%}", ha="center", va="center", color=colour)
+        names = ["stayed", "churned"]
+        axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names)
+        axes.set(xlabel="predicted", ylabel="actual", title=f"Decisions at threshold {threshold:.2f} ({rows_name})")
+
+    def lift(axes: Axes) -> None:
+        table = tabulate_lift(labels, scores)
+        axes.bar(table["decile"], table["lift"], color=ACCENT)
+        axes.axhline(1, color=QUIET, linestyle="--")
+        axes.set(xlabel="decile by score (1 = highest)", ylabel="churn rate over average", title=f"Lift ({rows_name})")
+        axes.set_xticks(table["decile"])
+
+    pictures = {"roc": roc, "precision_recall": precision_recall, "calibration": calibration}
+    pictures |= {"confusion": confusion, "lift": lift}
+    return [_save(folder / f"{name}.png", draw) for name, draw in pictures.items()]
+
+
+def draw_importance(path: Path, importance: pd.DataFrame) -> Path:
+    """Permutation importance: the 20 largest of columns feature, mean, standard_deviation (drop in ROC AUC)."""
+    top = importance.sort_values("mean").tail(20)
+
+    def draw(axes: Axes) -> None:
+        axes.barh(top["feature"], top["mean"], xerr=top["standard_deviation"], color=ACCENT, ecolor=INK)
+        axes.set(xlabel="drop in ROC AUC when shuffled", title="Feature importance (permutation)")
+
+    return _save(path, draw, height=2 + 0.25 * len(top))
+
+
+def draw_training_curve(path: Path, curve: pd.DataFrame) -> Path:
+    """Log loss of train and validation rows over the steps of ``core.curves.trace_training``."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(curve["step"], curve["train_log_loss"], color=QUIET, label="train")
+        axes.plot(curve["step"], curve["validation_log_loss"], color=ACCENT, label="validation")
+        axes.set(xlabel="trees (rows for a linear model)", ylabel="log loss", title="Training curve")
+        axes.legend(frameon=False)
+
+    return _save(path, draw)
+
+
+def _save(path: Path, draw: Callable[[Axes], None], height: float = 4.2) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
+        draw(axes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+    return path

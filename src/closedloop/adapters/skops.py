@@ -1,0 +1,49 @@
+"""skops: fitted pipelines as files without pickle; types that are not on the reviewed list are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from closedloop.errors import DataError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# Reviewed: our own encoding function, and scikit-learn's containers of trees, bins and calibrations.
+TRUSTED_TYPES = [
+    "closedloop.core.estimators.encode_columns",
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+]
+
+
+def save_pipeline(path: Path, pipeline: Pipeline) -> None:
+    """Write a fitted pipeline."""
+    import skops.io
+
+    skops.io.dump(pipeline, path)
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Read a fitted pipeline.
+
+    Raises
+    ------
+    DataError
+        If it is missing, damaged, or holds a type that is not on the list.
+    """
+    import zipfile
+
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    try:
+        return skops.io.load(path, trusted=TRUSTED_TYPES)
+    except UntrustedTypesFoundException as error:
+        raise DataError(f"{path}: refused, it holds types that are not on the reviewed list: {error}") from error
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a pipeline ({error}); 'closedloop train' writes it") from error

@@ -1,0 +1,105 @@
+"""Parquet tables through PyArrow: the canonical form of all data between the stages."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from closedloop.errors import DataError
+from closedloop.files import replace_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTENT_KEY = b"closedloop.content"
+UTC_TIME = pa.timestamp("us", tz="UTC")
+EVENT_SCHEMA = pa.schema(
+    [("customer_id", pa.string()), ("event_type", pa.string()), ("time", UTC_TIME), ("amount", pa.float64())]
+)
+
+
+def write_table(path: Path, table: pa.Table | pd.DataFrame, schema: pa.Schema | None = None) -> None:
+    """Write one Parquet file, whole or not at all, with a digest of its content in the footer.
+
+    The digest lets a reader tell from the footer alone whether the content changed.
+    """
+    if not isinstance(table, pa.Table):
+        table = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    table = table.replace_schema_metadata(None).combine_chunks()
+    digest = hashlib.sha256(str(table.schema).encode())
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                if buffer is not None:
+                    digest.update(buffer)
+    table = table.replace_schema_metadata({CONTENT_KEY: digest.hexdigest().encode()})
+    with replace_file(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, *, made_by: str) -> pd.DataFrame:
+    """Read one Parquet file, or a folder of them in the order of their names.
+
+    Raises
+    ------
+    DataError
+        If it is missing or damaged; the message says which stage makes it.
+    """
+    try:
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: holds no Parquet file; '{made_by}' writes them")
+        tables = [pq.read_table(file, columns=list(columns) if columns else None) for file in files]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}); '{made_by}' writes it") from error
+    for file, table in zip(files, tables, strict=True):
+        _require_schema(file, table.schema, tables[0].schema, columns or (), made_by=made_by)
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return frame
+
+
+def _require_schema(file: Path, found: pa.Schema, first: pa.Schema, columns: Sequence[str], *, made_by: str) -> None:
+    missing = [name for name in columns if name not in found.names]
+    if missing:
+        raise DataError(f"{file}: no column {', '.join(missing)}; '{made_by}' writes it")
+    if found.equals(first):
+        return
+    differing = [f"{field.name}: {field.type}" for field in found if field not in list(first)]
+    differing += [f"no {name}" for name in first.names if name not in found.names]
+    what = ", ".join(differing) or "columns in another order"
+    raise DataError(f"{file}: {what}, unlike the files before it; '{made_by}' writes it")
+
+
+def write_event_days(folder: Path, events: pd.DataFrame) -> int:
+    """Write an event log as one file per UTC day, ``YYYY-MM-DD.parquet``; returns the number of days.
+
+    Parameters
+    ----------
+    folder
+        An existing, empty folder.
+    events
+        Columns of ``EVENT_SCHEMA``, in any order of rows; rows are stored by time, customer, type and amount.
+    """
+    if events.empty:
+        return 0
+    ordered = events.sort_values(["time", "customer_id", "event_type", "amount"], kind="stable")
+    table = pa.Table.from_pandas(ordered, schema=EVENT_SCHEMA, preserve_index=False).combine_chunks()
+    days = ordered["time"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[D]")
+    starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+    for start, stop in zip(starts, np.r_[starts[1:], len(days)], strict=True):
+        day = days[start].item()
+        # a slice shares its parent's buffers: taking the rows makes the content digest that of this day alone
+        write_table(folder / f"{day}.parquet", table.take(pa.array(np.arange(start, stop))))
+    return len(starts)
+
+
+def list_event_days(folder: Path) -> list[dt.date]:
+    """The days of which ``folder`` holds a file, in order."""
+    return sorted(dt.date.fromisoformat(path.stem) for path in folder.glob("*.parquet"))

@@ -1,0 +1,388 @@
+"""The classifier: from training rows to one scikit-learn pipeline, whose part after "encode" exports to ONNX.
+
+"encode" packs a frame into one float32 matrix in the contract's order, as the server packs a request; what
+follows it (prepare, select, model) is the exported graph. Both sides start from the same float32 values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from closedloop.contract import CategoricalFeature, Feature, NumericFeature
+from closedloop.core.folds import hash_shares
+from closedloop.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
+
+LINEAR_TYPES = ("logistic_regression",)
+MODEL_TYPES = (*LINEAR_TYPES, "random_forest", "gradient_boosting", "hist_gradient_boosting")
+
+# Seconds on 150,000 rows, and good enough to start a search from. No early stopping: it would hold out random
+# rows, where all other splits go by time.
+DEFAULT_PARAMS: Mapping[str, Mapping[str, Any]] = {
+    "logistic_regression": {"max_iter": 1000},
+    "random_forest": {"n_estimators": 60, "max_depth": 12, "min_samples_leaf": 20, "max_samples": 0.4},
+    "gradient_boosting": {"n_estimators": 100, "max_depth": 4, "subsample": 0.3, "max_features": "sqrt"},
+    "hist_gradient_boosting": {
+        "max_iter": 150,
+        "learning_rate": 0.08,
+        "min_samples_leaf": 50,
+        "early_stopping": False,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The pipeline to use, the method ("raw" or "sigmoid"), and the held-out log losses that chose it."""
+
+    pipeline: Pipeline
+    method: str
+    log_losses: Mapping[str, float]
+    note: str
+
+
+def describe_features(
+    frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[str], *, categories_max: int = 100
+) -> tuple[Feature, ...]:
+    """Ranges and sorted categories of the training rows, numeric features first.
+
+    Beyond ``categories_max`` categories the most frequent stay (ties: by name) and the rest is coded like an
+    unknown one, so that a column of city names cannot blow up the one-hot matrix.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, a numeric one holds text or more than float32 can, or a categorical one holds
+        anything but strings.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"age": [30.0, None], "plan": ["b", "a"]})
+    >>> [feature.name for feature in describe_features(frame, ["age"], ["plan"])]
+    ['age', 'plan']
+    >>> describe_features(frame, [], ["plan"])[0].categories
+    ('a', 'b')
+    """
+    features: list[Feature] = []
+    for name in numeric:
+        values = _read_numbers(frame, name)
+        known = values[~np.isnan(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (None, None)
+        features.append(NumericFeature(name=name, minimum=low, maximum=high))
+    for name in categorical:
+        strings = _read_column(frame, name).dropna().astype(object)
+        wrong = [value for value in strings.unique() if not isinstance(value, str)]
+        if wrong:
+            raise DataError(f"column {name}: found {wrong[:3]}, a categorical feature holds strings: quote them")
+        counts = strings.value_counts()
+        kept = sorted(counts.index, key=lambda category: (-counts[category], category))[:categories_max]
+        features.append(CategoricalFeature(name=name, categories=tuple(sorted(kept))))
+    return tuple(features)
+
+
+def encode_frame(features: Sequence[Feature], frame: pd.DataFrame) -> np.ndarray:
+    """Pack rows as the graph takes them: float32, shape (n, n_features), equal to ``contract.encode_row``.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a numeric one holds text, infinity or more than float32 can.
+
+    Examples
+    --------
+    >>> plan = CategoricalFeature(name="plan", categories=("a", "b"))
+    >>> encode_frame([plan], pd.DataFrame({"plan": ["b", None, "z"]})).tolist()
+    [[1.0], [-1.0], [-1.0]]
+    """
+    return encode_columns(frame, **_list_columns(features))
+
+
+def encode_columns(
+    frame: pd.DataFrame, *, columns: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """`encode_frame` on plain values, which the pipeline's "encode" step can hold and store."""
+    packed = np.empty((len(frame), len(columns)), dtype=np.float32)
+    for position, name in enumerate(columns):
+        if name in categories:
+            values = _read_column(frame, name).to_numpy(dtype=object)
+            index: Any = pd.Index(list(categories[name]), dtype="object")
+            packed[:, position] = index.get_indexer(values)  # -1 where it is not found
+        else:
+            packed[:, position] = _read_numbers(frame, name)
+    return packed
+
+
+def build_pipeline(
+    features: Sequence[Feature],
+    *,
+    model_type: str,
+    model_params: Mapping[str, Any],
+    normalize: bool,
+    feature_selection: int | None,
+    seed: int,
+) -> Pipeline:
+    """An unfitted pipeline for raw rows (a frame with at least the feature columns) and boolean labels.
+
+    Parameters
+    ----------
+    normalize
+        Standardise numeric features. Linear models only: trees do not care, and a scaler in float32 moves
+        values across a tree's thresholds, so that the exported graph decides differently.
+    feature_selection
+        Number of prepared columns (numeric features and single categories) to keep, by the importances of
+        extremely randomised trees; None keeps all.
+    seed
+        For the classifier and the selection, in [0, 2**32).
+
+    Raises
+    ------
+    ConfigError
+        If the type, a parameter's name or value, or the number of columns to keep is not allowed.
+    """
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.feature_selection import SelectFromModel
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    model = _build_model(model_type, model_params, seed)
+    prepare, width = _build_prepare(features, model_type, normalize)
+    steps: list[tuple[str, Any]] = [
+        ("encode", FunctionTransformer(encode_columns, kw_args=_list_columns(features))),
+        ("prepare", prepare),
+    ]
+    if feature_selection is not None:
+        if not 1 <= feature_selection <= width:
+            raise ConfigError(
+                f"feature_selection is {feature_selection}, allowed: 1 to {width} (prepared columns) or null"
+            )
+        trees = ExtraTreesClassifier(
+            n_estimators=50, min_samples_leaf=0.01, max_samples=0.3, bootstrap=True, random_state=seed
+        )
+        steps.append(("select", SelectFromModel(trees, max_features=feature_selection, threshold=-np.inf)))
+    return Pipeline([*steps, ("model", model)])
+
+
+def round_thresholds(pipeline: Pipeline) -> Pipeline:
+    """A copy of a fitted pipeline whose tree thresholds are float32 values; no decision changes.
+
+    ONNX stores thresholds t as float32 and tests x <= t there. Inputs x are float32 as well: with floor32(t)
+    the largest float32 <= t, x <= t if and only if x <= floor32(t). Rounding to nearest may go up instead: a
+    split's midpoint between two adjacent floats a < b can become b, and all rows at b change sides.
+    skl2onnx 1.20 does that to histogram gradient boosting; for the other trees it rounds down as here.
+    """
+    rounded = copy.deepcopy(pipeline)
+    for thresholds in _list_thresholds(rounded[-1]):
+        thresholds[...] = floor_float32(thresholds)
+    return rounded
+
+
+def floor_float32(values: np.ndarray) -> np.ndarray:
+    """The largest float32 not above each value (float64 in and out); infinities stay.
+
+    >>> float(floor_float32(np.array([16777217.0]))[0])
+    16777216.0
+    """
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+        lower = np.nextafter(nearest, np.float32(-np.inf))
+    return np.where(nearest > values, lower, nearest).astype(np.float64)
+
+
+def calibrate_pipeline(
+    pipeline: Pipeline,
+    frame: pd.DataFrame,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    *,
+    salt: str = "calibration",
+) -> Calibration:
+    """Platt scaling of a fitted pipeline, where it lowers the log loss on held-out validation rows.
+
+    Half of the customers (by a stable hash) fit the sigmoid, the other half compares it with the raw scores.
+    If its mean gain there exceeds two standard errors, it is taken and fitted again on all rows. Isotonic is
+    not offered: its graph takes the nearest knot where scikit-learn interpolates (skl2onnx 1.20).
+    Platt (1999), "Probabilistic outputs for support vector machines".
+
+    Parameters
+    ----------
+    frame, labels, ids
+        Validation rows that the pipeline was not trained on, labels (bool, shape (n,)) and customer ids.
+    """
+    truth = np.asarray(labels).astype(bool)
+    fitting = hash_shares(ids, salt) < 0.5
+    counts = [int((truth[half] == value).sum()) for half in (fitting, ~fitting) for value in (True, False)]
+    if min(counts) < 5:
+        note = f"raw scores: half of the validation rows has {min(counts)} rows of a class, 5 needed"
+        return Calibration(pipeline, "raw", {}, note)
+    held_out = frame.loc[~fitting]
+    sigmoid = _fit_sigmoid(pipeline, frame.loc[fitting], truth[fitting])
+    raw, scaled = (_measure_losses(truth[~fitting], score(each, held_out)) for each in (pipeline, sigmoid))
+    gain = raw - scaled
+    method = "sigmoid" if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)) else "raw"
+    losses = {"raw": float(raw.mean()), "sigmoid": float(scaled.mean())}
+    figures = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
+    note = f"{method} scores: held-out log loss {figures} ({len(gain)} rows)"
+    chosen = _fit_sigmoid(pipeline, frame, truth) if method == "sigmoid" else pipeline
+    return Calibration(chosen, method, losses, note)
+
+
+def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) -> float:
+    """The decision threshold in [0, 1]: a score at or above it is a churner.
+
+    Parameters
+    ----------
+    labels, scores
+        Validation rows: bool, and probabilities in [0, 1]; shape (n,).
+    rule
+        A number in (0, 1), which is returned; or the figure to maximise, "accuracy" or "f1". Of equally good
+        thresholds the one nearest to 0.5 wins. It lies between two scores, where float32 noise moves no row.
+
+    Raises
+    ------
+    ConfigError
+        If the rule is neither.
+    DataError
+        If there is nothing to choose from: no rows, a NaN, or one class only.
+
+    Examples
+    --------
+    >>> choose_threshold(np.array([False, False, True]), np.array([0.1, 0.2, 0.4]), "f1")
+    0.30000000000000004
+    """
+    if isinstance(rule, int | float) and not isinstance(rule, bool) and 0 < rule < 1:
+        return float(rule)
+    if rule not in ("accuracy", "f1"):
+        raise ConfigError(f"threshold is {rule!r}, allowed: a number between 0 and 1, accuracy, f1")
+    truth = np.asarray(labels).astype(bool)
+    if truth.all() or not truth.any() or np.isnan(scores).any():
+        found = f"{truth.sum()} of {len(truth)} rows churned, {np.isnan(scores).sum()} scores are NaN"
+        raise DataError(f"no threshold can be chosen: {found}, allowed: both classes and no NaN")
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order].astype(np.float64)
+    flagged = np.arange(len(ranked) + 1)
+    hits = np.concatenate([[0], np.cumsum(truth[order])])
+    accuracy = (hits + (len(truth) - truth.sum()) - (flagged - hits)) / len(truth)
+    figure = accuracy if rule == "accuracy" else 2 * hits / (flagged + truth.sum())
+    upper, lower = np.concatenate([[1.0], ranked]), np.concatenate([ranked, [0.0]])
+    middle = (upper + lower) / 2
+    thresholds = np.where(middle > lower, middle, upper)
+    usable = upper > lower
+    usable[-1] = True
+    best = np.flatnonzero(usable & (figure == figure[usable].max()))
+    return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
+
+
+def score(pipeline: Pipeline, frame: pd.DataFrame) -> np.ndarray:
+    """Probability of churn of each row: float64 in [0, 1], shape (n,)."""
+    return np.asarray(pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
+
+
+def _list_columns(features: Sequence[Feature]) -> dict[str, Any]:
+    categories = {f.name: list(f.categories) for f in features if isinstance(f, CategoricalFeature)}
+    return {"columns": [feature.name for feature in features], "categories": categories}
+
+
+def _read_column(frame: pd.DataFrame, name: str) -> pd.Series:
+    if name not in frame.columns:
+        raise DataError(f"column {name} is missing, found: {', '.join(map(str, frame.columns))}")
+    return frame[name]
+
+
+def _read_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    try:
+        values = _read_column(frame, name).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {name}: a numeric feature holds numbers ({error})") from error
+    too_large = np.abs(values) > np.finfo(np.float32).max
+    if too_large.any():
+        raise DataError(
+            f"column {name}: {values[too_large][0]} in {too_large.sum()} rows, allowed: what float32 can hold"
+        )
+    return values
+
+
+def _build_model(model_type: str, model_params: Mapping[str, Any], seed: int) -> BaseEstimator:
+    from sklearn import ensemble, linear_model
+
+    classes = {
+        "logistic_regression": linear_model.LogisticRegression,
+        "random_forest": ensemble.RandomForestClassifier,
+        "gradient_boosting": ensemble.GradientBoostingClassifier,
+        "hist_gradient_boosting": ensemble.HistGradientBoostingClassifier,
+    }
+    if model_type not in classes:
+        raise ConfigError(f"model type is {model_type!r}, allowed: {', '.join(MODEL_TYPES)}")
+    # Native categoricals: skl2onnx 1.20 converts them without a warning, and the graph is wrong on most rows.
+    allowed = sorted(set(classes[model_type]().get_params()) - {"random_state", "categorical_features"})
+    for name in model_params:
+        if name not in allowed:
+            raise ConfigError(f"model parameter {name} is not allowed for {model_type}; allowed: {', '.join(allowed)}")
+    model = classes[model_type](**{**DEFAULT_PARAMS[model_type], **model_params, "random_state": seed})
+    try:
+        model._validate_params()
+    except ValueError as error:
+        raise ConfigError(f"model parameter of {model_type}: {error}") from error
+    return model
+
+
+def _build_prepare(features: Sequence[Feature], model_type: str, normalize: bool) -> tuple[BaseEstimator, int]:
+    """The step that imputes, scales and one-hot encodes packed columns, and how many columns it returns."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    # A column without a single training value says nothing, and binning it fails: it is left out.
+    numeric = [i for i, f in enumerate(features) if isinstance(f, NumericFeature) and f.minimum is not None]
+    coded = {i: f for i, f in enumerate(features) if isinstance(f, CategoricalFeature) and f.categories}
+    if not numeric and not coded:
+        raise DataError(f"none of the {len(features)} features has a value in the training rows")
+    parts: list[tuple[str, Any, list[int]]] = []
+    if numeric:
+        numbers: Any = "passthrough"
+        if model_type != "hist_gradient_boosting":
+            numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True))
+            if normalize and model_type in LINEAR_TYPES:
+                numbers.steps.append(("scale", StandardScaler()))
+        parts.append(("numeric", numbers, numeric))
+    if coded:
+        codes = [np.arange(len(feature.categories), dtype=np.float32) for feature in coded.values()]
+        one_hot = OneHotEncoder(categories=codes, handle_unknown="ignore", sparse_output=False, dtype=np.float32)
+        parts.append(("categorical", one_hot, list(coded)))
+    return ColumnTransformer(parts), len(numeric) + sum(len(feature.categories) for feature in coded.values())
+
+
+def _list_thresholds(model: Any) -> list[np.ndarray]:
+    """Views of all tree thresholds inside a fitted classifier; none for a linear one."""
+    if hasattr(model, "calibrated_classifiers_"):
+        return [
+            found for inner in model.calibrated_classifiers_ for found in _list_thresholds(inner.estimator.estimator)
+        ]
+    if hasattr(model, "_predictors"):
+        return [tree.nodes["num_threshold"] for iteration in model._predictors for tree in iteration]
+    return [tree.tree_.threshold for tree in np.ravel(getattr(model, "estimators_", []))]
+
+
+def _measure_losses(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Log loss of each row in nats."""
+    tiny = np.finfo(np.float64).eps
+    return np.asarray(-np.log(np.clip(np.where(truth, scores, 1 - scores), tiny, 1)))
+
+
+def _fit_sigmoid(pipeline: Pipeline, frame: pd.DataFrame, truth: np.ndarray) -> Pipeline:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.pipeline import Pipeline
+
+    calibrated = CalibratedClassifierCV(FrozenEstimator(pipeline[-1]), method="sigmoid")
+    calibrated.fit(pipeline[:-1].transform(frame), truth.astype(pipeline[-1].classes_.dtype))
+    return Pipeline([*pipeline.steps[:-1], ("model", calibrated)])

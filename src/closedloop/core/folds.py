@@ -1,0 +1,229 @@
+"""Which rows train, validate and test: by time where there is time, by a stable hash of the id elsewhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from closedloop.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# datetime and pandas.Timestamp are dates too: what goes in comes out, as long as it is one type throughout.
+SnapshotT = TypeVar("SnapshotT", bound=dt.date)
+Metric = Literal["roc_auc", "log_loss"]
+
+
+@dataclass(frozen=True)
+class Split(Generic[SnapshotT]):
+    """Snapshots of the three parts, each oldest first."""
+
+    train: tuple[SnapshotT, ...]
+    validation: tuple[SnapshotT, ...]
+    test: tuple[SnapshotT, ...]
+
+
+@dataclass(frozen=True)
+class TimeFold(Generic[SnapshotT]):
+    """Train on snapshots whose labels had closed by ``validation``, oldest first."""
+
+    train: tuple[SnapshotT, ...]
+    validation: SnapshotT
+
+
+@dataclass(frozen=True)
+class RowFold:
+    """Row positions (int64, ascending) that train and validate."""
+
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def split_snapshots(
+    snapshots: Iterable[SnapshotT],
+    *,
+    horizon_days: int,
+    validation_snapshots: int = 1,
+    test_snapshots: int = 1,
+    train_snapshots_max: int | None = None,
+) -> Split[SnapshotT]:
+    """Split labelled snapshots by time, with one horizon between the last training label and the test.
+
+    Test takes the newest snapshots. Everything else must have its label closed by the first test snapshot
+    (snapshot + ``horizon_days`` <= first test snapshot): what a model trained that day could have known.
+    Validation is the newest of those and adjacent to train: a second gap would put training another horizon
+    behind, and hide recent change from it.
+
+    Raises
+    ------
+    ConfigError
+        If a count is below 1, or too few snapshots are left.
+
+    Examples
+    --------
+    >>> days = [dt.date(2024, month, 1) for month in (1, 2, 3, 4, 5)]
+    >>> split = split_snapshots(days, horizon_days=31)
+    >>> [[day.month for day in part] for part in (split.train, split.validation, split.test)]
+    [[1, 2], [3], [5]]
+    """
+    counts = {
+        "horizon_days": horizon_days,
+        "validation_snapshots": validation_snapshots,
+        "test_snapshots": test_snapshots,
+    }
+    if train_snapshots_max is not None:
+        counts["train_snapshots_max"] = train_snapshots_max
+    for name, count in counts.items():
+        _require_positive(name, count)
+    ordered = sorted(set(snapshots))
+    if len(ordered) < test_snapshots:
+        raise ConfigError(f"test_snapshots is {test_snapshots}, but only {len(ordered)} labelled snapshots were found")
+    test = ordered[-test_snapshots:]
+    closed = [day for day in ordered if day + dt.timedelta(days=horizon_days) <= test[0]]
+    needed = validation_snapshots + 1
+    if len(closed) < needed:
+        raise ConfigError(
+            f"the split needs at least {needed} closed snapshots (1 train, validation_snapshots "
+            f"{validation_snapshots}), found {len(closed)} closed by the first test snapshot "
+            f"{test[0]:%Y-%m-%d}: add history, or lower horizon_days ({horizon_days}) or test_snapshots"
+        )
+    train = closed[:-validation_snapshots]
+    return Split(
+        tuple(train[-(train_snapshots_max or len(train)) :]),
+        tuple(closed[-validation_snapshots:]),
+        tuple(test),
+    )
+
+
+def list_time_folds(snapshots: Iterable[SnapshotT], horizon_days: int, folds: int) -> tuple[TimeFold[SnapshotT], ...]:
+    """Expanding-window folds, oldest first, on the last ``folds`` snapshots that have something to train on.
+
+    Raises
+    ------
+    ConfigError
+        If fewer than ``folds`` snapshots have a training snapshot at least ``horizon_days`` before them.
+
+    Examples
+    --------
+    >>> days = [dt.date(2024, 1, day) for day in (1, 8, 15, 22)]
+    >>> [([day.day for day in fold.train], fold.validation.day) for fold in list_time_folds(days, 14, 2)]
+    [([1], 15), ([1, 8], 22)]
+    """
+    _require_positive("horizon_days", horizon_days)
+    _require_positive("folds", folds)
+    ordered = sorted(set(snapshots))
+    found = []
+    for validation in ordered:
+        train = tuple(day for day in ordered if day + dt.timedelta(days=horizon_days) <= validation)
+        if train:
+            found.append(TimeFold(train, validation))
+    if len(found) < folds:
+        raise ConfigError(
+            f"folds is {folds}, but only {len(found)} of {len(ordered)} training snapshots have another one "
+            f"{horizon_days} days (horizon_days) or more before them: ask for fewer folds or add history"
+        )
+    return tuple(found[-folds:])
+
+
+def index_time_folds(event_timestamps: pd.Series, *, horizon_days: int, folds: int) -> tuple[RowFold, ...]:
+    """Row positions of `list_time_folds` for rows with these snapshot times (datetime64, UTC)."""
+    times = pd.DatetimeIndex(event_timestamps)
+    listed = list_time_folds(list(times.unique()), horizon_days, folds)
+    return tuple(
+        RowFold(np.flatnonzero(times.isin(list(fold.train))), np.flatnonzero(times == fold.validation))
+        for fold in listed
+    )
+
+
+def index_hash_folds(ids: Iterable[str], *, folds: int, salt: str) -> tuple[RowFold, ...]:
+    """Row positions of folds by a stable hash of the id; a single fold validates on a fifth of the ids."""
+    _require_positive("folds", folds)
+    parts = np.floor(hash_shares(ids, salt) * (5 if folds == 1 else folds)).astype(np.int64)
+    return tuple(RowFold(np.flatnonzero(parts != fold), np.flatnonzero(parts == fold)) for fold in range(folds))
+
+
+def hash_shares(ids: Iterable[str], salt: str) -> np.ndarray:
+    """A number in [0, 1) for each id, float64: the same on every machine, and independent between salts.
+
+    The first 53 bits of SHA-256 over salt and id: Python's own hash differs between processes.
+
+    >>> hash_shares(["1", "2"], "split").round(4).tolist()
+    [0.1743, 0.9126]
+    """
+    prefix = hashlib.sha256(f"{salt}\x1f".encode())
+    shares = []
+    for identifier in ids:
+        digest = prefix.copy()
+        digest.update(str(identifier).encode())
+        shares.append((int.from_bytes(digest.digest()[:8], "big") >> 11) / 2**53)
+    return np.array(shares, dtype=np.float64)
+
+
+def assign_hash_split(ids: Iterable[str], *, fractions: Mapping[str, float], salt: str) -> np.ndarray:
+    """One of "train", "validation" and "test" for each id, for tables without time: shape (n,), dtype object.
+
+    Parameters
+    ----------
+    fractions
+        Share in (0, 1) of "validation" and of "test", which together leave something for "train".
+
+    Raises
+    ------
+    ConfigError
+        If a fraction is missing, unknown or out of range.
+    """
+    parts = ("validation", "test")
+    if unknown := sorted(set(fractions) - {"train", *parts}):
+        raise ConfigError(f"fractions: {', '.join(unknown)} is unknown; allowed: train, validation, test")
+    for part in parts:
+        if not 0 < fractions.get(part, 0) < 1:
+            raise ConfigError(f"fractions: {part} is {fractions.get(part)}, allowed: between 0 and 1")
+    held_out = fractions["validation"] + fractions["test"]
+    if held_out >= 1 or abs(fractions.get("train", 1 - held_out) + held_out - 1) > 1e-9:
+        raise ConfigError(f"fractions: {dict(fractions)} do not add up to 1 with something left for train")
+    shares = hash_shares(ids, salt)
+    bounds = [fractions["test"], held_out]
+    return np.array(["test", "validation", "train"], dtype=object)[np.searchsorted(bounds, shares, side="right")]
+
+
+def score_fold(
+    build: Callable[[pd.DataFrame], Pipeline],
+    frame: pd.DataFrame,
+    labels: np.ndarray,
+    fold: RowFold,
+    metric: Metric,
+) -> float:
+    """Fit on a fold's training rows and measure on its validation rows: ROC AUC in [0, 1] or log loss (nats).
+
+    Parameters
+    ----------
+    build
+        Returns the unfitted pipeline for these training rows: categories are learnt inside the fold.
+
+    Raises
+    ------
+    DataError
+        If either part holds one class only.
+    """
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    for name, rows in (("training", fold.train), ("validation", fold.validation)):
+        if len(np.unique(labels[rows])) < 2:
+            raise DataError(f"the {len(rows)} {name} rows of a fold hold one class only: use fewer or later folds")
+    train = frame.iloc[fold.train]
+    pipeline = build(train).fit(train, labels[fold.train])
+    scores = pipeline.predict_proba(frame.iloc[fold.validation])[:, 1]
+    measure = roc_auc_score if metric == "roc_auc" else log_loss
+    return float(measure(labels[fold.validation], scores))
+
+
+def _require_positive(name: str, count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"{name} is {count}, allowed: 1 or more")

@@ -1,0 +1,281 @@
+"""Window features before a snapshot, as Ibis expressions over the daily roll-up: one definition for every engine."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from closedloop.core.rollup import FRACTION_STEPS, ROLLUP_COLUMNS
+from closedloop.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ibis
+
+AGGREGATIONS = ("count", "days", "sum", "mean", "min", "max", "last")
+AMOUNT_AGGREGATIONS = ("sum", "mean", "min", "max", "last")
+ZERO_IF_EMPTY = ("count", "days", "sum")
+# Columns and their Ibis types.
+PAST_COLUMNS = {**ROLLUP_COLUMNS, "age_days": "int32"}
+ORIGINS_COLUMNS = {"customer_id": "string", "origin_day": "date"}
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """What is computed before a snapshot s.
+
+    Parameters
+    ----------
+    event_types
+        Types that have features; others in the log are ignored.
+    amount_types
+        Those of them whose events carry an amount.
+    label_event_type
+        The type that makes a customer active, and whose absence after s is churn.
+    window_days
+        Windows are [s - days, s).
+    aggregations
+        Of ``AGGREGATIONS``; all but count and days are of amounts.
+    active_days
+        The population at s are the customers with an event of ``label_event_type`` in [s - active_days, s).
+    recency_cap_days, tenure_cap_days
+        Upper bounds of recency and tenure: without them these columns would drift merely because time passes.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field, what was found and what is allowed.
+    """
+
+    event_types: tuple[str, ...]
+    amount_types: tuple[str, ...]
+    label_event_type: str
+    window_days: tuple[int, ...]
+    aggregations: tuple[str, ...]
+    active_days: int
+    recency_cap_days: int
+    tenure_cap_days: int
+
+    def __post_init__(self) -> None:
+        for name in ("event_types", "window_days", "aggregations"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"{name}: must be different and at least one, found {list(values)}")
+        if len({name.casefold() for name in self.event_types}) < len(self.event_types):
+            raise ConfigError(f"event_types: must differ in more than case, found {', '.join(self.event_types)}")
+        for name, allowed in (("amount_types", self.event_types), ("aggregations", AGGREGATIONS)):
+            if unknown := [value for value in getattr(self, name) if value not in allowed]:
+                raise ConfigError(f"{name}: found {unknown[0]!r}, allowed are {', '.join(allowed)}")
+        if self.label_event_type not in self.event_types:
+            allowed_types = ", ".join(self.event_types)
+            raise ConfigError(f"label_event_type: found {self.label_event_type!r}, allowed are {allowed_types}")
+        days = (*self.window_days, self.active_days, self.recency_cap_days, self.tenure_cap_days)
+        if min(days) < 1:
+            raise ConfigError(f"window_days, active_days and caps: found {min(days)}, allowed are days of at least 1")
+
+    @property
+    def lookback_days(self) -> int:
+        """Days before a snapshot that its features depend on, apart from tenure."""
+        return max(*self.window_days, self.active_days, self.recency_cap_days)
+
+
+def feature_names(spec: WindowSpec) -> tuple[str, ...]:
+    """Names of the features in column order; all are float64.
+
+    >>> spec = WindowSpec(("visit",), (), "visit", (7,), ("count", "sum"), 30, 90, 365)
+    >>> feature_names(spec)
+    ('visit_count_7d', 'visit_recency_days', 'tenure_days')
+    """
+    windows = [name for name, *_ in _list_window_columns(spec)]
+    return (*windows, *(f"{event_type}_recency_days" for event_type in spec.event_types), "tenure_days")
+
+
+def list_snapshots(first: dt.datetime, as_of: dt.datetime, every_days: int) -> list[dt.datetime]:
+    """Snapshot times ``as_of - k * every_days`` that are not before ``first``, ascending.
+
+    Raises
+    ------
+    ConfigError
+        If ``as_of`` is not a UTC midnight, or ``every_days`` is below 1.
+
+    Examples
+    --------
+    >>> first, as_of = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2025, 1, 16, tzinfo=dt.UTC)
+    >>> [time.day for time in list_snapshots(first, as_of, 7)]
+    [2, 9, 16]
+    """
+    if every_days < 1:
+        raise ConfigError(f"snapshot_every_days: found {every_days}, allowed is at least 1")
+    require_midnight(as_of, "as_of")
+    count = (as_of - first).days // every_days + 1
+    return [as_of - dt.timedelta(days=every_days * k) for k in reversed(range(count))]
+
+
+def require_midnight(time: dt.datetime, name: str) -> None:
+    """Refuse a time that is not a UTC midnight.
+
+    Raises
+    ------
+    ConfigError
+        Naming ``name`` and the time.
+    """
+    if not isinstance(time, dt.datetime) or time.utcoffset() != dt.timedelta(0) or time.time() != dt.time():
+        raise ConfigError(f"{name}: found {time!r}, allowed are UTC midnights")
+
+
+def compute_windows(
+    rollup: ibis.Table,
+    snapshots: Sequence[dt.datetime],
+    spec: WindowSpec,
+    *,
+    origins: ibis.Table | None = None,
+) -> ibis.Table:
+    """Features of the population at each snapshot, from days before it only.
+
+    Parameters
+    ----------
+    rollup : ibis.Table
+        Columns of ``ROLLUP_COLUMNS``; days outside [s - ``spec.lookback_days``, s) do not matter, except that
+        without ``origins`` tenure counts from the first day of the roll-up.
+    snapshots : sequence of datetime
+        UTC midnights, at least one.
+    origins : ibis.Table, optional
+        ``customer_id`` (unique) and ``origin_day``, the day from which tenure counts; it is null for others.
+
+    Returns
+    -------
+    ibis.Table
+        ``customer_id``, ``event_timestamp`` and `feature_names`, float64; one row a customer and snapshot, unordered.
+        Without events count, days and sum are 0, the other aggregates of amounts null, and recency is at its cap.
+
+    Raises
+    ------
+    ConfigError
+        If there is no snapshot, or one is not a UTC midnight.
+    """
+    import ibis
+
+    if not snapshots:
+        raise ConfigError("snapshots: found none, allowed is at least one")
+    for snapshot in snapshots:
+        require_midnight(snapshot, "snapshot")
+    if origins is None:
+        origins = find_first_days(rollup, spec)
+    tables = []
+    for snapshot in snapshots:
+        windows = combine_windows(select_past(rollup, snapshot, spec), spec)
+        tables.append(date_windows(windows, origins, snapshot, spec))
+    return ibis.union(*tables) if len(tables) > 1 else tables[0]
+
+
+def find_first_days(rollup: ibis.Table, spec: WindowSpec) -> ibis.Table:
+    """The day of each customer's first event: ``customer_id``, ``origin_day``.
+
+    It serves every snapshot, since a customer of the population has an event before the snapshot.
+    """
+    known = rollup.filter(rollup.event_type.isin(spec.event_types))
+    return known.group_by("customer_id").aggregate(origin_day=known.day.min())
+
+
+def select_past(rollup: ibis.Table, snapshot: dt.datetime, spec: WindowSpec) -> ibis.Table:
+    """The rows of the roll-up that a snapshot depends on, with ``age_days``: 1 for the day before the snapshot."""
+    import ibis
+
+    day = snapshot.date()
+    known = rollup.filter(rollup.day >= day - dt.timedelta(days=spec.lookback_days), rollup.day < day)
+    return known.mutate(age_days=ibis.literal(day).delta(known.day, unit="day").cast("int32"))
+
+
+def combine_windows(past: ibis.Table, spec: WindowSpec) -> ibis.Table:
+    """``customer_id`` of the population and its features, tenure apart.
+
+    It holds no date, so that it is compiled once and runs for every snapshot.
+
+    Parameters
+    ----------
+    past : ibis.Table
+        From `select_past`; columns of ``PAST_COLUMNS``.
+    """
+    import ibis
+
+    active = _aggregate_type(past, spec.label_event_type, spec)
+    wide = active.filter(active[_name_age(spec.label_event_type)] <= spec.active_days)
+    for event_type in spec.event_types:
+        if event_type != spec.label_event_type:
+            wide = wide.left_join(_aggregate_type(past, event_type, spec), "customer_id").drop("customer_id_right")
+    features = {name: _finish(wide[name], kind).cast("float64") for name, kind, *_ in _list_window_columns(spec)}
+    for event_type in spec.event_types:
+        age_days = wide[_name_age(event_type)].fill_null(spec.recency_cap_days)
+        features[f"{event_type}_recency_days"] = ibis.least(age_days, spec.recency_cap_days).cast("float64")
+    return wide.select(wide.customer_id, **features)
+
+
+def date_windows(windows: ibis.Table, origins: ibis.Table, snapshot: dt.datetime, spec: WindowSpec) -> ibis.Table:
+    """Add ``event_timestamp`` (UTC, the zone dropped) and ``tenure_days`` to the windows of a snapshot."""
+    import ibis
+
+    wide = windows.left_join(origins, "customer_id").drop("customer_id_right")
+    tenure_days = ibis.literal(snapshot.date()).delta(wide.origin_day, unit="day")
+    return wide.select(
+        wide.customer_id,
+        ibis.literal(snapshot.replace(tzinfo=None)).cast("timestamp(6)").name("event_timestamp"),
+        *feature_names(spec)[:-1],
+        tenure_days=tenure_days.clip(0, spec.tenure_cap_days).cast("float64"),
+    )
+
+
+def _aggregate_type(past: ibis.Table, event_type: str, spec: WindowSpec) -> ibis.Table:
+    """One row a customer with an event of this type in reach: its windows and the age of its newest day.
+
+    Conditions stand inside the aggregates, not in FILTER clauses: DuckDB copies every input for each of those.
+    """
+    rows = past.filter(past.event_type == event_type)
+    columns: dict[str, Any] = {_name_age(event_type): rows.age_days.min()}
+    for name, aggregation, days, owner in _list_window_columns(spec):
+        if owner == event_type:
+            inside = rows.age_days <= days if days < spec.lookback_days else None
+            columns[name] = _aggregate(rows, aggregation, inside, days)
+    return rows.group_by("customer_id").aggregate(**columns)
+
+
+def _aggregate(rows: ibis.Table, aggregation: str, inside: ibis.Value | None, days: int) -> Any:
+    import ibis
+
+    def keep(column: Any) -> Any:
+        return column if inside is None else ibis.ifelse(inside, column, None)
+
+    def total(column: Any) -> Any:
+        # counts as floats: DuckDB adds those at twice the speed of integers, and they stay exact
+        return keep(column.cast("float64")).sum()
+
+    if aggregation == "count":
+        return total(rows.event_count)
+    if aggregation == "days":
+        return keep(rows.age_days).count()
+    if aggregation == "min":
+        return keep(rows.amount_min).min()
+    if aggregation == "max":
+        return keep(rows.amount_max).max()
+    if aggregation == "last":
+        has_amount = rows.amount_count > 0
+        latest = rows.amount_last.argmin(rows.age_days, where=has_amount)
+        return ibis.ifelse(ibis.ifelse(has_amount, rows.age_days, None).min() <= days, latest, None)
+    amount = total(rows.amount_whole) + keep(rows.amount_fraction).sum().cast("float64") / FRACTION_STEPS
+    return amount if aggregation == "sum" else amount / total(rows.amount_count).nullif(0)
+
+
+def _finish(column: Any, aggregation: str) -> Any:
+    return column.fill_null(0) if aggregation in ZERO_IF_EMPTY else column
+
+
+def _name_age(event_type: str) -> str:
+    return f"{event_type}_age_days"
+
+
+def _list_window_columns(spec: WindowSpec) -> Iterator[tuple[str, str, int, str]]:
+    for event_type in spec.event_types:
+        for days in spec.window_days:
+            for aggregation in spec.aggregations:
+                if aggregation not in AMOUNT_AGGREGATIONS or event_type in spec.amount_types:
+                    yield f"{event_type}_{aggregation}_{days}d", aggregation, days, event_type

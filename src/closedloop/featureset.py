@@ -1,0 +1,62 @@
+"""Which features a data set has, under which definition: one answer for engine, store, training and serving."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from closedloop.core.windows import WindowSpec, feature_names
+from closedloop.dataset import DatasetConfig
+from closedloop.errors import ConfigError
+from closedloop.params import Params
+
+# Raised when code changes what a feature means while its name stays: rows of both meanings must not be mixed.
+DEFINITION_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Names of the features in order; ``service`` carries a digest of the definition."""
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    service: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, numeric ones first."""
+        return self.numeric + self.categorical
+
+
+def build_window_spec(params: Params, dataset: DatasetConfig) -> WindowSpec:
+    """The windows of an ``events`` data set."""
+    if dataset.label is None:
+        raise ConfigError(f"{dataset.name}: a 'table' data set has no windows")
+    return WindowSpec(
+        event_types=tuple(dataset.event_types),
+        amount_types=tuple(name for name, kind in dataset.event_types.items() if kind.has_amount),
+        label_event_type=dataset.label.event_type,
+        window_days=params.features.window_days,
+        aggregations=params.features.aggregations,
+        active_days=dataset.label.active_days,
+        recency_cap_days=params.features.recency_cap_days,
+        tenure_cap_days=params.features.tenure_cap_days,
+    )
+
+
+def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
+    """Names and definition digest of a data set's features.
+
+    The digest covers names, types and the window definition, so that a view or service never changes its meaning.
+    """
+    columns = dataset.columns
+    definition: dict[str, object] = {"version": DEFINITION_VERSION, "categorical": columns.categorical}
+    numeric = columns.numeric
+    if dataset.kind == "events":
+        spec = build_window_spec(params, dataset)
+        numeric = (*feature_names(spec), *columns.numeric)
+        definition["windows"] = asdict(spec)
+    definition["numeric"] = numeric
+    digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
+    return FeatureSet(numeric, columns.categorical, f"{dataset.model_name}_{digest}")

@@ -1,0 +1,53 @@
+"""refresh: ingest, validate and features as of a date, then online - without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from closedloop.dataset import DatasetConfig
+from closedloop.params import Params
+from closedloop.stages.feature_rows import compute_features
+from closedloop.stages.ingest import ingest
+from closedloop.stages.training_set import materialize_newest
+from closedloop.stages.validate import validate
+
+if TYPE_CHECKING:
+    from closedloop.adapters.engine import Engine
+    from closedloop.adapters.feast import Features
+
+
+def refresh(
+    params: Params, dataset: DatasetConfig, features: Features, engine: Engine, *, work_dir: Path
+) -> dict[str, Any]:
+    """Bring the features of ``params.as_of`` online; a failed gate materialises nothing.
+
+    ``work_dir`` is kept between calls, so that the roll-up grows by the new days only.
+
+    Raises
+    ------
+    GateFailed
+        If the data gate or the skew gate says no.
+    """
+    raw_dir, features_dir = work_dir / "raw", work_dir / "features"
+    ingest(params, dataset, raw_dir=raw_dir, metrics_path=work_dir / "ingest.json")
+    validate(
+        params,
+        dataset,
+        raw_dir=raw_dir,
+        docs_dir=work_dir / "data_docs",
+        page_path=work_dir / "data_quality.html",
+        metrics_path=work_dir / "data_quality.json",
+    )
+    compute_features(
+        params,
+        dataset,
+        engine,
+        raw_dir=raw_dir,
+        rollup_dir=work_dir / "rollup",
+        features_dir=features_dir,
+        snapshots=None if dataset.kind == "table" else [params.as_of_at],
+    )
+    features.publish(features_dir)
+    newest = params.as_of_at
+    return materialize_newest(features, features_dir, newest=newest, as_of=params.as_of_at, seed=params.seed)

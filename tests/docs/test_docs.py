@@ -1,0 +1,114 @@
+"""The pages say what the code does: nothing that a reader may type or meet is missing from them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from closedloop.cli import app
+from closedloop.core.gates import GateLimits
+from closedloop.core.metrics import measure_classification
+from closedloop.environment import TELEMETRY_OFF
+from closedloop.params import Params
+from closedloop.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+FREE_FORM = {"tuning.space", "model.params", "features.overrides"}
+
+
+def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += list_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def list_commands() -> list[str]:
+    return [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", list_commands())
+def test_every_command_is_in_the_reference(command):
+    assert f"`closedloop {command}" in REFERENCE
+
+
+def test_no_command_is_documented_that_does_not_exist():
+    named = set(re.findall(r"`closedloop ([a-z][a-z-]+)", README + REFERENCE))
+    assert named <= set(list_commands())
+
+
+@pytest.mark.parametrize("key", list_keys(Params))
+def test_every_parameter_is_in_the_reference_and_in_params_yaml(key):
+    assert f"`{key}`" in REFERENCE
+    section: object = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    if not key.startswith("simulator.") or key in ("simulator.start_date", "simulator.customers"):
+        for part in key.split("."):
+            assert isinstance(section, dict)
+            assert part in section
+            section = section[part]
+
+
+@pytest.mark.parametrize("key", [key for key in list_keys(Settings) if key not in ("profile", "root")])
+def test_every_setting_is_in_the_reference(key):
+    assert f"`{key}`" in REFERENCE
+
+
+@pytest.mark.parametrize("name", list(GateLimits.model_fields))
+def test_every_gate_limit_is_in_the_reference_with_its_default(name):
+    default = GateLimits.model_fields[name].default
+    assert f"| `{name}` | {'null' if default is None else default} |" in REFERENCE
+
+
+@pytest.mark.parametrize("figure", [*measure_classification(np.array([0, 1]), np.array([0.2, 0.7]), 0.5), "intervals"])
+def test_every_figure_is_in_the_reference(figure):
+    assert f"| `{figure}` |" in REFERENCE
+
+
+@pytest.mark.parametrize("target", re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+def test_every_make_target_is_documented(target):
+    assert target == "help" or f"`make {target}`" in REFERENCE
+
+
+def test_the_stage_table_has_the_stages_of_the_graph_in_order():
+    table = README.split("| stage |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE) == list(GRAPH)
+
+
+def test_the_picture_of_the_graph_has_its_edges():
+    drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", README, re.MULTILINE))
+    assert drawn == set(list_edges())
+
+
+def list_edges() -> list[tuple[str, str]]:
+    def names(entries: list[object]) -> list[str]:
+        return [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
+
+    made = {}
+    for stage, body in GRAPH.items():
+        made |= dict.fromkeys(names(body.get("outs", []) + body.get("metrics", [])), stage)
+    return [(made[dep], stage) for stage, body in GRAPH.items() for dep in names(body["deps"]) if dep in made]
+
+
+@pytest.mark.parametrize("variable", list(TELEMETRY_OFF))
+def test_every_telemetry_switch_is_in_the_readme(variable):
+    assert variable in README
+
+
+def test_every_file_of_the_annotated_tree_exists():
+    tree = README.split("## The tree")[1].split("```")[1]
+    for line in tree.strip().splitlines():
+        indent = "src/closedloop/" if line.startswith("  ") else ""
+        for name in re.findall(r"[\w./]+(?:/|\.\w+)(?=[ ,]|$)", line.strip().split("  ")[0]):
+            assert (ROOT / indent / name).exists() or (ROOT / name).exists(), name

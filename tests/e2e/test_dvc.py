@@ -1,0 +1,165 @@
+"""DVC on the small shop: what `dvc repro`, `dvc exp`, `dvc metrics` and `dvc plots` do, as its documentation says."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHROMIUM = Path("/usr/bin/chromium")
+OFFLINE = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+]
+DRAWN = ("ROC curve", "Precision and recall", "Calibration", "Confusion", "Training curve")
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    ran = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"dvc {' '.join(arguments)}:\n{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def committed(dvc_shop):
+    """The run's lock file committed, as a person does; experiments start from a commit."""
+    identity = ["-c", "user.name=tester", "-c", "user.email=tester@example.com"]
+    for arguments in (["add", "--all"], ["commit", "--quiet", "--message", "a run"]):
+        subprocess.run(["git", *identity, *arguments], cwd=dvc_shop.root, check=True)
+    return dvc_shop
+
+
+def test_only_sources_and_the_lock_are_tracked(committed):
+    listed = subprocess.run(["git", "ls-files"], cwd=committed.root, capture_output=True, text=True, check=True).stdout
+    tops = {line.split("/")[0] for line in listed.splitlines()}
+    assert tops == {".dvc", ".gitignore", "configs", "dvc.lock", "dvc.yaml", "feature_repo", "params.yaml", "src"}
+
+
+def test_a_second_repro_runs_nothing(committed):
+    before = (committed.root / "dvc.lock").read_bytes()
+    output = run_dvc(committed.root, "repro")
+    assert "Data and pipelines are up to date." in output
+    assert "Running stage" not in output
+    assert (committed.root / "dvc.lock").read_bytes() == before
+
+
+def test_lineage_names_the_data_that_dvc_recorded(committed):
+    lock = yaml.safe_load((committed.root / "dvc.lock").read_text(encoding="utf-8"))
+    recorded = next(out["md5"] for out in lock["stages"]["training_set"]["outs"] if out["path"] == "data/training")
+    listing = committed.root / ".dvc/cache/files/md5" / recorded[:2] / recorded[2:]
+    by_file = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
+    lineage = committed.read_json("models/candidate/contract.json")["lineage"]
+    assert lineage["data_md5"] == by_file
+    assert set(by_file) == {"train.parquet", "validation.parquet", "test.parquet"}
+
+
+def test_lineage_digests_the_parameters_whatever_their_order(committed):
+    from closedloop.params import load_params, parse_params
+
+    lineage = committed.read_json("models/candidate/contract.json")["lineage"]
+    path = committed.root / "params.yaml"
+    assert lineage["params_md5"] == load_params(path).digest_md5()
+    turned = dict(reversed(yaml.safe_load(path.read_text(encoding="utf-8")).items()))
+    assert parse_params(turned, "params").digest_md5() == lineage["params_md5"]
+    assert parse_params({**turned, "seed": 8}, "params").digest_md5() != lineage["params_md5"]
+
+
+def test_metrics_show_has_the_figures(committed):
+    shown = json.loads(run_dvc(committed.root, "metrics", "show", "--json"))[""]["data"]
+    figures = committed.read_json("metrics/eval_metrics.json")
+    assert shown["metrics/eval_metrics.json"]["data"]["roc_auc"] == figures["roc_auc"]
+
+
+def test_plots_show_needs_no_template(committed, tmp_path):
+    assert not (committed.root / ".dvc/plots_template.html").exists()
+    run_dvc(committed.root, "plots", "show", "--out", str(tmp_path / "page"))
+    assert (tmp_path / "page/index.html").is_file()
+
+
+@pytest.mark.browser
+def test_plots_open_without_a_network(committed, tmp_path):
+    """Every plot is drawn, with marks, by a browser that can reach nothing."""
+    if not CHROMIUM.exists():
+        assert not os.environ.get("CI"), f"{CHROMIUM} is missing"
+        pytest.skip(f"{CHROMIUM} is not installed")
+    from playwright.sync_api import sync_playwright
+
+    kept = Path(os.environ.get("CLOSEDLOOP_ARTIFACTS", tmp_path)).resolve()
+    kept.mkdir(parents=True, exist_ok=True)
+    committed.run("plots-template")
+    assert (
+        "?? "
+        not in subprocess.run(
+            ["git", "status", "--short"], cwd=committed.root, capture_output=True, text=True, check=True
+        ).stdout
+    )
+    run_dvc(committed.root, "plots", "show", "--out", str(tmp_path / "page"))
+    asked, errors = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        page = browser.new_page(viewport={"width": 1400, "height": 1400})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((tmp_path / "page/index.html").as_uri())
+        page.wait_for_function(
+            f"document.querySelectorAll('.vega-embed canvas, .vega-embed svg').length == {len(DRAWN)}"
+        )
+        # marks: pixels that are neither white nor transparent
+        inked = page.eval_on_selector_all(
+            ".vega-embed canvas",
+            """all => all.map(canvas => {
+                const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data
+                let count = 0
+                for (let i = 0; i < data.length; i += 4)
+                {
+                    const colour = [data[i], data[i + 1], data[i + 2]]
+                    if (data[i + 3] > 0 && Math.max(...colour) - Math.min(...colour) > 30) count++
+                }
+                return count
+            })""",
+        )
+        pictures = page.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
+        page.screenshot(path=kept / "dvc_plots.png", full_page=True)
+        browser.close()
+    assert errors == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert len(inked) == len(DRAWN)
+    assert min(inked) > 100, f"coloured pixels by plot: {inked}"
+    assert pictures
+    assert min(pictures) > 100
+
+
+def test_an_experiment_with_another_model_is_compared(committed):
+    before = committed.read_json("metrics/eval_metrics.json")["roc_auc"]
+    run_dvc(committed.root, "exp", "run", "--name", "linear", "--set-param", "model.type=logistic_regression")
+    after = committed.read_json("metrics/eval_metrics.json")["roc_auc"]
+    assert after != before
+    compared = json.loads(run_dvc(committed.root, "metrics", "diff", "--json"))["metrics/eval_metrics.json"]["roc_auc"]
+    assert (compared["old"], compared["new"]) == (before, after)
+    table = list(csv.DictReader(io.StringIO(run_dvc(committed.root, "exp", "show", "--csv"))))
+    shown = {row["Experiment"]: row for row in table}
+    assert shown["linear"]["model.type"] == "logistic_regression"
+    column = next(name for name in table[0] if (name.endswith("roc_auc") and "eval" in name) or name == "roc_auc")
+    assert float(shown["linear"][column]) == pytest.approx(after)
+
+
+def test_the_graph_reads_what_the_lock_holds(committed):
+    """Each output in the lock has the digest of the file that is there."""
+    lock = yaml.safe_load((committed.root / "dvc.lock").read_text(encoding="utf-8"))
+    files = [out for stage in lock["stages"].values() for out in stage["outs"] if not out["md5"].endswith(".dir")]
+    assert files
+    for out in files:
+        content = (committed.root / out["path"]).read_bytes()
+        assert hashlib.md5(content, usedforsecurity=False).hexdigest() == out["md5"], out["path"]

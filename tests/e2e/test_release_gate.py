@@ -1,0 +1,168 @@
+"""The champion-challenger gate and what registration refuses: without a win the champion stays."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def read_registry(shop):
+    """Versions by alias, and how many there are."""
+    tracking = open_tracking(shop)
+    aliases = {alias: tracking.read_alias(alias) for alias in ("champion", "challenger")}
+    count = len(tracking.client.search_model_versions("name = 'shop_churn'"))
+    return {alias: int(found.version) for alias, found in aliases.items() if found is not None}, count
+
+
+def open_tracking(shop):
+    from closedloop.bootstrap import build_tracking, load_run
+
+    return build_tracking(load_run(shop.root / "params.yaml", root=shop.root))
+
+
+@pytest.fixture(scope="module")
+def weak_shop(small_shop, tmp_path_factory):
+    """Version 2 saw a tenth of the iterations of the champion, version 1; every other gate passes."""
+    shop = small_shop.copy(tmp_path_factory.mktemp("weak") / "project")
+    shop.change_params({"model": {"params": {"max_iter": 12}}})
+    shop.run("train")
+    shop.run("evaluate")
+    return shop
+
+
+@pytest.fixture(scope="module")
+def equal_shop(weak_shop, tmp_path_factory):
+    """After the weak version 2, a candidate that scores every row as version 1, the champion, does."""
+    shop = weak_shop.copy(tmp_path_factory.mktemp("equal") / "project")
+    shop.run("register")
+    shop.change_params({"model": {"params": {"max_iter": 150}}, "seed": 8})
+    shop.run("train")
+    shop.run("evaluate")
+    return shop
+
+
+@pytest.fixture(scope="module")
+def better_shop(equal_shop, tmp_path_factory):
+    """The same candidate, evaluated against the weak version 2 as champion."""
+    shop = equal_shop.copy(tmp_path_factory.mktemp("better") / "project")
+    open_tracking(shop).move_champion("2")
+    shop.run("evaluate")
+    return shop
+
+
+@pytest.fixture
+def weak(weak_shop, tmp_path):
+    return weak_shop.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def equal(equal_shop, tmp_path):
+    return equal_shop.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def better(better_shop, tmp_path):
+    return better_shop.copy(tmp_path / "project")
+
+
+def require_verdict(shop, verdict, champion):
+    found = shop.read_json("metrics/gates.json")
+    gates = found["gates"]
+    assert found["passed"]
+    assert found["comparison"]["verdict"] == verdict
+    assert found["champion"]["version"] == str(champion)
+    assert {name for name, gate in gates.items() if not gate["passed"]} == (
+        set() if verdict == "win" else {"champion_challenger"}
+    )
+    assert not gates["champion_challenger"]["blocking"]
+    assert gates["champion_challenger"]["figure"] == {"lose": -1, "inconclusive": 0, "win": 1}[verdict]
+    return found["comparison"]
+
+
+def test_a_model_worse_than_the_champion_becomes_challenger_only(weak):
+    comparison = require_verdict(weak, "lose", champion=1)
+    assert comparison["log_loss_interval"][0] > 0
+    weak.run("register")
+    assert read_registry(weak) == ({"champion": 1, "challenger": 2}, 2)
+    assert weak.read_json("metrics/registration.json")["alias"] == "challenger"
+    output = " ".join(weak.run("register", "--stage", "Production", status=2).output.split())
+    assert "GateFailed: version 2 did not win against the champion and cannot be Production" in output
+    assert "the challenger is worse: log loss changes by +" in output
+    assert read_registry(weak) == ({"champion": 1, "challenger": 2}, 2)
+
+
+def test_a_model_like_the_champion_is_inconclusive_and_becomes_challenger_only(equal):
+    comparison = require_verdict(equal, "inconclusive", champion=1)
+    assert comparison["log_loss_interval"] == comparison["auc_interval"] == [0.0, 0.0]
+    equal.run("register")
+    assert read_registry(equal) == ({"champion": 1, "challenger": 3}, 3)
+    output = " ".join(equal.run("register", "--stage", "Production", status=2).output.split())
+    assert "cannot be Production: no difference beyond chance" in output
+    assert read_registry(equal) == ({"champion": 1, "challenger": 3}, 3)
+
+
+def test_a_better_model_becomes_champion(better):
+    require_verdict(better, "win", champion=2)
+    better.run("register")
+    assert read_registry(better) == ({"champion": 3}, 3)
+    assert better.read_json("metrics/registration.json")["alias"] == "champion"
+
+
+def test_a_better_model_waits_where_promotion_is_switched_off_until_it_is_asked_for(better, monkeypatch):
+    monkeypatch.setenv("CLOSEDLOOP_RELEASE__AUTO_PROMOTE", "false")
+    better.run("register")
+    assert read_registry(better) == ({"champion": 2, "challenger": 3}, 3)
+    better.run("register", "--stage", "Staging")
+    assert read_registry(better) == ({"champion": 2, "challenger": 3}, 3)
+    better.run("register", "--stage", "Production")
+    assert read_registry(better) == ({"champion": 3}, 3)
+
+
+def test_a_champion_that_moved_since_the_evaluation_refuses_the_promotion(better):
+    open_tracking(better).move_champion("1")
+    output = " ".join(better.run("register", status=1).output.split())
+    assert "DataError: the evaluation compared with champion" in output
+    assert "run 'closedloop evaluate' again" in output
+    assert read_registry(better)[0]["champion"] == 1
+
+
+def test_an_evaluation_from_before_a_retraining_is_refused(weak, small_shop):
+    old = (small_shop.root / "metrics/gates.json").read_bytes()
+    (weak.root / "metrics/gates.json").write_bytes(old)
+    output = weak.run("register", status=1).output
+    assert "DataError: the evaluation is of another model than this one: run 'closedloop evaluate' again" in output
+    assert read_registry(weak) == ({"champion": 1}, 1)
+
+
+def test_a_version_without_a_passed_evaluation_cannot_become_champion(weak):
+    from closedloop.adapters.mlflow import GATES_TAG
+    from closedloop.errors import DataError
+
+    weak.run("register")
+    tracking = open_tracking(weak)
+    tracking.client.set_model_version_tag("shop_churn", "2", GATES_TAG, "failed")
+    with pytest.raises(DataError, match="shop_churn version 2: no passed evaluation is recorded"):
+        tracking.move_champion("2")
+    assert read_registry(weak)[0]["champion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--stage", "production"), "--stage is 'production'; allowed: Staging, Production"),
+        (("--model-name", "telco"), "--model-name is 'telco', but this model's contract says 'shop_churn'"),
+    ],
+)
+def test_a_wrong_request_is_refused(weak_shop, arguments, words):
+    before = read_registry(weak_shop)
+    assert f"ConfigError: {words}" in " ".join(weak_shop.run("register", *arguments, status=1).output.split())
+    assert read_registry(weak_shop) == before
+
+
+def test_production_refuses_to_promote_without_evidence(weak, monkeypatch):
+    local = (weak.root / "configs/local.yaml").read_text(encoding="utf-8")
+    (weak.root / "configs/production.yaml").write_text(local, encoding="utf-8")
+    monkeypatch.setenv("CLOSEDLOOP_PROFILE", "production")
+    output = " ".join(weak.run("register", status=1).output.split())
+    assert "ConfigError: configs/production.yaml and the environment" in output
+    assert "release.auto_promote is refused in production: a champion is released by canary" in output
+    assert read_registry(weak)[1] == 1

@@ -1,0 +1,181 @@
+"""Splits and folds: what may train, and that it never depends on the machine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from closedloop.core.folds import (
+    RowFold,
+    assign_hash_split,
+    hash_shares,
+    index_hash_folds,
+    index_time_folds,
+    list_time_folds,
+    score_fold,
+    split_snapshots,
+)
+from closedloop.errors import ConfigError, DataError
+
+WEEKS = [dt.date(2024, 1, 1) + dt.timedelta(days=7 * week) for week in range(10)]
+
+
+def test_split_leaves_one_horizon_before_test_and_none_before_validation() -> None:
+    # Test is week 9. With 14 days, week 7 closes exactly on week 9, week 8 does not.
+    split = split_snapshots(WEEKS, horizon_days=14, validation_snapshots=2, test_snapshots=1)
+    assert split.test == (WEEKS[9],)
+    assert split.validation == (WEEKS[6], WEEKS[7])
+    assert split.train == tuple(WEEKS[:6])
+
+
+def test_split_keeps_the_newest_training_snapshots() -> None:
+    split = split_snapshots(
+        reversed(WEEKS), horizon_days=7, validation_snapshots=1, test_snapshots=2, train_snapshots_max=3
+    )
+    assert split.test == (WEEKS[8], WEEKS[9])
+    assert split.validation == (WEEKS[7],)
+    assert split.train == (WEEKS[4], WEEKS[5], WEEKS[6])
+
+
+def test_split_returns_the_type_it_was_given() -> None:
+    stamps = list(pd.DatetimeIndex(WEEKS).tz_localize("UTC"))
+    split = split_snapshots(stamps + stamps, horizon_days=14)
+    assert split.test == (pd.Timestamp("2024-03-04", tz="UTC"),)
+    assert split.validation == (pd.Timestamp("2024-02-19", tz="UTC"),)
+
+
+def test_split_names_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"at least 3 closed snapshots .* found 2 .* 2024-02-05"):
+        split_snapshots(WEEKS[:6], horizon_days=28, validation_snapshots=2)
+    with pytest.raises(ConfigError, match=r"test_snapshots is 4, but only 3 labelled"):
+        split_snapshots(WEEKS[:3], horizon_days=7, test_snapshots=4)
+    with pytest.raises(ConfigError, match=r"validation_snapshots is 0"):
+        split_snapshots(WEEKS, horizon_days=7, validation_snapshots=0)
+
+
+@given(
+    days=st.sets(st.integers(0, 400), min_size=1, max_size=40),
+    horizon_days=st.integers(1, 90),
+    validation=st.integers(1, 4),
+    test=st.integers(1, 4),
+)
+def test_no_label_of_train_or_validation_reaches_into_test(
+    days: set[int], horizon_days: int, validation: int, test: int
+) -> None:
+    snapshots = [dt.date(2024, 1, 1) + dt.timedelta(days=day) for day in days]
+    try:
+        split = split_snapshots(
+            snapshots, horizon_days=horizon_days, validation_snapshots=validation, test_snapshots=test
+        )
+    except ConfigError:
+        first_test = sorted(snapshots)[-test] if test <= len(snapshots) else min(snapshots)
+        closed = [day for day in snapshots if (first_test - day).days >= horizon_days]
+        assert test > len(snapshots) or len(closed) <= validation
+        return
+    assert (len(split.validation), len(split.test)) == (validation, test)
+    assert max(split.train) < min(split.validation)
+    assert all((min(split.test) - day).days >= horizon_days for day in split.train + split.validation)
+
+
+def test_time_folds_expand_and_keep_the_gap() -> None:
+    folds = list_time_folds(WEEKS, 14, 3)
+    assert [fold.validation for fold in folds] == WEEKS[7:]
+    assert [fold.train for fold in folds] == [tuple(WEEKS[:6]), tuple(WEEKS[:7]), tuple(WEEKS[:8])]
+
+
+def test_time_folds_need_history() -> None:
+    # Only weeks 8 and 9 have a snapshot 56 days before them.
+    assert len(list_time_folds(WEEKS, 56, 2)) == 2
+    with pytest.raises(ConfigError, match=r"folds is 3, but only 2 of 10 .* 56 days"):
+        list_time_folds(WEEKS, 56, 3)
+
+
+def test_time_folds_as_row_positions() -> None:
+    times = pd.Series(pd.to_datetime(["2024-01-15", "2024-01-01", "2024-01-08", "2024-01-15"], utc=True))
+    (fold,) = index_time_folds(times, horizon_days=14, folds=1)
+    assert fold.train.tolist() == [1]
+    assert fold.validation.tolist() == [0, 3]
+
+
+def test_hash_folds_validate_every_row_once() -> None:
+    ids = [str(number) for number in range(500)]
+    folds = index_hash_folds(ids, folds=4, salt="search")
+    assert sorted(np.concatenate([fold.validation for fold in folds]).tolist()) == list(range(500))
+    for fold in folds:
+        assert sorted([*fold.train, *fold.validation]) == list(range(500))
+        assert 90 < len(fold.validation) < 160
+    (single,) = index_hash_folds(ids, folds=1, salt="search")
+    assert 70 < len(single.validation) < 130
+    assert len(single.train) + len(single.validation) == 500
+
+
+def test_hash_shares_are_the_same_in_another_process() -> None:
+    code = "from closedloop.core.folds import hash_shares; print(hash_shares(['7590-VHVEG', 'ü'], 's').tolist())"
+    environment = {"PYTHONHASHSEED": "123", "PYTHONPATH": ":".join(sys.path)}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(hash_shares(["7590-VHVEG", "ü"], "s").tolist())
+
+
+def test_hash_split_has_the_asked_shares_and_depends_on_the_salt_only() -> None:
+    ids = [f"c{number}" for number in range(20_000)]
+    parts = assign_hash_split(ids, fractions={"validation": 0.2, "test": 0.3}, salt="split")
+    shares = {part: float((parts == part).mean()) for part in ("train", "validation", "test")}
+    # Five standard errors of a share of 20,000 are 0.018 at most.
+    assert shares == pytest.approx({"train": 0.5, "validation": 0.2, "test": 0.3}, abs=0.018)
+    fewer = assign_hash_split(ids[::2], fractions={"validation": 0.2, "test": 0.3}, salt="split")
+    assert (fewer == parts[::2]).all()
+    other = assign_hash_split(ids, fractions={"validation": 0.2, "test": 0.3}, salt="another")
+    assert 0.3 < (other == parts).mean() < 0.46  # 0.38 if independent
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ({"validation": 0.5, "test": 0.5}, "add up"),
+        ({"validation": 0.2, "test": 0.2, "train": 0.5}, "add up"),
+        ({"validation": 0.2}, "test is None"),
+        ({"validation": 0.0, "test": 0.2}, "validation is 0.0"),
+        ({"validation": 0.2, "test": 0.2, "holdout": 0.1}, "holdout is unknown"),
+    ],
+)
+def test_hash_split_refuses_fractions(fractions: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        assign_hash_split(["1"], fractions=fractions, salt="s")
+
+
+class _Copies:
+    """A pipeline stand-in: its score is the one feature, whatever it was fitted on."""
+
+    def fit(self, frame: pd.DataFrame, labels: np.ndarray) -> _Copies:
+        self.rows = len(frame)
+        return self
+
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        scores = frame["x"].to_numpy()
+        return np.column_stack([1 - scores, scores])
+
+
+def test_score_fold_measures_the_validation_rows_only() -> None:
+    frame = pd.DataFrame({"x": [0.9, 0.9, 0.2, 0.4, 0.3, 0.8]})
+    labels = np.array([True, False, False, True, False, True])
+    fold = RowFold(train=np.array([0, 1]), validation=np.array([2, 3, 4, 5]))
+    built: list[list[float]] = []
+
+    def build(train: pd.DataFrame) -> _Copies:
+        built.append(train["x"].tolist())
+        return _Copies()
+
+    assert score_fold(build, frame, labels, fold, "roc_auc") == 1.0
+    expected = -np.mean(np.log([0.8, 0.4, 0.7, 0.8]))
+    assert score_fold(build, frame, labels, fold, "log_loss") == pytest.approx(expected)
+    assert built == [[0.9, 0.9], [0.9, 0.9]]
+    one_class = RowFold(train=np.array([0, 1]), validation=np.array([2, 4]))
+    with pytest.raises(DataError, match="2 validation rows of a fold hold one class"):
+        score_fold(build, frame, labels, one_class, "roc_auc")

@@ -1,0 +1,61 @@
+"""Which snapshots train and test, and which rows go where."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from closedloop.errors import ConfigError, DataError
+from closedloop.params import parse_params
+from closedloop.stages.training_set import _require_classes, select_snapshots, split_table_by_time
+
+MONTHS = [dt.datetime(2024, month, 1, tzinfo=dt.UTC) for month in range(1, 7)]
+
+
+def params_with(**data):
+    return parse_params(
+        {"dataset": "shop", "as_of": "2025-01-01", "seed": 1, "model": {"type": "random_forest"}, "data": data}, "test"
+    )
+
+
+def test_without_dates_every_snapshot_is_used():
+    assert select_snapshots(params_with(), MONTHS) == MONTHS
+
+
+def test_both_dates_are_included():
+    chosen = select_snapshots(params_with(start_date="2024-02-01", end_date="2024-04-01"), MONTHS)
+    assert [time.month for time in chosen] == [2, 3, 4]
+
+
+def test_dates_without_a_snapshot_are_refused_with_what_there_is():
+    with pytest.raises(ConfigError, match=r"start_date 2024-07-01.*6 from 2024-01-01 to 2024-06-01"):
+        select_snapshots(params_with(start_date="2024-07-01"), MONTHS)
+
+
+def test_a_table_with_time_is_split_by_whole_days_newest_last():
+    days = pd.Series(pd.to_datetime(["2024-01-01"] * 6 + ["2024-01-02"] * 2 + ["2024-01-03"] * 2, utc=True))
+    parts = split_table_by_time(days, validation_fraction=0.2, test_fraction=0.2)
+    assert parts.tolist() == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+
+
+def test_the_split_by_time_does_not_depend_on_the_order_of_the_rows():
+    days = pd.Series(pd.date_range("2024-01-01", periods=50, tz="UTC").repeat(3))
+    shuffled = days.sample(frac=1, random_state=1)
+    parts = split_table_by_time(days, validation_fraction=0.2, test_fraction=0.2)
+    assert split_table_by_time(shuffled, validation_fraction=0.2, test_fraction=0.2).sort_index().equals(parts)
+    assert np.isclose((parts == "test").mean(), 0.2)
+
+
+@pytest.mark.parametrize(("churned", "found"), [([True, True], "2 rows, all of one class"), ([], "no rows")])
+def test_a_part_without_both_classes_is_refused(churned, found):
+    labels = pd.DataFrame(
+        {
+            "part": ["train"] * 2 + ["validation"] * 2 + ["test"] * len(churned),
+            "churned": [True, False, True, False, *churned],
+        }
+    )
+    with pytest.raises(DataError, match=f"the test part has {found}"):
+        _require_classes(labels)

@@ -1,0 +1,101 @@
+"""Settings: where things live. Environment, then the profile's file, then the default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from closedloop.errors import ConfigError
+from closedloop.settings import load_settings
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.delenv("CLOSEDLOOP_PROFILE", raising=False)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "local.yaml").write_text("engine: {memory_limit: 3GB}\nrelease: {auto_promote: true}\n", encoding="utf-8")
+    (folder / "production.yaml").write_text("tracking: {uri: http://mlflow}\n", encoding="utf-8")
+    return folder
+
+
+def test_the_default_the_file_and_the_environment(configs, monkeypatch):
+    settings = load_settings(folder=configs)
+    assert settings.engine.threads == 2  # default
+    assert settings.engine.memory_limit == "3GB"  # file
+    monkeypatch.setenv("CLOSEDLOOP_ENGINE__MEMORY_LIMIT", "4GB")
+    changed = load_settings(folder=configs)
+    assert changed.engine.memory_limit == "4GB"  # environment
+    assert changed.release.auto_promote  # the section's other keys, and other sections, stay
+    assert settings.engine.memory_limit == "3GB"
+
+
+def test_the_profile_is_an_argument_or_from_the_environment(configs, monkeypatch):
+    monkeypatch.setenv("CLOSEDLOOP_PROFILE", "production")
+    assert load_settings(folder=configs).tracking.uri == "http://mlflow"
+    assert load_settings("local", folder=configs).tracking.uri == "sqlite:///mlflow.db"
+
+
+def test_an_unknown_profile_is_refused(configs, monkeypatch):
+    with pytest.raises(ConfigError, match=r"staging\.yaml: there is no such file"):
+        load_settings("staging", folder=configs)
+    (configs / "staging.yaml").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="profile: Input should be 'local' or 'production', found 'staging'"):
+        load_settings("staging", folder=configs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("enigne: {}", "enigne: unknown key"),
+        ("engine: {thread: 2}", "engine.thread: unknown key"),
+        ("engine: {threads: 0}", "engine.threads: Input should be greater than or equal to 1, found 0"),
+        ("engine: {memory_limit: lots}", "engine.memory_limit: String should match pattern"),
+    ],
+)
+def test_a_wrong_key_of_the_file_is_named(configs, text, message):
+    (configs / "local.yaml").write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_settings(folder=configs)
+    assert message in str(error.value)
+    assert str(configs / "local.yaml") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CLOSEDLOOP_ENGINE__THREAD", "engine.thread: unknown key"),
+        ("CLOSEDLOOP_ENGINE__THREADS", "engine.threads: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_key_of_the_environment_is_named(configs, monkeypatch, name, message):
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(ConfigError) as error:
+        load_settings(folder=configs)
+    assert message in str(error.value)
+    assert "the environment (CLOSEDLOOP_*)" in str(error.value)
+
+
+def test_production_promotes_nobody_by_itself(configs, monkeypatch):
+    assert not load_settings("production", folder=configs).release.auto_promote
+    (configs / "production.yaml").write_text("release: {auto_promote: true}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"release\.auto_promote is refused in production"):
+        load_settings("production", folder=configs)
+    (configs / "production.yaml").write_text("{}\n", encoding="utf-8")
+    monkeypatch.setenv("CLOSEDLOOP_RELEASE__AUTO_PROMOTE", "true")
+    with pytest.raises(ConfigError, match=r"release\.auto_promote is refused in production"):
+        load_settings("production", folder=configs)
+
+
+def test_the_root_is_where_the_real_configs_stand(configs, tmp_path):
+    workspace = tmp_path / "workspaces/other"
+    workspace.mkdir(parents=True)
+    (workspace / "configs").symlink_to(configs)
+    settings = load_settings(folder=workspace / "configs")
+    assert settings.root == tmp_path.resolve()
+    assert settings.locate("state/x") == tmp_path.resolve() / "state/x"
+    assert settings.locate("/elsewhere") == Path("/elsewhere")
+    assert settings.locate_url("sqlite:///m.db") == f"sqlite:///{tmp_path.resolve()}/m.db"
+    assert settings.locate_url("sqlite:////abs/m.db") == "sqlite:////abs/m.db"
+    assert settings.locate_url("postgresql://host/db") == "postgresql://host/db"
