@@ -64,18 +64,20 @@ def test_features_that_know_one_day_of_the_future(shop_copy):
 
 
 def test_features_that_are_too_old(shop_copy):
-    shop_copy.change_params({"as_of": "2024-02-15"})
+    shop_copy.change_params({"as_of": "2024-01-30"})
+    shop_copy.change_dataset("shop", {"feature_max_age_days": 28})
     before = (shop_copy.root / "metrics/training_set.json").read_bytes()
     output = " ".join(shop_copy.run("training-set", status=2).output.split())
-    assert "GateFailed: feature freshness: the newest snapshot is 2024-01-01, 45 days before as_of 2024-02-15" in output
-    assert "at most 31 days are allowed (feature_max_age_days)" in output
+    assert "GateFailed: feature freshness: the newest snapshot is 2024-01-01, 29 days before as_of 2024-01-30" in output
+    assert "at most 28 days are allowed (feature_max_age_days)" in output
     assert (shop_copy.root / "metrics/training_set.json").read_bytes() == before
 
 
 def test_features_as_old_as_allowed(shop_copy):
-    shop_copy.change_params({"as_of": "2024-02-01"})
+    shop_copy.change_params({"as_of": "2024-01-30"})
+    shop_copy.change_dataset("shop", {"feature_max_age_days": 29})
     shop_copy.run("training-set")
-    assert shop_copy.read_json("metrics/training_set.json")["serving"]["age_days"] == 31
+    assert shop_copy.read_json("metrics/training_set.json")["serving"]["age_days"] == 29
 
 
 def test_an_online_store_that_answers_otherwise_than_it_was_told(shop_copy):

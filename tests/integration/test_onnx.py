@@ -17,7 +17,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from closedloop.adapters.onnx import OnnxScorer, Parity, export_model, measure_latency_ratio, measure_parity
+from closedloop.adapters.onnx import Parity, export_model, measure_latency_ratio, measure_parity
+from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.contract import Feature, NumericFeature, digest_file, encode_row
 from closedloop.core.estimators import (
     MODEL_TYPES,

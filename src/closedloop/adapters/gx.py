@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ def run_expectations(
     *,
     row_ids: dict[str, list[str]],
     docs_dir: Path,
+    as_of: dt.datetime,
 ) -> list[Finding]:
     """Check each table against its expectations and write the Data Docs to ``docs_dir``.
 
@@ -62,6 +64,8 @@ def run_expectations(
         The columns that name a row of each table in the findings.
     docs_dir
         An existing, empty folder.
+    as_of
+        Stands as the time of the run, so that the pages' addresses follow from the data.
 
     Raises
     ------
@@ -69,6 +73,7 @@ def run_expectations(
         If an expectation does not exist or its arguments do not fit.
     """
     import great_expectations as gx
+    from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     with _quiet():
@@ -93,7 +98,7 @@ def run_expectations(
             checkpoint = context.checkpoints.add(
                 gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions, result_format=format_)
             )
-            outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+            outcome = checkpoint.run(batch_parameters={"dataframe": frame}, run_id=RunIdentifier(run_time=as_of))
             for run in outcome.run_results.values():
                 findings += [_read_result(name, result) for result in run.results]
     return findings

@@ -117,7 +117,7 @@ def _read_query(source: SqlSource, columns: list[str] | None) -> Iterator[tuple[
             f"source.url_variable: the address in {source.url_variable} needs the Python package {error.name}, "
             "which is not installed"
         ) from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:  # a port that is no number is a bare ValueError
         # the driver's own words, without the address, which holds a password
         cause = getattr(error, "orig", None) or type(error).__name__
         raise DataError(f"source.query ({source.url_variable}): {' '.join(str(cause).split())}") from None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.adapters.onnx import OnnxScorer
+    from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.core.comparison import Comparison
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def evaluate(
 
 def load_candidate(training_dir: Path, model_dir: Path, pipeline_dir: Path) -> Candidate:
     """Read the model in both forms, refuse what its contract does not vouch for, and score the test rows."""
-    from closedloop.adapters.onnx import OnnxScorer
+    from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.adapters.skops import load_pipeline
     from closedloop.contract import MODEL_FILE
     from closedloop.core.estimators import encode_frame
@@ -166,7 +166,7 @@ def compare_with_champion(
 ) -> tuple[Comparison | None, dict[str, Any] | None]:
     """The paired comparison on the test rows, and who the champion is; None where there is nobody to compare with."""
     from closedloop.adapters.mlflow import CHAMPION, DIGEST_TAG
-    from closedloop.adapters.onnx import OnnxScorer
+    from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.contract import MODEL_FILE
     from closedloop.core.comparison import compare_models
     from closedloop.core.estimators import encode_frame

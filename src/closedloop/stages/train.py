@@ -258,7 +258,8 @@ def write_model(
     lineage: dict[str, Any],
 ) -> None:
     """The contract folder: model.onnx, contract.json and reference.parquet."""
-    from closedloop.adapters.onnx import OnnxScorer, export_model
+    from closedloop.adapters.onnx import export_model
+    from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.core.estimators import encode_frame
 
     export_model(fitted.pipeline, folder / MODEL_FILE, len(fitted.features))

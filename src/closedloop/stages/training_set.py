@@ -51,6 +51,8 @@ def build_training_set(
     DataError
         If a part holds no rows, or one class only.
     """
+    newest = dt.datetime.combine(list_event_days(features_dir)[-1], dt.time(), dt.UTC)
+    age_days = check_freshness(features, newest=newest, as_of=params.as_of_at)
     labels = read_labels(params, dataset, engine, raw_dir=raw_dir, rollup_dir=rollup_dir)
     labels["part"] = assign_parts(params, dataset, labels)
     labels = labels.dropna(subset="part").sort_values([TIMESTAMP, CUSTOMER], ignore_index=True)
@@ -61,10 +63,10 @@ def build_training_set(
     with replace_folder(training_dir) as folder:
         for part in PARTS:
             write_table(folder / f"{part}.parquet", rows[rows["part"] == part].drop(columns="part"))
-    newest = dt.datetime.combine(list_event_days(features_dir)[-1], dt.time(), dt.UTC)
     features.publish(features_dir)
     serving = materialize_newest(features, features_dir, newest=newest, as_of=params.as_of_at, seed=params.seed)
-    report = {"parts": {part: _describe(rows[rows["part"] == part]) for part in PARTS}, "serving": serving}
+    parts = {part: _describe(rows[rows["part"] == part]) for part in PARTS}
+    report = {"parts": parts, "serving": {"age_days": age_days, **serving}}
     write_json(metrics_path, report)
     return report
 
@@ -145,6 +147,23 @@ def split_table_by_time(times: pd.Series, *, validation_fraction: float, test_fr
     return times.map(part_of_day)
 
 
+def check_freshness(features: Features, *, newest: dt.datetime, as_of: dt.datetime) -> int:
+    """Age in days of the newest snapshot at ``as_of``.
+
+    Raises
+    ------
+    GateFailed
+        If it is older than the data set allows.
+    """
+    age_days = (as_of - newest).days
+    if age_days > features.max_age_days:
+        raise GateFailed(
+            f"feature freshness: the newest snapshot is {newest:%Y-%m-%d}, {age_days} days before as_of "
+            f"{as_of:%Y-%m-%d}; at most {features.max_age_days} days are allowed (feature_max_age_days)"
+        )
+    return age_days
+
+
 def materialize_newest(
     features: Features, features_dir: Path, *, newest: dt.datetime, as_of: dt.datetime, seed: int
 ) -> dict[str, Any]:
@@ -153,16 +172,10 @@ def materialize_newest(
     Raises
     ------
     GateFailed
-        If the newest rows are too old at ``as_of``, or a value differs.
+        If a value differs.
     """
-    age_days = (as_of - newest).days
-    if age_days > features.max_age_days:
-        raise GateFailed(
-            f"feature freshness: the newest snapshot is {newest:%Y-%m-%d}, {age_days} days before as_of "
-            f"{as_of:%Y-%m-%d}; at most {features.max_age_days} days are allowed (feature_max_age_days)"
-        )
     logger.info("bringing the features of %s online", newest.date())
-    report: dict[str, Any] = {"snapshot": f"{newest:%Y-%m-%d}", "age_days": age_days}
+    report: dict[str, Any] = {"snapshot": f"{newest:%Y-%m-%d}"}
     if not features.materialize(newest):
         logger.warning("the online store already holds newer features than %s; it is left as it is", newest.date())
         return {**report, "materialized": False}

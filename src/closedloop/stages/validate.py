@@ -43,7 +43,9 @@ def validate(
     for name, frame in tables.items():
         logger.info("checking %s: %d rows", name, len(frame))
     with replace_folder(docs_dir) as folder:
-        findings = run_expectations(tables, dataset.expectations, row_ids=ROW_IDS, docs_dir=folder)
+        findings = run_expectations(
+            tables, dataset.expectations, row_ids=ROW_IDS, docs_dir=folder, as_of=params.as_of_at
+        )
     failed = [finding for finding in findings if not finding.success]
     critical = [finding for finding in failed if finding.severity == "critical"]
     report = {
