@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui plots test check format bench lock clean
+.PHONY: help install run ui serve plots test check format bench lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,13 +33,16 @@ run: install  ## the whole training workflow (DATASET=name SOURCE=path AS_OF=dat
 	@closedloop run $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(AS_OF),--as-of '$(AS_OF)')
 
 ui: install  ## the MLflow UI on http://127.0.0.1:5000 (PORT=...)
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+
+serve: install  ## the HTTP service on http://127.0.0.1:3000, metrics on :8001
+	@closedloop serve
 
 plots: install  ## DVC's plots as a page that opens offline
 	@closedloop plots-template && dvc plots show
 
 test: install  ## all tests, without the real data sets unless CLOSEDLOOP_REAL_DATA names them
-	@pytest
+	@pytest -n 2 --dist loadfile
 
 check: install  ## lint, types, import contract, docs
 	ruff check .

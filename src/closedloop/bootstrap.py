@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from closedloop.adapters.engine import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.store import Store
+    from closedloop.serving.agent import Agent
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,53 @@ def build_engine(run: RunContext) -> Engine:
         threads=engine.threads,
         temp_directory=run.settings.locate(engine.temp_directory),
     )
+
+
+def build_store(run: RunContext) -> Store:
+    """The operations store."""
+    from closedloop.adapters.store import Store
+
+    return Store(run.settings.locate_url(run.settings.operations.url))
+
+
+def build_agent(run: RunContext) -> tuple[Agent, Path]:
+    """The process beside the service's workers, and the state folder that they share."""
+    from closedloop.adapters.mlflow import VersionSource
+    from closedloop.serving.agent import Agent
+
+    state_dir = locate_serving_state(run)
+    return Agent(state_dir, run.dataset.model_name, build_store(run), VersionSource(build_tracking(run))), state_dir
+
+
+def locate_serving_state(run: RunContext) -> Path:
+    """Where workers and agent meet."""
+    return run.settings.locate(run.settings.serving.state) / run.dataset.model_name
+
+
+def write_serving_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> Path:
+    """Write what the service's processes read; no secret stands in it."""
+    import msgspec
+
+    from closedloop.adapters.feast import read_store_config
+    from closedloop.files import write_text
+    from closedloop.serving.worker import CONFIG_FILE, WorkerConfig
+
+    settings, state_dir = run.settings.serving, locate_serving_state(run)
+    names = {field.name for field in msgspec.structs.fields(WorkerConfig)}
+    values = {name: value for name, value in settings.model_dump().items() if name in names}
+    config = WorkerConfig(
+        **values,
+        model_name=run.dataset.model_name,
+        state_dir=str(state_dir),
+        bundled_dir=str(bundled_dir.resolve()) if bundled_dir else None,
+        online=read_store_config(run.settings, run.dataset.model_name),
+        feature_max_age_days=run.dataset.feature_max_age_days,
+        as_of=as_of,
+    )
+    server = {"host": settings.host, "port": settings.port, "workers": settings.workers}
+    text = msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(config), **server})).decode()
+    write_text(state_dir / CONFIG_FILE, text + "\n")
+    return state_dir / CONFIG_FILE
 
 
 def with_accuracy_min(dataset: DatasetConfig, accuracy_min: float) -> DatasetConfig:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from closedloop.cli_serving import app as serving_app
 from closedloop.environment import set_environment
 from closedloop.errors import ClosedloopError, ConfigError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(serving_app)
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model.")]
 RawOption = Annotated[Path, typer.Option(help="Canonical tables: customers, events, dropped rows.")]
@@ -214,12 +216,16 @@ def register(
     stage: Annotated[str | None, typer.Option(help="Staging or Production: the alias of that meaning.")] = None,
 ) -> None:
     """Register the evaluated model as a version; running it again registers nothing twice."""
-    from closedloop.bootstrap import build_tracking, load_run
+    import datetime as dt
+
+    from closedloop.bootstrap import build_store, build_tracking, load_run
     from closedloop.stages.register import register as run
 
     context = load_run(params)
     report = run(
         build_tracking(context),
+        build_store(context),
+        now=dt.datetime.now(dt.UTC),
         model_dir=model,
         gates_path=gates,
         run_path=run_file,
@@ -305,3 +311,7 @@ def main() -> None:
     except ClosedloopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

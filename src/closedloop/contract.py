@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ CONTRACT_VERSION = "1.0"
 MODEL_FILE = "model.onnx"
 CONTRACT_FILE = "contract.json"
 REFERENCE_FILE = "reference.parquet"
+JOIN_KEY = "customer_id"  # of every feature row, training row and online row
 
 
 class _Frozen(BaseModel):
@@ -82,6 +84,11 @@ class Lineage(_Frozen):
     train_snapshots: tuple[dt.date, ...] = ()
     validation_snapshots: tuple[dt.date, ...] = ()
     test_snapshots: tuple[dt.date, ...] = ()
+
+    def list_tags(self) -> dict[str, str]:
+        """All of it as tags of a run or a registered version; lists and mappings as JSON."""
+        found = self.model_dump(mode="json")
+        return {f"closedloop.{name}": json.dumps(value).strip('"') for name, value in found.items()}
 
 
 class ModelContract(_Frozen):
@@ -152,6 +159,21 @@ def digest_folder(folder: Path) -> str:
     for name in (MODEL_FILE, CONTRACT_FILE, REFERENCE_FILE):
         total.update(f"{name} {digest_file(folder / name)}\n".encode())
     return total.hexdigest()
+
+
+def check_digest(folder: Path, registered: str | None) -> str:
+    """The digest of a model folder, which must be the one that the registry's tag says.
+
+    Raises
+    ------
+    DataError
+        If it is another, or the registry says none.
+    """
+    found = digest_folder(folder)
+    if found != registered:
+        said = f"{registered[:12]}…" if registered else "nothing"
+        raise DataError(f"digest: {folder} is {found[:12]}…, the registry says {said}")
+    return found
 
 
 def encode_row(features: tuple[Feature, ...], row: dict[str, float | str | None]) -> np.ndarray:

@@ -55,6 +55,40 @@ class ReleaseSettings(_Section):
     auto_promote: bool = False
 
 
+class OperationsSettings(_Section):
+    """The operations store: predictions, outcomes, the deployment row. A password belongs in the environment."""
+
+    url: str = "sqlite:///state/operations.db"
+    predictions_keep_days: int = Field(default=400, ge=1)
+
+
+class ServingSettings(_Section):
+    """The service's addresses and limits.
+
+    ``tokens`` (environment only) is ``{token: [scope, ...]}`` with the scopes predict, outcomes and admin; without
+    any, requests need none. ``id_key`` (environment only) seals prediction ids: all replicas share one; without it
+    the state folder keeps one of its own. ``range_margin``: a numeric feature may leave the range seen in training
+    by this many of its widths.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=3000, ge=0, le=65535)
+    metrics_port: int = Field(default=8001, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    state: str = "state/serving"
+    tokens: dict[str, tuple[Literal["predict", "outcomes", "admin"], ...]] = Field(default={}, repr=False)
+    id_key: str = Field(default="", repr=False, max_length=64)
+    body_bytes_max: int = Field(default=1_000_000, ge=1_000)
+    batch_items_max: int = Field(default=1_000, ge=1)
+    queue_max: int = Field(default=512, ge=1)
+    outcomes_per_minute: int = Field(default=6_000, ge=1)
+    range_margin: float = Field(default=1.0, ge=0)
+    fsync_before_answer: bool = False
+    fsync_every_ms: int = Field(default=50, ge=1, le=50)
+    spool_segment_bytes: int = Field(default=16_000_000, ge=10_000)
+    disk_free_bytes_min: int = Field(default=50_000_000, ge=0)
+
+
 class _Environment(EnvSettingsSource):
     """The environment without the profile, which was decided before its file was read: an argument wins there."""
 
@@ -73,6 +107,8 @@ class Settings(BaseSettings):
     features: FeatureStoreSettings = FeatureStoreSettings()
     engine: EngineSettings = EngineSettings()
     release: ReleaseSettings = ReleaseSettings()
+    operations: OperationsSettings = OperationsSettings()
+    serving: ServingSettings = ServingSettings()
 
     @classmethod
     def settings_customise_sources(

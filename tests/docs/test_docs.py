@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 
@@ -15,11 +17,15 @@ from closedloop.core.gates import GateLimits
 from closedloop.core.metrics import measure_classification
 from closedloop.environment import TELEMETRY_OFF
 from closedloop.params import Params
+from closedloop.serving.app import Application
+from closedloop.serving.metrics import METRICS
+from closedloop.serving.worker import Worker, WorkerConfig
 from closedloop.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FREE_FORM = {"tuning.space", "model.params", "features.overrides"}
 
@@ -36,7 +42,18 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def list_commands() -> list[str]:
-    return [command.name or command.callback.__name__ for command in app.registered_commands]
+    """As they are typed; hidden ones are for other processes."""
+
+    def walk(group: click.Group, prefix: str = "") -> list[str]:
+        found = []
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                found += walk(command, f"{prefix}{name} ")
+            elif not command.hidden:
+                found.append(f"{prefix}{name}")
+        return found
+
+    return walk(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("command", list_commands())
@@ -45,8 +62,9 @@ def test_every_command_is_in_the_reference(command):
 
 
 def test_no_command_is_documented_that_does_not_exist():
-    named = set(re.findall(r"`closedloop ([a-z][a-z-]+)", README + REFERENCE))
-    assert named <= set(list_commands())
+    named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", README + REFERENCE + SERVING)
+    commands = set(list_commands())
+    assert [name for name in named if name not in commands and name.split()[0] not in commands] == []
 
 
 @pytest.mark.parametrize("key", list_keys(Params))
@@ -79,6 +97,18 @@ def test_every_figure_is_in_the_reference(figure):
 @pytest.mark.parametrize("target", re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 def test_every_make_target_is_documented(target):
     assert target == "help" or f"`make {target}`" in REFERENCE
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_every_metric_is_documented_as_it_is_shown(name):
+    labels = ", ".join(f"`{label}`" for label in METRICS[name].labels)
+    assert f"| `{name}` | {METRICS[name].type} | {labels} | {METRICS[name].help} |" in SERVING
+
+
+def test_the_routes_are_documented(tmp_path):
+    application = Application(Worker(WorkerConfig("test_churn", str(tmp_path))))
+    documented = dict(reversed(route) for route in re.findall(r"^\| `(GET|POST) (/\S+)` \|", SERVING, re.MULTILINE))
+    assert documented == {path: method for path, (method, *_) in application._routes.items()}
 
 
 def test_the_stage_table_has_the_stages_of_the_graph_in_order():

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime as dt
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from closedloop.contract import JOIN_KEY
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.featureset import FeatureSet
 from closedloop.params import merge_values
 from closedloop.settings import Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     from feast import FeatureStore
 
 ENTITY = "customer"
-JOIN_KEY = "customer_id"
 TIMESTAMP = "event_timestamp"
 ROW = "__row"
 
@@ -96,6 +97,8 @@ class Features:
         DataError
             If the store returns another number of rows than it was asked for, or rows without any feature.
         """
+        import pandas as pd
+
         with _quiet():
             store = _open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
             store.apply(self.build_objects(str(features_dir.resolve() / "*.parquet")))
@@ -141,7 +144,7 @@ class Features:
         newest = self.newest_materialized_at()
         if newest is not None and newest > snapshot_at:
             return False
-        with _quiet():
+        with _quiet(), _let_read_while_writing(self._config["online_store"]):
             # materialize_incremental would start from the wall clock, and silently write nothing for past dates
             second = dt.timedelta(seconds=1)
             self._store().materialize(snapshot_at - second, snapshot_at + second, feature_views=[self.features.service])
@@ -155,8 +158,14 @@ class Features:
             view = self._store().get_feature_view(self.features.service)
         except FeatureViewNotFoundException:
             return None
-        ends = [end for _, end in view.materialization_intervals]
-        return max(ends).astimezone(dt.UTC) - dt.timedelta(seconds=1) if ends else None
+        ends = [end.astimezone(dt.UTC) for _, end in view.materialization_intervals]
+        if not ends:
+            return None
+        # an interval may end later than its newest row: `feast materialize-incremental` ends it at the wall clock
+        days = [
+            dt.datetime.fromisoformat(f"{file.stem}T00:00:00+00:00") for file in self.offline_dir.glob("[0-9]*.parquet")
+        ]
+        return max((day for day in days if day <= max(ends)), default=None)
 
     def read_online(self, customer_ids: list[str], *, as_of: dt.datetime) -> OnlineRows:
         """Rows of customers from the online store, with their state at ``as_of``.
@@ -166,6 +175,7 @@ class Features:
         ServiceUnavailable
             If the store cannot be reached or does not hold this definition.
         """
+        import pandas as pd
         from feast.errors import FeastObjectNotFoundException
 
         try:
@@ -192,12 +202,19 @@ class Features:
 
 
 def read_store_config(settings: Settings, project: str) -> dict[str, Any]:
-    """``feature_repo/feature_store.yaml`` with the profile's overrides, its relative paths made absolute."""
+    """``feature_repo/feature_store.yaml`` with the profile's overrides, its relative paths made absolute.
+
+    An override that names a store's ``type`` replaces the store: Feast refuses one type's keys with another's.
+    """
     from closedloop.dataset import read_yaml
 
-    repo = settings.root / "feature_repo"
-    config = merge_values(read_yaml(repo / "feature_store.yaml"), settings.features.overrides, {"project": project})
-    config = copy.deepcopy(config)
+    repo, overrides = settings.root / "feature_repo", settings.features.overrides
+    base = {
+        name: value
+        for name, value in read_yaml(repo / "feature_store.yaml").items()
+        if "type" not in overrides.get(name, {})
+    }
+    config = copy.deepcopy(merge_values(base, overrides, {"project": project}))
     try:
         registry, online = config["registry"], config["online_store"]
         prefix = "sqlite:///"
@@ -239,9 +256,21 @@ def _open_store(config: dict[str, Any]) -> FeatureStore:
 
 
 @contextmanager
+def _let_read_while_writing(online: dict[str, Any]) -> Iterator[None]:
+    """SQLite's default journal locks readers out for as long as Feast writes: seconds, in one transaction."""
+    if online["type"] != "sqlite":
+        yield
+        return
+    with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        yield
+        # a log left beside the file would be taken for a part of any other file put in its place
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Feast prints what it materialises, and its Ibis store warns of its own deprecated calls."""
-    import contextlib
     import io
     import warnings
 

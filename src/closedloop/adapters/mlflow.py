@@ -61,11 +61,15 @@ class Tracking:
             mlflow.set_tracking_uri(self._uri)
             mlflow.set_registry_uri(self._uri)
             if mlflow.get_experiment_by_name(self.model_name) is None:
-                mlflow.create_experiment(self.model_name, artifact_location=f"{self._artifacts}/{self.model_name}")
+                mlflow.create_experiment(
+                    self.model_name,
+                    artifact_location=f"{self._artifacts}/{self.model_name}",
+                    tags={"mlflow.experimentKind": "custom_model_development"},  # else the UI opens on its GenAI side
+                )
             mlflow.set_experiment(self.model_name)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
         except MlflowException as error:
-            raise ServiceUnavailable(f"MLflow at {_hide_password(self._uri)}: {error}") from error
+            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}")) from None
         with run:
             yield run.info.run_id
 
@@ -110,16 +114,20 @@ class Tracking:
 
         mlflow.log_metrics({f"{prefix}{name}": float(value) for name, value in metrics.items() if value == value})
 
-    def log_curve(self, name: str, values: list[float]) -> None:
-        """One metric over steps 0..n-1 of the open run."""
+    def log_curves(self, curves: pd.DataFrame) -> None:
+        """Metrics of the open run over its steps: column ``step``, and one column a metric."""
         import time
 
         import mlflow
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        run_id = mlflow.active_run().info.run_id
-        self.client.log_batch(run_id, [Metric(name, value, now, step) for step, value in enumerate(values)])
+        points = [
+            Metric(name, float(value), now, int(step))
+            for name in curves.columns.drop("step")
+            for step, value in zip(curves["step"], curves[name], strict=True)
+        ]
+        self.client.log_batch(mlflow.active_run().info.run_id, points[:1000])  # MLflow takes no more at once
 
     def log_inputs(self, frames: Mapping[str, tuple[pd.DataFrame, Path, str]]) -> None:
         """Data set inputs of the open run: by name, the frame, its file and the file's digest."""
@@ -211,7 +219,7 @@ class Tracking:
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            raise ServiceUnavailable(f"MLflow at {_hide_password(self._uri)}: {error}") from error
+            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}")) from None
 
     def set_challenger(self, version: str) -> None:
         """Point the alias ``challenger`` at a version."""
@@ -249,6 +257,41 @@ class Tracking:
             ) from error
 
 
+class VersionSource:
+    """The registry as the service needs it: a version's folder with the digest that its tag says."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+
+    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
+        """Download a version's contract folder into ``folder``; returns where it is and the tagged digest.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the registry or its artifacts cannot be reached.
+        DataError
+            If there is no such version, or it carries no digest.
+        """
+        from mlflow.exceptions import MlflowException
+
+        name = self._tracking.model_name
+        try:
+            found = self._tracking.client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise DataError(f"{name} has no version {version}") from error
+            raise ServiceUnavailable(_hide_password(f"{name} version {version}: {error}")) from None
+        if DIGEST_TAG not in found.tags:
+            raise DataError(f"{name} version {version} carries no digest ({DIGEST_TAG})")
+        return self._tracking.fetch_contract(found, folder), found.tags[DIGEST_TAG]
+
+    def read_champion_version(self) -> str | None:
+        """The version that the alias names, or None."""
+        found = self._tracking.read_alias(CHAMPION)
+        return None if found is None else str(found.version)
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -257,7 +300,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value.isoformat() if isinstance(value, dt.date) else value
 
 
-def _hide_password(uri: str) -> str:
+def _hide_password(text: str) -> str:
+    """A message without the user and password of the addresses in it."""
     import re
 
-    return re.sub(r"//[^@/]*@", "//***@", uri)
+    return re.sub(r"//[^@/\s]*@", "//***@", text)

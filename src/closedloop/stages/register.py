@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.store import Store
 
 # MLflow's deprecated stages, for those used to them.
 ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
@@ -21,7 +22,9 @@ ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
 
 def register(
     tracking: Tracking,
+    store: Store,
     *,
+    now: dt.datetime,
     model_dir: Path,
     gates_path: Path,
     run_path: Path,
@@ -34,6 +37,10 @@ def register(
 
     Parameters
     ----------
+    store
+        Whose deployment row says what serves.
+    now
+        The time that a release is recorded with (UTC).
     auto_promote
         Make the first version, or one that won against the champion, champion at once.
     model_name
@@ -63,22 +70,28 @@ def register(
         run = read_json(run_path, made_by="closedloop train")
         if run.get("folder_sha256") != folder_sha256:
             raise DataError(f"{run_path} is of another model than {model_dir}: run 'closedloop train' again")
-        lineage = json.loads(contract.lineage.model_dump_json())
-        tags = {f"closedloop.{name}": json.dumps(value).strip('"') for name, value in lineage.items()}
-        tags |= {DIGEST_TAG: folder_sha256, GATES_TAG: "passed", "closedloop.feature_service": contract.feature_service}
+        tags = contract.lineage.list_tags() | {
+            DIGEST_TAG: folder_sha256,
+            GATES_TAG: "passed",
+            "closedloop.feature_service": contract.feature_service,
+        }
         version = tracking.register(run["model_uri"], run["run_id"], tags)
     champion = tracking.read_alias(CHAMPION)
     is_champion = champion is not None and champion.version == version.version
+    promoted = False
     if not is_champion:
         wanted = ALIAS_OF_STAGE.get(stage or "") == CHAMPION or (stage is None and auto_promote)
         if created or wanted or is_interrupted(version, champion, tracking.read_alias(CHALLENGER)):
             tracking.set_challenger(version.version)
         if wanted:
-            is_champion = promote(tracking, verdict, version.version, champion, required=stage is not None)
+            promoted = may_be_champion(verdict, version.version, champion, required=stage is not None)
+    store.upgrade()
+    if promoted or (is_champion and store.read_deployment(contract.model_name) is None):
+        deploy_champion(tracking, store, version.version, now=now)
     report = {
         "model_name": contract.model_name,
         "version": int(version.version),
-        "alias": "champion" if is_champion else "challenger",
+        "alias": "champion" if is_champion or promoted else "challenger",
         "folder_sha256": folder_sha256,
     }
     write_json(registration_path, report)
@@ -107,8 +120,8 @@ def check_request(
         raise GateFailed("the model did not pass its evaluation and is not registered:\n  " + "\n  ".join(failed))
 
 
-def promote(tracking: Tracking, verdict: dict[str, Any], version: str, champion: Any, *, required: bool) -> bool:
-    """Make a first version or a winner champion; anything else stays challenger, or is refused if ``required``."""
+def may_be_champion(verdict: dict[str, Any], version: str, champion: Any, *, required: bool) -> bool:
+    """Whether a version is the first or a winner; anything else stays challenger, or is refused if ``required``."""
     from closedloop.adapters.mlflow import DIGEST_TAG
 
     compared = (verdict["champion"] or {}).get("folder_sha256")
@@ -122,6 +135,23 @@ def promote(tracking: Tracking, verdict: dict[str, Any], version: str, champion:
     if not won and required:
         reason = (verdict["comparison"] or verdict["champion"] or {}).get("reason", "it was not compared")
         raise GateFailed(f"version {version} did not win against the champion and cannot be Production: {reason}")
-    if won:
-        tracking.move_champion(version)
     return won
+
+
+def deploy_champion(tracking: Tracking, store: Store, version: str, *, now: dt.datetime) -> None:
+    """Let a version serve all customers, and its alias say so; nothing changes where it does already.
+
+    The row is what serves; killed between the two writes, the next registration mends the alias.
+    """
+    from closedloop.adapters.mlflow import CHAMPION
+    from closedloop.adapters.store import Deployment
+
+    name = tracking.model_name
+    row = store.read_deployment(name)
+    if row is None or row.champion_version != version:
+        revision = row.revision if row else 0
+        salt = f"{name}-{revision + 1}"
+        store.write_deployment(Deployment(name, revision, version, salt, now), expected_revision=revision)
+    alias = tracking.read_alias(CHAMPION)
+    if alias is None or alias.version != version:
+        tracking.move_champion(version)

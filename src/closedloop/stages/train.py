@@ -8,27 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from closedloop.adapters.tables import read_table, write_table
-from closedloop.contract import (
-    CONTRACT_FILE,
-    MODEL_FILE,
-    REFERENCE_FILE,
-    Feature,
-    GoldenRow,
-    Lineage,
-    ModelContract,
-    NumericFeature,
-    ReferenceStatistics,
-    digest_file,
-    digest_folder,
-)
+from closedloop.adapters.tables import read_table
+from closedloop.contract import Feature, Lineage, digest_folder
 from closedloop.dataset import DatasetConfig
 from closedloop.featureset import FeatureSet
 from closedloop.files import replace_folder, write_json
 from closedloop.params import Params
+from closedloop.stages.model_folder import write_model
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -39,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
 PIPELINE_FILE = "pipeline.skops"
-REFERENCE_ROWS_MAX = 50_000
-GOLDEN_ROWS = 20
 IMPORTANCE_ROWS_MAX = 3_000
 
 
@@ -86,34 +72,36 @@ def train(
 
     rows = {part: read_table(training_dir / f"{part}.parquet", made_by="closedloop training-set") for part in PARTS}
     lineage = describe_lineage(params, dataset, training_dir, rows)
-    tags = {
-        "closedloop.dataset": dataset.name,
-        "closedloop.as_of": str(params.as_of),
-        "git_commit": lineage["git_commit"],
-    }
-    with tracking.start_run(f"{params.model.type} {params.as_of}", tags=tags) as run_id:
+    with tracking.start_run(f"{params.model.type} {params.as_of}", tags=lineage.list_tags()) as run_id:
         tracking.log_params(params.model_dump(exclude={"tuning": {"space"}}))
         found = search_parameters(params, dataset, feature_set, tracking, rows["train"], use_wandb=use_wandb)
         logger.info("fitting %s on %d rows", params.model.type, len(rows["train"]))
         fitted = fit(params, feature_set, found, rows)
         with replace_folder(model_dir) as folder:
-            write_model(folder, fitted, params, dataset, feature_set, rows["test"], lineage)
+            write_model(
+                folder,
+                fitted.pipeline,
+                features=fitted.features,
+                threshold=fitted.threshold,
+                params=params,
+                dataset=dataset,
+                feature_service=feature_set.service,
+                test=rows["test"],
+                lineage=lineage,
+            )
         logger.info("measuring and drawing")
         report = measure(fitted, rows)
         with replace_folder(figures_dir) as figures, replace_folder(plots_dir) as plots:
-            draw(fitted, rows, figures, plots)
+            tracking.log_curves(draw(fitted, rows, figures, plots))
         with replace_folder(pipeline_dir) as folder:
             save_pipeline(folder / PIPELINE_FILE, fitted.pipeline)
         logger.info("logging run %s", run_id)
         inputs = {
-            part: (rows[part], training_dir / f"{part}.parquet", lineage["data_md5"][f"{part}.parquet"])
-            for part in PARTS
+            part: (rows[part], training_dir / f"{part}.parquet", lineage.data_md5[f"{part}.parquet"]) for part in PARTS
         }
         tracking.log_inputs(inputs)
         for part in ("train", "validation"):
             tracking.log_metrics(report[part], prefix=f"{part}_")
-        tags = {f"closedloop.{name}": str(value) for name, value in lineage.items()}
-        tracking.set_tags(tags)
         model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][list(feature_set.names)].head(3))
         write_json(metrics_path, report)
         tracking.log_files(
@@ -128,7 +116,7 @@ def train(
 
 def describe_lineage(
     params: Params, dataset: DatasetConfig, training_dir: Path, rows: dict[str, pd.DataFrame]
-) -> dict[str, Any]:
+) -> Lineage:
     """Commit, digests and snapshots behind this training set; MD5, since that is what DVC's lock file holds."""
     import hashlib
 
@@ -141,20 +129,19 @@ def describe_lineage(
             digests[f"{part}.parquet"] = hashlib.file_digest(
                 stream, lambda: hashlib.md5(usedforsecurity=False)
             ).hexdigest()
-    snapshots: dict[str, list[dt.date]] = {}
+    snapshots: dict[str, tuple[dt.date, ...]] = {}
     for part in PARTS:
-        snapshots[f"{part}_snapshots"] = sorted(
-            {time.date() for time in rows[part]["event_timestamp"].drop_duplicates()}
-        )
-    return {
-        "dataset": dataset.name,
-        "as_of": params.as_of,
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "data_md5": digests,
-        "params_md5": params.digest_md5(),
+        days = {time.date() for time in rows[part]["event_timestamp"].drop_duplicates()}
+        snapshots[f"{part}_snapshots"] = tuple(sorted(days))
+    return Lineage(
+        dataset=dataset.name,
+        as_of=params.as_of,
+        git_commit=commit,
+        git_dirty=dirty,
+        data_md5=digests,
+        params_md5=params.digest_md5(),
         **snapshots,
-    }
+    )
 
 
 def search_parameters(
@@ -248,62 +235,6 @@ def fit(
     return Fitted(pipeline, uncalibrated, features, calibration, threshold, hyper_parameters)
 
 
-def write_model(
-    folder: Path,
-    fitted: Fitted,
-    params: Params,
-    dataset: DatasetConfig,
-    feature_set: FeatureSet,
-    test: pd.DataFrame,
-    lineage: dict[str, Any],
-) -> None:
-    """The contract folder: model.onnx, contract.json and reference.parquet."""
-    from closedloop.adapters.onnx import export_model
-    from closedloop.adapters.onnxruntime import OnnxScorer
-    from closedloop.core.estimators import encode_frame
-
-    export_model(fitted.pipeline, folder / MODEL_FILE, len(fitted.features))
-    scorer = OnnxScorer(folder / MODEL_FILE)
-    reference = test
-    if len(test) > REFERENCE_ROWS_MAX:
-        reference = test.sample(REFERENCE_ROWS_MAX, random_state=params.seed).sort_index()
-    scores = scorer.score(encode_frame(fitted.features, reference))
-    write_table(folder / REFERENCE_FILE, reference.assign(score=scores))
-    places = np.linspace(0, len(reference) - 1, min(GOLDEN_ROWS, len(reference))).astype(int)
-    golden = [
-        GoldenRow(features=_plain(reference.iloc[place], feature_set.names), score=float(scores[place]))
-        for place in places
-    ]
-    contract = ModelContract(
-        model_name=dataset.model_name,
-        model_type=params.model.type,
-        model_sha256=digest_file(folder / MODEL_FILE),
-        features=fitted.features,
-        feature_service=feature_set.service,
-        threshold=fitted.threshold,
-        horizon_days=dataset.label.horizon_days if dataset.label else None,
-        lineage=Lineage(**lineage),
-        golden_rows=tuple(golden),
-        reference={feature.name: summarise(feature, reference[feature.name]) for feature in fitted.features},
-    )
-    (folder / CONTRACT_FILE).write_text(contract.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def summarise(feature: Feature, values: pd.Series) -> ReferenceStatistics:
-    """Statistics of one feature in the reference rows."""
-    missing = float(values.isna().mean())
-    if isinstance(feature, NumericFeature):
-        known = values.dropna()
-        if known.empty:
-            return ReferenceStatistics(rows=len(values), missing_share=missing)
-        mean, deviation = float(known.mean()), float(known.std(ddof=0))
-        return ReferenceStatistics(rows=len(values), missing_share=missing, mean=mean, standard_deviation=deviation)
-    shares = values.value_counts(normalize=True).sort_index()
-    return ReferenceStatistics(
-        rows=len(values), missing_share=missing, shares={str(k): float(v) for k, v in shares.items()}
-    )
-
-
 def measure(fitted: Fitted, rows: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Figures of the train and validation rows, and what was decided."""
     from closedloop.core.estimators import score
@@ -317,8 +248,8 @@ def measure(fitted: Fitted, rows: dict[str, pd.DataFrame]) -> dict[str, Any]:
     return report
 
 
-def draw(fitted: Fitted, rows: dict[str, pd.DataFrame], figures: Path, plots: Path) -> None:
-    """Pictures and plot data of the validation rows."""
+def draw(fitted: Fitted, rows: dict[str, pd.DataFrame], figures: Path, plots: Path) -> pd.DataFrame:
+    """Pictures and plot data of the validation rows; returns the training curve."""
     from sklearn.inspection import permutation_importance
 
     from closedloop.adapters.pictures import draw_importance, draw_scores, draw_training_curve
@@ -340,7 +271,4 @@ def draw(fitted: Fitted, rows: dict[str, pd.DataFrame], figures: Path, plots: Pa
     importance = pd.DataFrame(columns).sort_values(["mean", "feature"], ascending=[False, True])
     importance.to_csv(plots / "importance.csv", index=False)
     draw_importance(figures / "importance.png", importance)
-
-
-def _plain(row: pd.Series, names: tuple[str, ...]) -> dict[str, float | str | None]:
-    return {name: None if pd.isna(row[name]) else row[name] for name in names}
+    return curve

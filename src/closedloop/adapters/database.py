@@ -1,0 +1,232 @@
+"""A SQLAlchemy database, SQLite or PostgreSQL: transactions, its schema's revision, and errors that say what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VALUE_ERRORS = (sa.exc.DataError, sa.exc.IntegrityError)
+UPGRADE_LOCK = 0x636C6F73  # any number, as long as every release takes the same
+LOCK_WAIT_SECONDS = 10
+# A host that is gone without a word must not hang the caller. The address' own query string wins.
+POSTGRES_LIMITS = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "15000",
+    "options": f"-c lock_timeout={LOCK_WAIT_SECONDS}s",
+}
+
+
+class Database:
+    """The operations store's database; for any number of threads, and not to be taken through a fork.
+
+    Its methods, and those of what is built on it, raise ServiceUnavailable if it is unreachable, locked, full or
+    damaged, ConfigError if its schema is not this release's, and DataError for a value that its column refuses. No
+    message holds the password.
+
+    Parameters
+    ----------
+    url
+        ``sqlite:///file`` or ``postgresql://user:password@host/database``.
+
+    Raises
+    ------
+    ConfigError
+        If the address is of another kind, or its driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _create_engine(url)
+        self._schema_known = False
+        self._name = f"operations store {self._engine.url.set(query={}).render_as_string(hide_password=True)}"
+        self._dialect = self._engine.dialect.name
+        self._insert_into = sqlite.insert if self._dialect == "sqlite" else postgresql.insert
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    def upgrade(self) -> None:
+        """Create the tables or bring them to this release; any number of processes may do so at once.
+
+        Raises
+        ------
+        ConfigError
+            If a newer release has upgraded the store, or its folder cannot be made.
+        ServiceUnavailable
+            If the database is unreachable or full, or another upgrade takes longer than 10 seconds.
+        """
+        from alembic import command
+
+        prepared = self._prepare_file() if self._dialect == "sqlite" else nullcontext()
+        with (
+            self._explain_errors(),
+            prepared,
+            self._connect("BEGIN IMMEDIATE") as connection,
+            connection.begin(),
+        ):
+            if self._dialect == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+            self._read_revision(connection)
+            command.upgrade(_configure_alembic(connection), "head")
+
+    @contextmanager
+    def _prepare_file(self) -> Iterator[None]:
+        """Make the folder, lock it for the length of the block, and let readers of the file go on beside a writer."""
+        folder = Path(self._engine.url.database or "").parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(f"operations.url: {folder} cannot be made ({error.strerror})") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two that change the journal's mode at once do not wait for each other
+            with self._connect(None) as connection:  # it cannot change inside a transaction
+                connection.execute(sa.text("PRAGMA journal_mode = WAL"))
+            yield
+        finally:
+            os.close(lock)
+
+    def _connect(self, begin: str | None) -> sa.Connection:
+        """A connection; ``begin`` is how SQLite's transaction starts, and None stands for none, on PostgreSQL too."""
+        options = {"isolation_level": "AUTOCOMMIT"} if begin is None and self._dialect == "postgresql" else {}
+        return self._engine.connect().execution_options(begin=begin, **options)
+
+    def _insert_new(self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> int:
+        """Insert rows with the same keys, but for those that are there already; returns how many were not."""
+        statement = self._insert_into(table)
+        if self._dialect == "sqlite":
+            return connection.execute(statement.on_conflict_do_nothing(), rows).rowcount
+        # One JSON document is twice as fast as a row at a time, and costs this process a sixth.
+        times = [value for row in rows for value in row.values() if isinstance(value, dt.datetime)]
+        if any(value.tzinfo is None for value in times):
+            raise ValueError("a time without a zone")
+        columns = [sa.column(name, table.c[name].type) for name in rows[0]]
+        document = sa.func.json_to_recordset(sa.bindparam("rows", rows, type_=sa.JSON))
+        read = document.table_valued(*columns).render_derived(with_types=True)
+        chosen = statement.from_select(list(rows[0]), sa.select(*read.c))
+        return connection.execute(chosen.on_conflict_do_nothing()).rowcount
+
+    @contextmanager
+    def _begin(self, *, write: bool = True) -> Iterator[sa.Connection]:
+        """A transaction, committed when the block succeeds."""
+        with self._explain_errors():
+            self._require_schema()
+            # a writer takes SQLite's lock at once: one that reads first could be refused it without waiting
+            with self._connect("BEGIN IMMEDIATE" if write else "BEGIN") as connection, connection.begin():
+                yield connection
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        """Turn SQLAlchemy's errors into ours, without their cause, whose text quotes customers' values."""
+        try:
+            yield
+        except VALUE_ERRORS as error:
+            raise DataError(f"{self._name}: {describe_cause(error)}") from None
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise ServiceUnavailable(f"{self._name}: {describe_cause(error)}") from None
+
+    def _require_schema(self) -> None:
+        if self._schema_known:
+            return
+        with self._connect("BEGIN") as connection:
+            found, newest = self._read_revision(connection)
+        if found != newest:
+            state = "has no tables yet" if found is None else f"is at revision {found}, this release needs {newest}"
+            raise ConfigError(f"{self._name}: it {state}; run `closedloop store upgrade`")
+        self._schema_known = True
+
+    def _read_revision(self, connection: sa.Connection) -> tuple[str | None, str]:
+        """The store's revision and this release's."""
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        known = [script.revision for script in ScriptDirectory.from_config(_configure_alembic()).walk_revisions()]
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found is not None and found not in known:
+            raise ConfigError(
+                f"{self._name}: it is at revision {found}, which a newer release made; this one knows up to "
+                f"{known[0]}: install the newer one"
+            )
+        return found, known[0]
+
+
+def _create_engine(address: str) -> sa.Engine:
+    allowed = "allowed are sqlite:///file and postgresql://user:password@host/database"
+    try:
+        url = sa.make_url(address)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        arguments: dict[str, Any] = {}
+        if url.drivername == "sqlite":
+            # isolation_level None: Python's driver would begin transactions late, and commit before a table is made
+            arguments = {"timeout": LOCK_WAIT_SECONDS, "isolation_level": None}
+        elif url.drivername == "postgresql+psycopg":
+            url = url.set(query=POSTGRES_LIMITS | dict(url.query))
+        else:
+            raise ConfigError(f"operations.url: found {url.drivername}, {allowed}")
+        engine = sa.create_engine(
+            url,
+            connect_args=arguments,
+            pool_pre_ping=True,
+            execution_options={"preserve_rowcount": True},  # of an insert too
+            json_serializer=lambda values: msgspec.json.encode(values).decode(),
+            json_deserializer=msgspec.json.decode,
+        )
+    except sa.exc.ArgumentError:
+        raise ConfigError(f"operations.url: it is not an address; {allowed}") from None  # it may hold a password
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"operations.url needs the Python package {error.name}: install closedloop[postgres]"
+        ) from None
+    if url.drivername == "sqlite":
+        sa.event.listen(engine, "connect", _enforce_references)
+        sa.event.listen(engine, "begin", _begin_transaction)
+    return engine
+
+
+def _enforce_references(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_transaction(connection: sa.Connection) -> None:
+    begin = connection.get_execution_options()["begin"]
+    if begin is not None:
+        connection.exec_driver_sql(begin)
+
+
+def _configure_alembic(connection: sa.Connection | None = None) -> Config:
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "closedloop:migrations")
+    return config
+
+
+def is_fault_of_row(error: sa.exc.StatementError | ValueError) -> bool:
+    """Whether a value is to blame: converting it failed, its column refused it, or it is too long for an index."""
+    too_long = str(getattr(getattr(error, "orig", None), "sqlstate", "")).startswith("54")
+    return too_long or not isinstance(error, sa.exc.DBAPIError) or isinstance(error, VALUE_ERRORS)
+
+
+def describe_cause(error: Exception) -> str:
+    """The driver's own words on one line, without the statement, and without the row that PostgreSQL quotes."""
+    cause = getattr(error, "orig", None) or error
+    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return " ".join(str(primary or cause).split())

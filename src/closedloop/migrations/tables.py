@@ -1,0 +1,103 @@
+"""The tables of the operations store, the same on SQLite and PostgreSQL.
+
+A change here needs a file in ``versions/``, written by hand, that does the same to a store that exists.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class UtcDateTime(sa.TypeDecorator[dt.datetime]):
+    """An instant to the microsecond; SQLite keeps no zone and PostgreSQL gives the session's, so UTC in and out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, _dialect: sa.Dialect) -> dt.datetime | None:
+        """Convert to UTC; a time without a zone is refused."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value}")
+        return value if value is None else value.astimezone(dt.UTC)
+
+    def process_result_value(self, value: dt.datetime | None, _dialect: sa.Dialect) -> dt.datetime | None:
+        """Say that it is UTC, or convert to it."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+class FeatureValues(sa.TypeDecorator[tuple[float | str | None, ...]]):
+    """The values of one row of features, as a JSON list."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def process_result_value(self, value: list[Any] | None, _dialect: sa.Dialect) -> tuple[Any, ...] | None:
+        """Give a tuple, as it went in."""
+        return None if value is None else tuple(value)
+
+
+METADATA = sa.MetaData()
+
+PREDICTIONS = sa.Table(
+    "predictions",
+    METADATA,
+    sa.Column("prediction_id", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("predicted_at", UtcDateTime, nullable=False),
+    sa.Column("features", FeatureValues, nullable=False),
+    sa.Column("score", sa.Double, sa.CheckConstraint("score >= 0 AND score <= 1", "score_range"), nullable=False),
+    sa.Column("decision", sa.SmallInteger, sa.CheckConstraint("decision IN (0, 1)", "decision_range"), nullable=False),
+    sa.Column("latency_ms", sa.Double, nullable=False),
+    sa.Column("customer_id", sa.Text),
+    sa.Column("features_as_of", UtcDateTime),
+    sa.Column("answered_id", sa.Text),
+    sa.Column("forced", sa.Boolean, nullable=False),
+    # from which the horizon counts: features_as_of, else the midnight before predicted_at
+    sa.Column("snapshot_at", UtcDateTime, nullable=False),
+    sa.Index("predictions_by_time", "model_name", "predicted_at"),
+    sa.Index("predictions_by_customer", "customer_id"),
+)
+
+OUTCOMES = sa.Table(
+    "outcomes",
+    METADATA,
+    # the order of arrival: the lowest of a prediction counts, the others are corrections
+    sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("prediction_id", sa.ForeignKey("predictions.prediction_id", ondelete="CASCADE"), nullable=False),
+    sa.Column("outcome", sa.SmallInteger, sa.CheckConstraint("outcome IN (0, 1)", "outcome_range"), nullable=False),
+    sa.Column("reported_at", UtcDateTime, nullable=False),
+    # the same report, read twice, is one
+    sa.UniqueConstraint("prediction_id", "reported_at", "outcome", name="outcomes_once"),
+)
+
+DEPLOYMENTS = sa.Table(
+    "deployments",
+    METADATA,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("champion_version", sa.Text, nullable=False),
+    sa.Column("challenger_version", sa.Text),
+    sa.Column("challenger_mode", sa.Text, sa.CheckConstraint("challenger_mode IN ('shadow', 'canary')", "known_mode")),
+    sa.Column("weight", sa.Double, sa.CheckConstraint("weight >= 0 AND weight <= 1", "weight_range"), nullable=False),
+    sa.Column("salt", sa.Text, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("(challenger_version IS NULL) = (challenger_mode IS NULL)", "mode_of_challenger"),
+)
+
+SPOOL_POSITIONS = sa.Table(
+    "spool_positions",
+    METADATA,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("spool", sa.Text, primary_key=True),
+    sa.Column("segment", sa.BigInteger, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+)

@@ -1,0 +1,92 @@
+"""Starts the service: ``python -m closedloop.serving CONFIG`` (what ``closedloop serve`` becomes), workers and agent.
+
+The agent is a process of its own: started again when it dies, ended with the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from closedloop.serving.logs import LOG_CONFIG
+from closedloop.serving.worker import CONFIG_VARIABLE
+
+RESTART_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+class ServerConfig(msgspec.Struct, frozen=True):
+    """Addresses and limits of the HTTP server; the worker's values stand in the same file."""
+
+    host: str = "127.0.0.1"
+    port: int = 3000
+    workers: int = 1
+    agent: bool = True
+
+
+def keep_agent(stopping: threading.Event) -> None:
+    """Run the agent beside the workers, and start it again if it ends."""
+    command = [sys.executable, "-m", "closedloop.cli", "serve-agent"]
+    while not stopping.is_set():
+        agent = subprocess.Popen(command)
+        while agent.poll() is None and not stopping.wait(0.2):
+            pass
+        if agent.poll() is None:
+            agent.send_signal(signal.SIGTERM)
+            try:
+                agent.wait(15)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+        elif not stopping.wait(RESTART_SECONDS):
+            logger.error("the agent ended with status %s and is started again", agent.returncode)
+
+
+def main() -> None:
+    """Serve until told to stop: SIGTERM lets open requests finish."""
+    import uvicorn
+
+    path = Path(sys.argv[1])
+    config = msgspec.json.decode(path.read_bytes(), type=ServerConfig)
+    os.environ[CONFIG_VARIABLE] = str(path)
+    logging.config.dictConfig(LOG_CONFIG)
+    stopping = threading.Event()
+    keeper = threading.Thread(target=keep_agent, args=(stopping,), name="agent")
+    # the server raises a signal again once it has shut down: this turns it into an exit that ends the agent too
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    if config.agent:
+        keeper.start()
+    try:
+        uvicorn.run(
+            "closedloop.serving.app:create_application",
+            factory=True,
+            host=config.host,
+            port=config.port,
+            workers=config.workers,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=LOG_CONFIG,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=10,
+            backlog=1024,
+        )
+    finally:
+        stopping.set()
+        if config.agent:
+            keeper.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The HTTP service as one plain ASGI application: what BentoML mounts, and what production starts without its stack."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from closedloop.errors import ServiceUnavailable
+from closedloop.records import Prediction
+from closedloop.serving.openapi import PAGE, describe_service
+from closedloop.serving.outcomes import OutcomeIntake
+from closedloop.serving.requests import Breach, RefusedRequest, shorten
+from closedloop.serving.slots import Serving
+from closedloop.serving.worker import CONFIG_VARIABLE, Worker, read_config
+
+logger = logging.getLogger(__name__)
+BODY_SECONDS = 10.0
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Handler = Callable[["Call"], Awaitable["Answer"]]
+JSON, HTML = b"application/json", b"text/html; charset=utf-8"
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder().decode
+
+
+class Answer(NamedTuple):
+    """What goes back."""
+
+    body: bytes
+    status: int = 200
+    kind: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Call(NamedTuple):
+    """One HTTP request: lower-case headers, when it came, and its own id until it names one."""
+
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    arrived: float
+    request_id: str
+
+
+class PredictAnswer(msgspec.Struct, frozen=True):
+    """The answer to one prediction request."""
+
+    prediction: int
+    probability: float
+    model_version: str
+    variant: str
+    prediction_id: str
+    request_id: str
+    features_as_of: str | None
+    latency_ms: float
+
+
+class ClientGone(Exception):
+    """The client has closed its connection before it sent all of its request."""
+
+
+class Application:
+    """Routes requests, checks tokens and limits, and turns every refusal into one documented shape."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._config = worker.config
+        self._outcomes = OutcomeIntake(worker.log, worker.config.outcomes_per_minute, worker.id_key)
+        self._open_requests = 0
+        self._tokens = {token.encode(): frozenset(scopes) for token, scopes in worker.tokens.items()}
+        self._routes: dict[str, tuple[str, str | None, Handler]] = {
+            "/predict": ("POST", "predict", self._predict),
+            "/predict/batch": ("POST", "predict", self._predict_batch),
+            "/outcomes": ("POST", "outcomes", self._report_outcomes),
+            "/health": ("GET", None, self._health),
+            "/readyz": ("GET", None, self._ready),
+            "/model/info": ("GET", "", self._model_info),
+            "/openapi.json": ("GET", "", self._openapi),
+            "/docs": ("GET", "", self._docs),
+        }
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """One request, or the server's start and stop."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        self._worker.start()  # a mounted application hears of no start
+        arrived = time.perf_counter()
+        call = Call(dict(scope["headers"]), receive, arrived, os.urandom(8).hex())
+        try:
+            answer = await self._answer(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")), call)
+        except ClientGone:
+            return
+        head = [(b"content-type", answer.kind), (b"content-length", str(len(answer.body)).encode()), *answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": head})
+        await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
+        self._worker.metrics.count_request(answer.status, time.perf_counter() - arrived)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._worker.start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self._worker.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _answer(self, method: str, path: str, call: Call) -> Answer:
+        try:
+            return await self._route(method, path, call)
+        except RefusedRequest as refused:
+            logger.info("%s %s refused: %s", method, path, refused.code, extra={"request_id": call.request_id})
+            return refuse(refused, call.request_id)
+        except ServiceUnavailable as error:
+            logger.warning("%s %s: %s", method, path, error, extra={"request_id": call.request_id})
+            unavailable = RefusedRequest("unavailable", str(error), status=503, retry_after=1)
+            return refuse(unavailable, call.request_id)
+        except (ClientGone, asyncio.CancelledError):
+            raise
+        except Exception:
+            logger.exception("%s %s failed", method, path, extra={"request_id": call.request_id})
+            return refuse(RefusedRequest("internal", "an error of this service", status=500), call.request_id)
+
+    async def _route(self, method: str, path: str, call: Call) -> Answer:
+        route = self._routes.get(path)
+        scope = "" if route is None else route[1]  # health alone has none
+        if self._tokens and scope is not None:
+            self._authorise(call, scope)
+        if route is None:
+            raise RefusedRequest("not_found", f"there is no {path[:80]}", status=404)
+        if method != route[0] and not (method == "HEAD" and route[0] == "GET"):
+            answer = RefusedRequest("method_not_allowed", f"{path} takes {route[0]}", status=405)
+            return refuse(answer, call.request_id)._replace(headers=((b"allow", route[0].encode()),))
+        if self._open_requests >= self._config.queue_max and route[1] is not None:
+            raise RefusedRequest("queue_full", "too many requests are waiting", status=429, retry_after=1)
+        self._open_requests += 1
+        try:
+            return await route[2](call)
+        finally:
+            self._open_requests -= 1
+
+    def _authorise(self, call: Call, scope: str) -> None:
+        """Refuse a call without a token, or with one that lacks the scope ("" asks for any token)."""
+        given = call.headers.get(b"authorization", b"")
+        kind, _, token = given.partition(b" ")
+        scopes: frozenset[str] | None = None
+        for known, known_scopes in self._tokens.items():  # all are compared, so that time tells nothing
+            if hmac.compare_digest(known, token.strip()):
+                scopes = known_scopes
+        if kind.lower() != b"bearer" or scopes is None:
+            raise RefusedRequest("unauthorised", "a valid token is required", status=401)
+        if scope and scope not in scopes and "admin" not in scopes:
+            raise RefusedRequest("forbidden", f"the token lacks the scope {scope}", status=403)
+
+    def _require_serving(self) -> Serving:
+        serving = self._worker.slots.serving
+        if serving is None:
+            raise ServiceUnavailable("no model is ready")
+        return serving
+
+    def _read_version(self, call: Call) -> str | None:
+        """The version that the header asks for, which only an administrator may."""
+        found = call.headers.get(b"x-model-version")
+        if found is None:
+            return None
+        if self._tokens:
+            self._authorise(call, "admin")
+        return found.decode("latin-1")
+
+    async def _predict(self, call: Call) -> Answer:
+        serving = self._require_serving()
+        version = self._read_version(call)
+        body = parse_body(await read_body(call, self._config.body_bytes_max))
+        request = serving.checker.check(body, call.request_id)
+        prediction = await self._worker.batcher.submit(request, serving, arrived=call.arrived, version=version)
+        return Answer(encode(describe(prediction, call.arrived)))
+
+    async def _predict_batch(self, call: Call) -> Answer:
+        serving = self._require_serving()
+        version = self._read_version(call)
+        items = parse_body(await read_body(call, self._config.body_bytes_max))
+        if type(items) is not list or not 0 < len(items) <= self._config.batch_items_max:
+            found = len(items) if type(items) is list else shorten(items)
+            rule = f"array of 1 to {self._config.batch_items_max} requests"
+            raise RefusedRequest("invalid_request", "a batch is an array", (Breach("", found, rule),))
+        futures: list[asyncio.Future[Prediction] | RefusedRequest] = []
+        for number, item in enumerate(items):
+            try:
+                request = serving.checker.check(item, f"{call.request_id}-{number}")
+                futures.append(self._worker.batcher.submit(request, serving, arrived=call.arrived, version=version))
+            except RefusedRequest as refused:
+                futures.append(refused)
+        waited = [future for future in futures if not isinstance(future, RefusedRequest)]
+        if waited:
+            await asyncio.wait(waited)
+        answers = [describe_item(future, call.arrived) for future in futures]
+        milliseconds = (time.perf_counter() - call.arrived) * 1e3
+        return Answer(encode({"predictions": answers, "count": len(answers), "total_latency_ms": milliseconds}))
+
+    async def _report_outcomes(self, call: Call) -> Answer:
+        body = parse_body(await read_body(call, self._config.body_bytes_max))
+        items = body if type(body) is list else [body]
+        if not 0 < len(items) <= self._config.batch_items_max:
+            rule = f"1 to {self._config.batch_items_max} outcomes"
+            raise RefusedRequest("invalid_request", "too many or no outcomes", (Breach("", len(items), rule),))
+        refused = self._outcomes.take(items)
+        self._worker.metrics.count_outcomes(accepted=len(items) - len(refused), refused=len(refused))
+        if refused and len(items) == 1:
+            raise refused[0][1]
+        details = [{"item": number, "error": error_of(error)} for number, error in refused]
+        return Answer(encode({"accepted": len(items) - len(refused), "refused": details}), 202)
+
+    async def _health(self, _: Call) -> Answer:
+        serving = self._worker.slots.serving
+        version = serving.champion.version if serving else None
+        return Answer(encode({"status": "ok", "model_loaded": serving is not None, "model_version": version}))
+
+    async def _ready(self, _: Call) -> Answer:
+        self._require_serving()
+        return Answer(b'{"status":"ready"}')
+
+    async def _model_info(self, _: Call) -> Answer:
+        serving = self._require_serving()
+        info = self._worker.describe_slots(serving)
+        contract = serving.champion.contract.model_dump_json(exclude={"golden_rows"}).encode()
+        return Answer(encode({**info, "contract": msgspec.Raw(contract)}))
+
+    async def _openapi(self, _: Call) -> Answer:
+        serving = self._require_serving()
+        described = describe_service(
+            serving.champion.contract,
+            range_margin=self._config.range_margin,
+            batch_items_max=self._config.batch_items_max,
+            with_tokens=bool(self._tokens),
+        )
+        return Answer(encode(described))
+
+    async def _docs(self, _: Call) -> Answer:
+        return Answer(PAGE, kind=HTML)
+
+
+async def read_body(call: Call, bytes_max: int) -> bytes:
+    """The whole body, or a refusal when it is too large or comes too slowly."""
+    too_large = RefusedRequest("too_large", f"a body may have {bytes_max} bytes", status=413)
+    declared = call.headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > bytes_max:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await call.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > bytes_max:
+                    raise too_large
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        raise RefusedRequest("timeout", f"the body did not come in {BODY_SECONDS:g} s", status=408) from None
+
+
+def parse_body(body: bytes) -> Any:
+    """JSON, or a refusal."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        breach = Breach("", None, f"JSON in UTF-8 ({str(error)[:120]})")
+        raise RefusedRequest("invalid_json", "the body is not JSON", (breach,)) from None
+
+
+def create_application() -> Application:
+    """The application of the file that the environment names: what the server's processes call."""
+    return Application(Worker(read_config(Path(os.environ[CONFIG_VARIABLE]))))
+
+
+def describe(prediction: Prediction, arrived: float) -> PredictAnswer:
+    """A prediction as it is answered."""
+    as_of = prediction.features_as_of
+    return PredictAnswer(
+        prediction.decision,
+        prediction.score,
+        prediction.model_version,
+        prediction.variant,
+        prediction.prediction_id,
+        prediction.request_id,
+        as_of.isoformat() if as_of else None,
+        (time.perf_counter() - arrived) * 1e3,
+    )
+
+
+def describe_item(future: asyncio.Future[Prediction] | RefusedRequest, arrived: float) -> Any:
+    """One item of a batch: its answer or its error."""
+    error = future if isinstance(future, RefusedRequest) else future.exception()
+    if error is None:
+        assert isinstance(future, asyncio.Future)  # noqa: S101 - narrows the type
+        return describe(future.result(), arrived)
+    if isinstance(error, RefusedRequest):
+        return {"error": error_of(error)}
+    if isinstance(error, ServiceUnavailable):
+        return {"error": {"code": "unavailable", "message": str(error), "details": ()}}
+    logger.error("an item of a batch failed", exc_info=error)
+    return {"error": {"code": "internal", "message": "an error of this service", "details": ()}}
+
+
+def error_of(refused: RefusedRequest) -> dict[str, Any]:
+    """The documented shape of a refusal."""
+    return {"code": refused.code, "message": refused.message, "details": refused.breaches}
+
+
+def refuse(refused: RefusedRequest, request_id: str) -> Answer:
+    """A refusal as an answer."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if refused.retry_after:
+        headers = ((b"retry-after", str(refused.retry_after).encode()),)
+    if refused.status == 401:
+        headers = (*headers, (b"www-authenticate", b"Bearer"))
+    return Answer(encode({"error": error_of(refused), "request_id": request_id}), refused.status, headers=headers)

@@ -1,0 +1,116 @@
+"""Loading a model to serve: nothing takes its place before digest, contract and golden rows have held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from closedloop.adapters.onnxruntime import OnnxScorer
+from closedloop.contract import (
+    MODEL_FILE,
+    CategoricalFeature,
+    ModelContract,
+    check_digest,
+    digest_folder,
+    encode_row,
+    read_contract,
+)
+from closedloop.errors import DataError
+
+GOLDEN_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checked and warmed model; ``folder_sha256`` is what the registry's tag said."""
+
+    version: str
+    folder_sha256: str
+    contract: ModelContract
+    scorer: OnnxScorer
+
+    @cached_property
+    def _codes(self) -> list[dict[str, float] | None]:
+        return [
+            {name: float(code) for code, name in enumerate(feature.categories)}
+            if isinstance(feature, CategoricalFeature)
+            else None
+            for feature in self.contract.features
+        ]
+
+    def pack(self, values: Sequence[float | str | None]) -> list[float]:
+        """One row, in the contract's order, as the graph takes it: a category that it does not know is coded -1."""
+        return [
+            (math.nan if value is None else float(value)) if codes is None else codes.get(str(value), -1.0)
+            for value, codes in zip(values, self._codes, strict=True)
+        ]
+
+
+def load_model(folder: Path, *, version: str, folder_sha256: str | None, threads: int = 1) -> LoadedModel:
+    """Load a model folder and prove that it is what was registered and scores as it did when it was trained.
+
+    Parameters
+    ----------
+    folder
+        With the contract, the graph and the reference rows.
+    folder_sha256
+        What the registry says; None for a bundled model, whose digest has been checked when it was bundled.
+
+    Raises
+    ------
+    DataError
+        If the digest differs, the contract is unknown or another's, or a golden row does not reproduce within 1e-6.
+    """
+    found = digest_folder(folder) if folder_sha256 is None else check_digest(folder, folder_sha256)
+    contract = read_contract(folder)
+    scorer = OnnxScorer(folder / MODEL_FILE, threads)
+    if scorer.n_features != len(contract.features):
+        raise DataError(
+            f"contract: {len(contract.features)} features are described, the graph takes {scorer.n_features}"
+        )
+    check_golden_rows(contract, scorer)
+    return LoadedModel(version, found, contract, scorer)
+
+
+def check_golden_rows(contract: ModelContract, scorer: OnnxScorer) -> None:
+    """Score the golden rows, which warms the model too.
+
+    Raises
+    ------
+    DataError
+        If there is none, or one differs by more than 1e-6.
+    """
+    if not contract.golden_rows:
+        raise DataError("golden rows: the contract has none, so the model cannot be proved")
+    for number, golden in enumerate(contract.golden_rows):
+        score = float(scorer.score(encode_row(contract.features, golden.features))[0])
+        if not abs(score - golden.score) <= GOLDEN_TOLERANCE:
+            raise DataError(f"golden rows: row {number} scores {score:.7f}, the contract says {golden.score:.7f}")
+    scorer.score(np.zeros((16, scorer.n_features), dtype=np.float32))
+
+
+def check_compatible(model: LoadedModel, serving: ModelContract) -> None:
+    """Whether a model can answer the requests that the serving one answers: the same names, in the same types.
+
+    Raises
+    ------
+    DataError
+        If it is of another data set, or takes other features: those need a service of their own.
+    """
+    new, old = model.contract, serving
+    if new.model_name != old.model_name:
+        raise DataError(f"contract: a model of {new.model_name} cannot take the place of {old.model_name}")
+    wanted = {feature.name: feature.kind for feature in old.features}
+    found = {feature.name: feature.kind for feature in new.features}
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        raise DataError(f"contract: features differ from those being served: {', '.join(differing[:10])}")
+    if new.feature_service != old.feature_service:
+        raise DataError(f"contract: features are of {new.feature_service}, those being served of {old.feature_service}")
+    if new.feature_names != old.feature_names:
+        raise DataError("contract: features stand in another order than those being served")

@@ -1,0 +1,193 @@
+"""What serves: a file beside the workers says it, and a worker takes it up without dropping a request.
+
+The agent writes the file from the operations store's deployment row; a worker never asks a database. What was written
+last is also what a restart begins with while store or registry cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from closedloop.errors import ClosedloopError, DataError
+from closedloop.files import replace_file
+from closedloop.serving.models import LoadedModel, check_compatible, load_model
+from closedloop.serving.requests import RequestChecker
+
+logger = logging.getLogger(__name__)
+SLOTS_FILE = "slots.json"
+POLL_SECONDS = 0.25
+BUNDLED = "bundled"
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A version, and where the agent put its folder."""
+
+    version: str
+    folder: str
+    folder_sha256: str
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A version that may not serve, and why."""
+
+    version: str
+    reason: str
+
+
+class Slots(msgspec.Struct, frozen=True):
+    """The wanted slots: those of one revision of the deployment row.
+
+    ``notes`` are the agent's words for people: an alias that was moved by hand, a registry that does not answer.
+    """
+
+    revision: int
+    salt: str
+    champion: Slot
+    challenger: Slot | None = None
+    challenger_mode: Literal["shadow", "canary"] = "shadow"
+    weight: float = 0.0
+    refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Serving(NamedTuple):
+    """What a request is checked and scored with; replaced as a whole, so that an answer belongs to one version."""
+
+    slots: Slots
+    champion: LoadedModel
+    challenger: LoadedModel | None
+    checker: RequestChecker
+
+    def select(self, version: str) -> LoadedModel | None:
+        """The loaded model of that version, or None."""
+        return next((model for model in (self.champion, self.challenger) if model and model.version == version), None)
+
+
+def write_slots(state_dir: Path, slots: Slots) -> None:
+    """Put the wanted slots in place, whole."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with replace_file(state_dir / SLOTS_FILE) as path:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(slots)))
+
+
+def read_slots(state_dir: Path) -> Slots | None:
+    """The wanted slots, or None where none were ever written.
+
+    Raises
+    ------
+    DataError
+        If the file is not what the agent writes.
+    """
+    path = state_dir / SLOTS_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Slots)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+class SlotHolder:
+    """The slots of one worker: what serves now, and what was refused.
+
+    Parameters
+    ----------
+    state_dir
+        Where the agent writes.
+    bundled_dir
+        A model folder to serve where the agent has never written; None if there is none.
+    range_margin
+        As `RequestChecker` takes it.
+    """
+
+    def __init__(self, state_dir: Path, bundled_dir: Path | None, *, range_margin: float) -> None:
+        self.serving: Serving | None = None
+        self.refused: dict[str, str] = {}
+        self._state_dir, self._bundled_dir, self._range_margin = state_dir, bundled_dir, range_margin
+        self._seen: tuple[int, int] | None = None
+
+    def load_first(self) -> None:
+        """Serve what was served last, else the bundled model, else nothing until the agent has written."""
+        self._seen = self._stat()
+        try:
+            slots = read_slots(self._state_dir)
+        except DataError as error:
+            logger.error("the last slots cannot be read: %s", error)
+            slots = None
+        if slots is not None:
+            self._take(slots)
+        if self.serving is None and self._bundled_dir is not None:
+            bundled = Slots(0, "", Slot(BUNDLED, str(self._bundled_dir), ""))
+            self._take(bundled)
+
+    async def follow(self) -> None:
+        """Wait until the agent writes, and take it up; loading happens beside the requests."""
+        while (seen := self._stat()) == self._seen:
+            await asyncio.sleep(POLL_SECONDS)
+        try:
+            slots = read_slots(self._state_dir)
+            if slots is not None:
+                await asyncio.to_thread(self._take, slots)
+        except Exception:  # whatever it is, what serves goes on serving, and the next write is looked at
+            logger.exception("the wanted slots could not be taken up")
+        self._seen = seen
+
+    def _stat(self) -> tuple[int, int] | None:
+        try:
+            found = (self._state_dir / SLOTS_FILE).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def _take(self, slots: Slots) -> None:
+        """Replace what serves by these slots; a model that is refused leaves its slot as it is."""
+        before = self.serving
+        refused = {refusal.version: refusal.reason for refusal in slots.refused}
+        champion = self._load(slots.champion, before, before and before.champion, refused)
+        if champion is None:
+            self.refused = refused
+            return
+        challenger = None
+        if slots.challenger is not None:
+            kept = before.challenger if before and before.challenger else None
+            challenger = self._load(slots.challenger, before, kept, refused, beside=champion)
+            if challenger is kept and kept is not None and kept.version != slots.challenger.version:
+                challenger = None  # the old challenger's release is over, whatever became of the new one
+        checker = before.checker if before and before.champion is champion else None
+        checker = checker or RequestChecker(champion.contract, self._range_margin)
+        self.serving = Serving(slots, champion, challenger, checker)
+        self.refused = refused
+        logger.info(
+            "serving revision %d: champion %s, challenger %s",
+            slots.revision,
+            champion.version,
+            challenger.version if challenger else None,
+        )
+
+    def _load(
+        self,
+        slot: Slot,
+        before: Serving | None,
+        kept: LoadedModel | None,
+        refused: dict[str, str],
+        *,
+        beside: LoadedModel | None = None,
+    ) -> LoadedModel | None:
+        loaded = before.select(slot.version) if before else None
+        if loaded is not None and slot.folder_sha256 in ("", loaded.folder_sha256):
+            return loaded
+        try:
+            model = load_model(Path(slot.folder), version=slot.version, folder_sha256=slot.folder_sha256 or None)
+            reference = beside or (before.champion if before else None)
+            if reference is not None:
+                check_compatible(model, reference.contract)
+        except ClosedloopError as error:
+            refused[slot.version] = str(error)
+            logger.error("version %s is refused: %s", slot.version, error)
+            return kept
+        return model

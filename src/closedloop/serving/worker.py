@@ -1,0 +1,180 @@
+"""One worker: its model slots, its spool, its counters and its reader, put together from one file of plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from closedloop.adapters.online import OnlineReader, open_online_reader, state_of
+from closedloop.serving.batching import Batcher
+from closedloop.serving.metrics import WorkerMetrics
+from closedloop.serving.models import LoadedModel
+from closedloop.serving.slots import BUNDLED, Serving, SlotHolder
+from closedloop.serving.spool import SpoolWriter
+
+CONFIG_FILE = "config.json"
+CONFIG_VARIABLE = "CLOSEDLOOP_SERVING_CONFIG"
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What a worker needs to know; written by the command that starts it. Secrets come from the environment alone.
+
+    ``online`` is Feast's configuration of the online store, None where requests must carry their features;
+    ``as_of`` None means the wall clock.
+    """
+
+    model_name: str
+    state_dir: str
+    bundled_dir: str | None = None
+    online: dict[str, Any] | None = None
+    feature_max_age_days: int = 31
+    as_of: dt.date | None = None
+    body_bytes_max: int = 1_000_000
+    batch_items_max: int = 1_000
+    queue_max: int = 512
+    outcomes_per_minute: int = 6_000
+    range_margin: float = 1.0
+    fsync_before_answer: bool = False
+    fsync_every_ms: int = 50
+    spool_segment_bytes: int = 16_000_000
+    disk_free_bytes_min: int = 50_000_000
+
+
+def read_config(path: Path) -> WorkerConfig:
+    """The file that started this process."""
+    return msgspec.json.decode(path.read_bytes(), type=WorkerConfig)
+
+
+def read_id_key(state_dir: Path) -> bytes:
+    """The key that seals prediction ids: the environment's, which replicas share, else one made for this state folder.
+
+    It authenticates ids, and nothing else; a lost one only makes earlier ids unknown.
+    """
+    found = os.environ.get("CLOSEDLOOP_SERVING__ID_KEY")
+    if found:
+        return found.encode()[:64]
+    path = state_dir / "id.key"
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        beside = state_dir / f".id.key.{os.getpid()}"
+        beside.write_bytes(os.urandom(32))
+        beside.chmod(0o600)
+        try:
+            path.hardlink_to(beside)  # the first process wins, and nobody reads half a key
+        finally:
+            beside.unlink()
+    return path.read_bytes()
+
+
+def read_tokens() -> dict[str, tuple[str, ...]]:
+    """Tokens and their scopes, from the environment."""
+    found = os.environ.get("CLOSEDLOOP_SERVING__TOKENS")
+    return msgspec.json.decode(found, type=dict[str, tuple[str, ...]]) if found else {}
+
+
+class Worker:
+    """Everything behind the application of one process."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.tokens = read_tokens()
+        state_dir = Path(config.state_dir)
+        self.id_key = read_id_key(state_dir)
+        bundled = Path(config.bundled_dir) if config.bundled_dir else None
+        self.slots = SlotHolder(state_dir, bundled, range_margin=config.range_margin)
+        self.slots.load_first()
+        name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        self.log = SpoolWriter(
+            state_dir / "spool" / name,
+            segment_bytes=config.spool_segment_bytes,
+            disk_free_bytes_min=config.disk_free_bytes_min,
+            fsync_before_answer=config.fsync_before_answer,
+        )
+        self.metrics = WorkerMetrics(state_dir / "metrics", name)
+        self._readers: dict[str, OnlineReader] = {}
+        self.batcher = Batcher(
+            self.log, self.metrics, id_key=self.id_key, reader=self._find_reader, state_of=self._state_of
+        )
+        self._shown: Serving | None = None
+        self.show_slots()
+        self._following: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to follow the slots and to sync the spool; called again it does nothing."""
+        if self._following is None:
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+            if not self.config.fsync_before_answer:
+                self.log.start_syncing(self.config.fsync_every_ms)
+
+    async def stop(self) -> None:
+        """Sync and close; what was answered is on disk then."""
+        if self._following is not None:
+            self._following.cancel()
+        for reader in self._readers.values():
+            await reader.close()
+        self.log.close()
+        self.metrics.close()
+
+    def show_slots(self) -> None:
+        """Let metrics follow what serves now."""
+        serving = self.slots.serving
+        if serving is None or serving is self._shown:
+            return
+        versions = {"champion": serving.champion.version}
+        if serving.challenger is not None:
+            versions[serving.slots.challenger_mode] = serving.challenger.version
+        self.metrics.set_slots(versions)
+        if self._shown is None or self._shown.champion is not serving.champion:
+            self.metrics.use_reference(serving.champion.contract)
+        self._shown = serving
+
+    async def _follow(self) -> None:
+        while True:
+            await self.slots.follow()
+            self.show_slots()
+
+    def describe_slots(self, serving: Serving) -> dict[str, Any]:
+        """What serves here, since which revision, and what was refused."""
+        challenger = serving.challenger
+        source = "bundled" if serving.champion.version == BUNDLED else "operations store"
+        slots: dict[str, Any] = {
+            "champion": {"version": serving.champion.version, "folder_sha256": serving.champion.folder_sha256}
+        }
+        if challenger is not None:
+            slots["challenger"] = {
+                "version": challenger.version,
+                "folder_sha256": challenger.folder_sha256,
+                "mode": serving.slots.challenger_mode,
+                "weight": serving.slots.weight,
+            }
+        return {
+            "model_version": serving.champion.version,
+            "revision": serving.slots.revision,
+            "source": source,
+            "slots": slots,
+            "refused": self.slots.refused,
+            "notes": serving.slots.notes,
+        }
+
+    def _find_reader(self, model: LoadedModel) -> OnlineReader | None:
+        contract = model.contract
+        if self.config.online is None:
+            return None
+        if contract.feature_service not in self._readers:
+            self._readers[contract.feature_service] = open_online_reader(
+                self.config.online, contract.model_name, contract.feature_service, contract.feature_names
+            )
+        return self._readers[contract.feature_service]
+
+    def _state_of(self, snapshot_at: dt.datetime) -> str:
+        now = dt.datetime.now(dt.UTC)
+        if self.config.as_of is not None:
+            now = dt.datetime.combine(self.config.as_of, dt.time(), dt.UTC)
+        return state_of(snapshot_at, now, self.config.feature_max_age_days)

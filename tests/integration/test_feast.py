@@ -1,0 +1,273 @@
+"""The feature store on real Feast: point in time, the same values on both sides, and a state for what is missing."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from closedloop.adapters.feast import Features, read_store_config
+from closedloop.adapters.tables import write_table
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.featureset import FeatureSet
+from closedloop.settings import Settings, load_settings
+
+MAX_AGE_DAYS = 31
+FIRST, SECOND, THIRD = (dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=30 * step) for step in range(3))
+SHOP = FeatureSet(numeric=("spent", "visits"), categorical=("plan",), service="shop_0a")
+COLUMNS = ["customer_id", *SHOP.names]
+BuildStore = Callable[..., Features]
+
+
+@pytest.fixture
+def settings(make_project: Any, tmp_path: Path) -> Settings:
+    return load_settings("local", folder=make_project(tmp_path / "project").root / "configs")
+
+
+@pytest.fixture
+def build_store(settings: Settings) -> BuildStore:
+    """A data set's features in the one store of this test."""
+
+    def build(project: str = "shop", features: FeatureSet = SHOP) -> Features:
+        return Features(settings, project=project, features=features, max_age_days=MAX_AGE_DAYS)
+
+    return build
+
+
+def write_rows(folder: Path, rows_of: dict[dt.datetime, list[tuple[Any, ...]]], columns: list[str] = COLUMNS) -> Path:
+    """One file a snapshot, as the features stage writes them."""
+    for snapshot, rows in rows_of.items():
+        frame = pd.DataFrame(rows, columns=columns)
+        frame.insert(1, "event_timestamp", pd.Timestamp(snapshot).as_unit("us"))
+        write_table(folder / f"{snapshot:%Y-%m-%d}.parquet", frame)
+    return folder
+
+
+def ask(*pairs: tuple[str, dt.datetime]) -> pd.DataFrame:
+    frame = pd.DataFrame(pairs, columns=["customer_id", "event_timestamp"])
+    return frame.astype({"event_timestamp": "datetime64[us, UTC]"})
+
+
+def list_rows(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Rows as tuples, everything missing as None."""
+    return [tuple(None if pd.isna(value) else value for value in row) for row in frame.itertuples(index=False)]
+
+
+BY_HAND: dict[dt.datetime, list[tuple[Any, ...]]] = {
+    FIRST: [("anna", 1.0, 10.0, "free"), ("ben", 2.0, None, None)],
+    SECOND: [("anna", 3.0, None, "paid")],
+    THIRD: [("anna", 5.0, 50.0, None), ("carl", 7.0, 70.0, "paid")],
+}
+NOTHING = (None, None, None)
+
+
+def test_a_row_gets_the_newest_values_that_were_known_then(build_store: BuildStore, tmp_path: Path) -> None:
+    day = dt.timedelta(days=1)
+    cases = [
+        ("anna", SECOND, (3.0, None, "paid")),  # a missing value is not filled from an older snapshot
+        ("nobody", SECOND, NOTHING),
+        ("carl", SECOND, NOTHING),  # his first values come later
+        ("anna", SECOND - day, (1.0, 10.0, "free")),
+        ("ben", FIRST + MAX_AGE_DAYS * day, (2.0, None, None)),  # as old as allowed
+        ("ben", FIRST + (MAX_AGE_DAYS + 1) * day, NOTHING),  # expired
+        ("anna", FIRST - day, NOTHING),
+        ("anna", FIRST, (1.0, 10.0, "free")),
+        ("carl", THIRD, (7.0, 70.0, "paid")),
+        ("anna", SECOND, (3.0, None, "paid")),  # asked for twice
+        ("anna", THIRD, (5.0, 50.0, None)),
+    ]
+    asked = ask(*((customer, time) for customer, time, _ in cases)).assign(churned=[True, False] * 5 + [True])
+    asked.index = pd.Index(range(100, 111))
+    before = asked.copy()
+    joined = build_store().read_historical(asked, write_rows(tmp_path / "rows", BY_HAND))
+    assert list(joined.columns) == [*asked.columns, *SHOP.names]
+    pd.testing.assert_frame_equal(joined[list(asked.columns)], asked.reset_index(drop=True))
+    assert list_rows(joined[list(SHOP.names)]) == [expected for _, _, expected in cases]
+    pd.testing.assert_frame_equal(asked, before)
+
+
+def test_a_customer_twice_in_a_snapshot_is_still_one_row(build_store: BuildStore, tmp_path: Path) -> None:
+    rows = {FIRST: [("anna", 1.0, 1.0, "free"), ("anna", 1.0, 1.0, "free"), ("ben", 3.0, 3.0, "free")]}
+    joined = build_store().read_historical(ask(("ben", FIRST), ("anna", FIRST)), write_rows(tmp_path / "rows", rows))
+    assert list_rows(joined[list(SHOP.names)]) == [(3.0, 3.0, "free"), (1.0, 1.0, "free")]
+
+
+def test_a_store_that_loses_rows_is_refused(settings: Settings, tmp_path: Path) -> None:
+    """Feast's Dask store drops whom it has no values for, where the DuckDB store keeps them."""
+    dask = settings.features.model_copy(update={"overrides": {"offline_store": {"type": "dask"}}})
+    other = settings.model_copy(update={"features": dask})
+    features = Features(other, project="shop", features=SHOP, max_age_days=MAX_AGE_DAYS)
+    rows = write_rows(tmp_path / "rows", BY_HAND)
+    assert len(features.read_historical(ask(("anna", FIRST), ("ben", FIRST)), rows)) == 2
+    with pytest.raises(DataError, match="the point-in-time join returned 1 rows for 2 asked for"):
+        features.read_historical(ask(("anna", FIRST), ("carl", SECOND)), rows)
+
+
+def draw_rows(customers: int) -> dict[dt.datetime, list[tuple[Any, ...]]]:
+    """Customers who come and go, with missing values and numbers that do not survive a float32 or a decimal text."""
+    draw = np.random.default_rng(3)
+    plans = np.array(["free", "", "größer, 'quoted'", None], dtype=object)
+    rows_of = {}
+    for snapshot in (FIRST, SECOND, THIRD):
+        present = [f"C{number:04}" for number in range(customers) if draw.random() < 0.7]
+        spent = draw.choice([0.1 + 0.2, 1e-300, -1.0e15 / 3, 0.0, np.nan], len(present))
+        visits = np.where(draw.random(len(present)) < 0.2, np.nan, draw.normal(size=len(present)))
+        rows_of[snapshot] = list(zip(present, spent, visits, draw.choice(plans, len(present)), strict=True))
+    return rows_of
+
+
+def test_online_and_offline_are_the_same_for_a_thousand_customers(build_store: BuildStore, tmp_path: Path) -> None:
+    rows_of, features = draw_rows(1000), build_store()
+    features.publish(write_rows(tmp_path / "rows", rows_of))
+    assert [features.materialize(snapshot) for snapshot in (FIRST, SECOND, THIRD)] == [True, True, True]
+    newest = {row[0]: (row[1:], snapshot) for snapshot, rows in rows_of.items() for row in rows}
+    everybody = [f"C{number:04}" for number in reversed(range(1000))]
+    online = features.read_online(everybody, as_of=THIRD)
+    offline = features.read_historical(ask(*((one, THIRD) for one in everybody)), features.offline_dir)
+    fresh = (online.state == "fresh").to_numpy()
+    names = list(SHOP.names)
+    pd.testing.assert_frame_equal(
+        online.features[fresh], offline.loc[fresh, names], check_exact=True, check_dtype=True, check_names=True
+    )
+    # and both are what was written, each customer's newest
+    expected = pd.DataFrame([newest[one][0] if one in newest else NOTHING for one in everybody], columns=names)
+    assert list_rows(online.features) == list_rows(expected)
+    age = [THIRD - newest[one][1] if one in newest else None for one in everybody]
+    assert online.state.tolist() == [
+        "unknown" if days is None else "stale" if days.days > MAX_AGE_DAYS else "fresh" for days in age
+    ]
+    assert set(online.state) == {"fresh", "stale", "unknown"}
+    # what is stale or unknown online has expired or never was offline
+    assert offline.loc[~fresh, names].isna().all(axis=None)
+    assert 100 < offline.loc[fresh, "visits"].isna().sum() < 300
+
+
+def test_states_are_told_apart_and_nothing_missing_is_a_zero(build_store: BuildStore, tmp_path: Path) -> None:
+    features = build_store()
+    features.publish(
+        write_rows(tmp_path / "rows", {FIRST: [("zero", 0.0, 0.0, ""), ("blank", None, None, None)]}),
+    )
+    features.materialize(FIRST)
+    asked = ["nobody", "zero", "blank", "nobody", "zero"]
+    last_day = FIRST + dt.timedelta(days=MAX_AGE_DAYS)
+    for as_of, state in ((FIRST, "fresh"), (last_day, "fresh"), (last_day + dt.timedelta(seconds=1), "stale")):
+        answer = features.read_online(asked, as_of=as_of)
+        assert answer.state.tolist() == ["unknown", state, state, "unknown", state]
+        assert list_rows(answer.features) == [NOTHING, (0.0, 0.0, ""), NOTHING, NOTHING, (0.0, 0.0, "")]
+        known = pd.Timestamp(FIRST)
+        assert list_rows(answer.snapshot_at.to_frame()) == [(None,), (known,), (known,), (None,), (known,)]
+
+
+def test_an_older_snapshot_never_takes_the_place_of_a_newer_one(build_store: BuildStore, tmp_path: Path) -> None:
+    features = build_store()
+    assert features.newest_materialized_at() is None
+    features.publish(write_rows(tmp_path / "rows", BY_HAND))
+    assert features.newest_materialized_at() is None
+    for snapshot, written in ((SECOND, True), (FIRST, False), (SECOND, True), (THIRD, True), (SECOND, False)):
+        assert features.materialize(snapshot) is written
+    assert features.newest_materialized_at() == THIRD
+    answer = features.read_online(["anna", "ben", "carl"], as_of=THIRD)
+    # ben was in the first snapshot only, which was refused
+    assert list_rows(answer.features) == [(5.0, 50.0, None), NOTHING, (7.0, 70.0, "paid")]
+    assert answer.state.tolist() == ["fresh", "unknown", "fresh"]
+
+
+def test_an_interval_that_ends_later_hides_no_newer_snapshot(build_store: BuildStore, tmp_path: Path) -> None:
+    """As after `feast materialize START END`, or `materialize-incremental` up to now, with dates in the past."""
+    features = build_store()
+    features.publish(write_rows(tmp_path / "rows", BY_HAND))
+    day = dt.timedelta(days=1)
+    features._store().materialize(FIRST - day, SECOND + day, feature_views=[SHOP.service])
+    assert features.newest_materialized_at() == SECOND
+    assert features.materialize(THIRD)
+
+
+def test_a_snapshot_that_is_published_again_answers_with_its_new_rows(build_store: BuildStore, tmp_path: Path) -> None:
+    features = build_store()
+    for spent in (1.0, 2.0):
+        features.publish(write_rows(tmp_path / "rows", {FIRST: [("anna", spent, None, "free")]}))
+        features.materialize(FIRST)
+        assert features.read_online(["anna"], as_of=FIRST).features["spent"].tolist() == [spent]
+    assert [path.name for path in features.offline_dir.iterdir()] == ["2024-01-01.parquet"]
+
+
+def test_published_rows_are_read_only_if_every_snapshot_asked_for_is_there(
+    build_store: BuildStore, tmp_path: Path
+) -> None:
+    features = build_store()
+    features.publish(write_rows(tmp_path / "rows", {day: BY_HAND[day] for day in (FIRST, THIRD)}))
+    found = features.read_published(ask(("carl", THIRD), ("anna", FIRST)))
+    assert found is not None
+    assert list_rows(found[list(SHOP.names)]) == [(7.0, 70.0, "paid"), (1.0, 10.0, "free")]
+    # the join alone would answer with the first snapshot's value, 30 days old
+    assert features.read_published(ask(("carl", THIRD), ("anna", SECOND))) is None
+
+
+def test_two_data_sets_in_one_store_never_meet_though_ids_and_names_are_the_same(
+    build_store: BuildStore, tmp_path: Path
+) -> None:
+    shop, bank = build_store("shop"), build_store("bank")
+    shop.publish(write_rows(tmp_path / "shop", {FIRST: [("17", 1.0, 10.0, "free"), ("18", 2.0, 20.0, "free")]}))
+    shop.materialize(FIRST)
+    with pytest.raises(ServiceUnavailable, match="no service shop_0a; train or refresh first"):
+        bank.read_online(["17"], as_of=FIRST)
+    assert bank.newest_materialized_at() is None
+    bank.publish(write_rows(tmp_path / "bank", {SECOND: [("17", -1.0, None, "gold")]}))
+    bank.materialize(SECOND)
+    assert shop._store().config.registry.path == bank._store().config.registry.path
+    answers = {one.project: one.read_online(["17", "18"], as_of=SECOND) for one in (shop, bank)}
+    assert list_rows(answers["shop"].features) == [(1.0, 10.0, "free"), (2.0, 20.0, "free")]
+    assert list_rows(answers["bank"].features) == [(-1.0, None, "gold"), NOTHING]
+    assert answers["bank"].state.tolist() == ["fresh", "unknown"]
+    assert (shop.newest_materialized_at(), bank.newest_materialized_at()) == (FIRST, SECOND)
+    asked = ask(("17", SECOND), ("18", SECOND))
+    offline = {one.project: one.read_historical(asked, one.offline_dir) for one in (shop, bank)}
+    assert list_rows(offline["shop"][list(SHOP.names)]) == [(1.0, 10.0, "free"), (2.0, 20.0, "free")]
+    assert list_rows(offline["bank"][list(SHOP.names)]) == [(-1.0, None, "gold"), NOTHING]
+
+
+def test_a_second_definition_leaves_the_first_readable_on_both_sides(build_store: BuildStore, tmp_path: Path) -> None:
+    first = build_store()
+    first.publish(write_rows(tmp_path / "first", {FIRST: [("anna", 1.0, 10.0, "free")]}))
+    first.materialize(FIRST)
+    wider = FeatureSet(numeric=("spent", "spent_90d"), categorical=(), service="shop_0b")
+    second = first.with_definition(wider)
+    columns = ["customer_id", *wider.names]
+    second.publish(write_rows(tmp_path / "second", {SECOND: [("anna", -3.0, 9.0)]}, columns))
+    second.materialize(SECOND)
+    store = first._store()
+    for listed in (store.list_feature_views(), store.list_feature_services()):
+        assert {item.name for item in listed} == {"shop_0a", "shop_0b"}
+    for features, snapshot, values in ((first, FIRST, (1.0, 10.0, "free")), (second, SECOND, (-3.0, 9.0))):
+        answer = features.read_online(["anna"], as_of=SECOND)
+        assert list_rows(answer.features) == [values]
+        assert answer.snapshot_at.tolist() == [pd.Timestamp(snapshot)]
+        published = features.read_published(ask(("anna", snapshot)))
+        assert published is not None
+        assert list_rows(published[list(features.features.names)]) == [values]
+    # the first may be brought up to date again, as after a rollback
+    first.publish(write_rows(tmp_path / "first", {SECOND: [("anna", 3.0, 30.0, "paid")]}))
+    assert first.materialize(SECOND)
+    assert list_rows(first.read_online(["anna"], as_of=SECOND).features) == [(3.0, 30.0, "paid")]
+    assert list_rows(second.read_online(["anna"], as_of=SECOND).features) == [(-3.0, 9.0)]
+
+
+def test_the_profile_says_where_the_stores_are(settings: Settings, tmp_path: Path) -> None:
+    config = read_store_config(settings, "shop")
+    state = settings.root / "state/feast"
+    assert config["project"] == "shop"
+    assert config["registry"]["path"] == f"sqlite:///{state}/registry.db"
+    assert config["online_store"] == {"type": "sqlite", "path": f"{state}/online.db"}
+    overrides = {"registry": {"path": "postgresql+psycopg://store/feast"}, "online_store": {"type": "redis"}}
+    changed = settings.features.model_copy(update={"overrides": overrides})
+    config = read_store_config(settings.model_copy(update={"features": changed}), "shop")
+    assert config["registry"] == {"registry_type": "sql", "path": "postgresql+psycopg://store/feast"}
+    assert config["online_store"]["type"] == "redis"
+    (settings.root / "feature_repo/feature_store.yaml").write_text("project: shop\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"feature_store\.yaml: registry\.path and online_store\.type are required"):
+        read_store_config(settings, "shop")

@@ -1,0 +1,133 @@
+"""Pipelines through real skops files: back to the last bit, and nothing unknown is ever loaded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from closedloop.adapters.skops import TRUSTED_TYPES, load_pipeline, save_pipeline
+from closedloop.core.estimators import (
+    MODEL_TYPES,
+    build_pipeline,
+    calibrate_pipeline,
+    describe_features,
+    round_thresholds,
+)
+from closedloop.errors import DataError
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "logistic_regression": {},
+    "random_forest": {"n_estimators": 5},
+    "gradient_boosting": {"n_estimators": 5},
+    "hist_gradient_boosting": {"max_iter": 5},
+}
+
+
+def make_rows(seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows with missing numbers and categories, and labels that follow them in part."""
+    draw = np.random.default_rng(seed)
+    frame = pd.DataFrame({"spent": draw.gamma(2, 50, 600), "visits": draw.normal(size=600)})
+    frame["plan"] = draw.choice(np.array(["free", "paid", None], dtype=object), 600)
+    labels = np.asarray(draw.random(600) < 1 / (1 + np.exp(-frame["visits"] - (frame["plan"] == "free"))))
+    frame.loc[draw.random(600) < 0.1, ["spent", "visits"]] = np.nan
+    return frame, labels
+
+
+def fit(model_type: str, *, calibrated: bool, selection: int | None = None) -> Pipeline:
+    """A pipeline as the train stage makes it; turned labels make calibration worth its while."""
+    frame, labels = make_rows(0)
+    features = describe_features(frame, ["spent", "visits"], ["plan"])
+    pipeline = build_pipeline(
+        features,
+        model_type=model_type,
+        model_params=PARAMS[model_type],
+        normalize=True,
+        feature_selection=selection,
+        seed=0,
+    )
+    pipeline = round_thresholds(pipeline.fit(frame, labels))
+    if not calibrated:
+        return pipeline
+    rows, truth = make_rows(1)
+    found = calibrate_pipeline(pipeline, rows, ~truth, [str(row) for row in range(600)])
+    assert found.method == "sigmoid"
+    return found.pipeline
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["raw", "calibrated"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_pipeline_comes_back_to_the_last_bit(model_type: str, calibrated: bool, tmp_path: Path) -> None:
+    pipeline = fit(model_type, calibrated=calibrated)
+    save_pipeline(tmp_path / "pipeline.skops", pipeline)
+    loaded = load_pipeline(tmp_path / "pipeline.skops")
+    rows, _ = make_rows(3)
+    expected = pipeline.predict_proba(rows)
+    np.testing.assert_array_equal(loaded.predict_proba(rows), expected)
+    assert len(np.unique(expected[:, 1])) > 10
+
+
+def test_the_list_holds_what_our_pipelines_need_and_no_more(tmp_path: Path) -> None:
+    needed = set()
+    for model_type in MODEL_TYPES:
+        for calibrated in (False, True):
+            path = tmp_path / f"{model_type}-{calibrated}.skops"
+            save_pipeline(path, fit(model_type, calibrated=calibrated, selection=2))
+            needed |= set(skops.io.get_untrusted_types(file=path))
+    assert needed == set(TRUSTED_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (FunctionTransformer(os.system), f"{os.system.__module__}.system"),
+        (FunctionTransformer(eval), "builtins.eval"),
+        (KNeighborsClassifier(algorithm="kd_tree").fit([[0.0], [1.0]], [0, 1]), "sklearn.neighbors._kd_tree.KDTree"),
+    ],
+    ids=["a command", "an evaluation", "a model we do not make"],
+)
+def test_a_type_that_is_not_on_the_list_is_refused_by_name(model: Any, unknown: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.skops"
+    save_pipeline(path, Pipeline([("model", model)]))
+    with pytest.raises(DataError, match=r"pipeline\.skops: refused, it holds types that are not on the") as refused:
+        load_pipeline(path)
+    assert unknown in str(refused.value)
+
+
+class Trap:
+    """Unpickled, it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    path, trace = tmp_path / "pipeline.skops", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(Trap(trace)))
+    with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read as a pipeline"):
+        load_pipeline(path)
+    assert not trace.exists()
+    pickle.loads(path.read_bytes())
+    assert trace.exists()  # it would have
+
+
+def test_a_file_that_is_missing_or_torn_says_who_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.skops"
+    with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read .*'closedloop train' writes it"):
+        load_pipeline(path)
+    save_pipeline(path, fit("logistic_regression", calibrated=False))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read .*'closedloop train' writes it"):
+        load_pipeline(path)

@@ -1,0 +1,788 @@
+"""The operations store on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import fcntl
+import os
+import secrets
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from closedloop.adapters import database
+from closedloop.adapters.store import Deployment, DeploymentChanged, InsertResult, Removed, SpoolPosition, Store
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.migrations.tables import METADATA, OUTCOMES, PREDICTIONS
+from closedloop.records import Outcome, Prediction
+from tests.services import PASSWORD, PostgresServer, run_postgres
+
+DAY = dt.timedelta(days=1)
+SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+MODEL = "shop_churn"
+POSITION = SpoolPosition(MODEL, "host-1-a", segment=3, offset=1_000)
+DEPLOYMENT = Deployment(MODEL, 0, "7", "salt", SNAPSHOT, challenger_version="8", challenger_mode="canary", weight=0.25)
+
+
+@pytest.fixture(scope="module")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres_database(postgres_server: PostgresServer) -> str:
+    return postgres_server.create_database()
+
+
+@pytest.fixture
+def postgres_url(postgres_database: str) -> str:
+    """An empty database; a new one for each test would cost more than all else."""
+    with psycopg.connect(postgres_database) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return postgres_database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state/operations.db'}"
+    emptied: str = request.getfixturevalue("postgres_url")
+    return emptied
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    made = Store(url)
+    made.upgrade()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> Path:
+    """A file with the tables, which no connection is open to."""
+    path = tmp_path / "operations.db"
+    made = Store(f"sqlite:///{path}")
+    made.upgrade()
+    made.close()
+    return path
+
+
+def predict(prediction_id: str, **changes: Any) -> Prediction:
+    values: dict[str, Any] = {
+        "request_id": "r",
+        "model_name": MODEL,
+        "model_version": "7",
+        "variant": "champion",
+        "source": "http",
+        "predicted_at": SNAPSHOT + DAY,
+        "features": (1.0, "gold", None),
+        "score": 0.25,
+        "decision": 0,
+        "latency_ms": 0.5,
+        "customer_id": f"customer of {prediction_id}",
+        "features_as_of": SNAPSHOT,
+    }
+    return Prediction(prediction_id, **(values | changes))
+
+
+def report(prediction_id: str, outcome: int = 1, *, days: float = 40) -> Outcome:
+    return Outcome(prediction_id, outcome, SNAPSHOT + days * DAY)
+
+
+def read(store: Store, model_name: str = MODEL, **choice: Any) -> list[Prediction]:
+    return [record for chunk in store.read_predictions(model_name, **choice) for record in chunk]
+
+
+def list_ids(store: Store, **choice: Any) -> list[str]:
+    """The ids that `list_outcomes` gives 100 days after the snapshot."""
+    rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30, **choice)
+    return list(rows["prediction_id"])
+
+
+def count(store: Store, table: sa.Table) -> int:
+    with store._begin(write=False) as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+# --- schema
+
+
+def describe_schema(connection: sa.Connection) -> dict[str, Any]:
+    """What Alembic's comparison leaves out: checks and what happens on deletion."""
+    inspector = sa.inspect(connection)
+    return {
+        table: (
+            sorted((check["name"], check["sqltext"]) for check in inspector.get_check_constraints(table)),
+            [(key["constrained_columns"], key["options"]) for key in inspector.get_foreign_keys(table)],
+            sorted(key["name"] or "" for key in inspector.get_unique_constraints(table)),
+            [(column["name"], column["nullable"]) for column in inspector.get_columns(table)],
+        )
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def test_migrations_lead_to_the_tables(store: Store) -> None:
+    with store._begin(write=False) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        migrated = describe_schema(connection)
+    assert set(migrated) == set(METADATA.tables)
+    with store._begin() as connection:
+        METADATA.drop_all(connection)
+        METADATA.create_all(connection)
+        assert migrated == describe_schema(connection)
+
+
+def test_processes_that_upgrade_at_once_all_succeed(url: str) -> None:
+    script = (
+        "import sys; from closedloop.adapters.store import Store; import alembic.command; store = Store(sys.argv[1])"
+    )
+    script += "; print('ready', flush=True); sys.stdin.readline(); store.upgrade()"
+    command = [sys.executable, "-c", script, url]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, errors
+    store = Store(url)
+    assert store.insert([predict("a")]).predictions == 1
+    store.close()
+
+
+def test_an_upgrade_waits_for_another(store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for longer than a lock is waited for; the newcomer must not have started when it gives up."""
+    monkeypatch.setattr(database, "LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setitem(database.POSTGRES_LIMITS, "options", "-c lock_timeout=100ms")
+    newcomer = Store(url)
+    with store._begin() as connection:
+        if store._dialect == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(database.UPGRADE_LOCK)))
+        with pytest.raises(ServiceUnavailable, match="lock"):
+            newcomer.upgrade()
+    newcomer.upgrade()
+    newcomer.close()
+
+
+def test_the_folder_is_locked_before_the_file_is_opened(tmp_path: Path) -> None:
+    """Of two that switch the journal's mode at once SQLite refuses one without waiting, once in a hundred times."""
+    store = Store(f"sqlite:///{tmp_path / 'operations.db'}")
+
+    def lock_too(*_: Any) -> None:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(folder)
+
+    sa.event.listen(store._engine, "connect", lock_too)
+    with pytest.raises(BlockingIOError):
+        store.upgrade()
+    sa.event.remove(store._engine, "connect", lock_too)
+    lock_too()
+    store.upgrade()
+    store.close()
+
+
+def test_upgrade_keeps_what_is_there(store: Store) -> None:
+    store.insert([predict("a")])
+    store.upgrade()
+    assert len(read(store)) == 1
+
+
+def test_a_store_without_tables_names_the_command(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    store = Store(url)
+    with pytest.raises(ConfigError, match="closedloop store upgrade"):
+        store.insert([predict("a")])
+    store.upgrade()
+    assert store.insert([predict("a")]).predictions == 1
+    store.close()
+
+
+def test_a_newer_schema_is_refused(store: Store, url: str) -> None:
+    with store._begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    older = Store(url)
+    for use in (older.upgrade, lambda: older.insert([predict("a")])):
+        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0001"):
+            use()
+    older.close()
+    with store._begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+
+
+# --- predictions
+
+
+def test_every_field_comes_back(store: Store) -> None:
+    east = dt.timezone(dt.timedelta(hours=2))
+    full = Prediction(
+        prediction_id="a" * 48,
+        request_id="übung 'quoted' \\ 100% :x",
+        model_name=MODEL,
+        model_version="12",
+        variant="shadow",
+        source="stream",
+        predicted_at=dt.datetime(2024, 3, 31, 1, 30, 0, 123456, tzinfo=east),
+        features=(0.1, -0.0, 5e-324, 1.7976931348623157e308, "naïve \U0001f600", "", None, 3),
+        score=0.1 + 0.2,
+        decision=1,
+        latency_ms=0.1234567890123,
+        customer_id="Ærøskøbing",
+        features_as_of=dt.datetime(2024, 3, 31, tzinfo=dt.UTC),
+        answered_id="b" * 48,
+        forced=True,
+    )
+    bare = predict("c", customer_id=None, features_as_of=None, features=())
+    store.insert([full, bare])
+    assert read(store, ids=[full.prediction_id, "c", "unknown"]) in ([full, bare], [bare, full])
+    (back,) = read(store, ids=[full.prediction_id])
+    assert back.predicted_at.isoformat() == "2024-03-30T23:30:00.123456+00:00"
+    assert str(back.features[1]) == "-0.0"
+
+
+def test_what_is_there_is_not_doubled(store: Store) -> None:
+    records = [predict("a"), report("a"), predict("b"), predict("a")]
+    assert store.insert(records) == InsertResult(predictions=2, outcomes=1, duplicates=1)
+    changed = predict("a", score=0.75)
+    assert store.insert([changed, *records]) == InsertResult(predictions=0, outcomes=0, duplicates=5)
+    assert [(record.prediction_id, record.score) for record in read(store)] == [("a", 0.25), ("b", 0.25)]
+    assert store.insert([]) == InsertResult(0, 0, 0)
+
+
+def test_two_that_store_the_same_at_once_double_nothing(store: Store) -> None:
+    records = [predict(f"{number:05}") for number in range(3_000)]
+    barrier = threading.Barrier(2)
+
+    def insert(_: int) -> InsertResult:
+        barrier.wait()
+        return store.insert(records)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(insert, range(2)))
+    assert sum(result.predictions for result in results) == sum(result.duplicates for result in results) == 3_000
+    assert count(store, PREDICTIONS) == 3_000
+
+
+@pytest.mark.parametrize(
+    ("fault", "only_on"),
+    [
+        ({"score": 1.5}, None),
+        ({"score": float("nan")}, None),
+        ({"decision": 2}, None),
+        ({"predicted_at": dt.datetime(2024, 1, 1)}, None),  # noqa: DTZ001 - no zone is the fault
+        ({"customer_id": "nul\0byte"}, "postgresql"),
+        ({"customer_id": "".join(secrets.token_hex(8) for _ in range(1_000))}, "postgresql"),
+    ],
+)
+def test_a_row_that_cannot_be_held_stops_no_other(store: Store, fault: dict[str, Any], only_on: str | None) -> None:
+    if only_on not in (None, store._dialect):
+        assert store.insert([predict("bad", **fault)]).refused == ()
+        return
+    records = [predict(f"{number:03}") for number in range(100)]
+    records[37] = predict("bad", **fault)
+    result = store.insert(records, POSITION)
+    assert (result.predictions, result.duplicates) == (99, 0)
+    ((refused, reason),) = result.refused
+    assert refused == "bad"
+    assert reason
+    assert "customer of" not in reason
+    assert "bad" not in {record.prediction_id for record in read(store)}
+    assert store.read_position(MODEL, POSITION.spool) == POSITION
+
+
+def test_predictions_are_read_by_time_in_chunks(store: Store) -> None:
+    minute = dt.timedelta(minutes=1)
+    records = [predict(f"{number:05}", predicted_at=SNAPSHOT + number * minute) for number in range(12_000)]
+    store.insert([*reversed(records), predict("x", model_name="other")])
+    assert [len(chunk) for chunk in store.read_predictions(MODEL)] == [5_000, 5_000, 2_000]
+    assert read(store) == records
+    assert read(store, since=SNAPSHOT + 3 * minute, until=SNAPSHOT + 5 * minute) == records[3:5]
+    assert len(read(store, ids=[record.prediction_id for record in records] + ["x"])) == 12_000
+    assert [record.prediction_id for record in read(store, "other")] == ["x"]
+
+
+def test_the_database_itself_keeps_no_outcome_without_its_prediction(store: Store) -> None:
+    stranger = sa.insert(OUTCOMES).values(prediction_id="unknown", outcome=1, reported_at=SNAPSHOT)
+    with pytest.raises(DataError, match=r"(?i)foreign key"), store._begin() as connection:
+        connection.execute(stranger)
+    store.insert([predict("a"), report("a")])
+    with store._begin() as connection:
+        connection.execute(sa.delete(PREDICTIONS))
+    assert count(store, OUTCOMES) == 0
+
+
+# --- exactly once
+
+
+def test_rows_and_position_are_one_transaction(store: Store) -> None:
+    def fail(_: sa.Connection) -> None:
+        raise RuntimeError("killed")
+
+    assert store.read_position(MODEL, POSITION.spool) is None
+    sa.event.listen(store._engine, "commit", fail)
+    with pytest.raises(RuntimeError):
+        store.insert([predict("a"), report("a")], POSITION)
+    sa.event.remove(store._engine, "commit", fail)
+    assert (count(store, PREDICTIONS), count(store, OUTCOMES)) == (0, 0)
+    assert store.read_position(MODEL, POSITION.spool) is None
+    store.insert([predict("a")], POSITION)
+    assert store.read_position(MODEL, POSITION.spool) == POSITION
+
+
+def test_positions_are_kept_by_model_and_spool(store: Store) -> None:
+    later = dataclasses.replace(POSITION, segment=4, offset=0)
+    others = [dataclasses.replace(POSITION, spool="host-1-b"), dataclasses.replace(POSITION, model_name="other")]
+    for position in (POSITION, *others, later):
+        store.insert([], position)
+    for position in (later, *others):
+        assert store.read_position(position.model_name, position.spool) == position
+
+
+DRAIN = """
+import os, signal, sys
+import sqlalchemy as sa
+from closedloop.adapters.store import SpoolPosition, Store
+from closedloop.records import Outcome, Prediction
+import datetime as dt
+url, when = sys.argv[1:]
+store, now = Store(url), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+done = store.read_position("shop_churn", "spool")
+start = 0 if done is None else done.offset
+for first in range(start, 1_000, 100):
+    numbers = range(first, first + 100)
+    records = [Prediction(f"{n:04}", "", "shop_churn", "7", "champion", "http", now, (), 0.5, 1, 0.1) for n in numbers]
+    records += [Outcome(f"{n:04}", 1, now) for n in numbers]
+    if first == start + 200 and when == "before":
+        sa.event.listen(store._engine, "commit", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    result = store.insert(records, SpoolPosition("shop_churn", "spool", 1, first + 100))
+    if first == start + 200 and when == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(result.predictions, result.outcomes, result.duplicates, len(result.refused), flush=True)
+"""
+
+
+def test_a_drain_that_is_killed_loses_and_doubles_nothing(store: Store, url: str) -> None:
+    printed = []
+    for when, status in (("before", -9), ("after", -9), ("before", -9), ("never", 0)):
+        ran = subprocess.run([sys.executable, "-c", DRAIN, url, when], capture_output=True, text=True, check=False)
+        assert ran.returncode == status, ran.stderr
+        printed += ran.stdout.splitlines()
+    # 2 batches, 2 and the one whose answer was lost, 2, and the 3 that are left; the lost transactions came again
+    assert printed == ["100 100 0 0"] * 9
+    assert (count(store, PREDICTIONS), count(store, OUTCOMES)) == (1_000, 1_000)
+
+
+# --- outcomes
+
+
+def test_the_first_outcome_counts_and_corrections_append(store: Store) -> None:
+    store.insert([predict("a"), report("a", 1, days=40)])
+    assert store.insert([report("a", 0, days=41)]).outcomes == 1
+    assert store.insert([report("a", 0, days=10)]).outcomes == 1
+    rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30)
+    assert rows[["prediction_id", "outcome", "reported_at"]].values.tolist() == [["a", 1, SNAPSHOT + 40 * DAY]]
+    with store._begin(write=False) as connection:
+        kept = connection.scalars(sa.select(OUTCOMES.c.outcome).order_by(OUTCOMES.c.sequence)).all()
+    assert kept == [1, 0, 0]
+
+
+def test_outcomes_of_unknown_predictions_are_refused(store: Store) -> None:
+    result = store.insert([report("unknown"), report("a"), report("unknown", 0), predict("a")])
+    assert result == InsertResult(1, 1, 0, (("unknown", "no such prediction"),) * 2)
+    assert count(store, OUTCOMES) == 1
+    assert store.insert([predict("unknown")]).predictions == 1
+    assert list_ids(store) == ["a"]
+
+
+def test_more_outcomes_than_a_statement_takes(store: Store) -> None:
+    ids = [f"{number:05}" for number in range(40_000)]
+    result = store.insert([predict(name) for name in ids[:39_000]] + [report(name) for name in ids])
+    assert (result.predictions, result.outcomes, len(result.refused)) == (39_000, 39_000, 1_000)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features_as_of": SNAPSHOT, "predicted_at": SNAPSHOT + 20 * DAY},
+        {"features_as_of": None, "predicted_at": SNAPSHOT},
+        {"features_as_of": None, "predicted_at": SNAPSHOT + DAY - dt.timedelta(microseconds=1)},
+        {
+            "features_as_of": None,  # still the first of January in UTC
+            "predicted_at": dt.datetime(2024, 1, 2, 1, tzinfo=dt.timezone(dt.timedelta(hours=5))),
+        },
+    ],
+)
+def test_outcomes_wait_for_their_horizon(store: Store, changes: dict[str, Any]) -> None:
+    store.insert([predict("a", **changes), report("a", days=2)])
+    closes = SNAPSHOT + 30 * DAY
+    early = store.list_outcomes(MODEL, as_of=closes - dt.timedelta(microseconds=1), horizon_days=30)
+    assert early.empty
+    rows = store.list_outcomes(MODEL, as_of=closes, horizon_days=30)
+    assert list(rows["snapshot_at"]) == [SNAPSHOT]
+    assert early.dtypes.to_dict() == rows.dtypes.to_dict()
+
+
+def test_statistics_count_one_row_per_customer_snapshot_and_version(store: Store) -> None:
+    anna = {"customer_id": "anna"}
+    store.insert(
+        [
+            predict("a1", **anna, predicted_at=SNAPSHOT + 1 * DAY),
+            predict("a2", **anna, predicted_at=SNAPSHOT + 2 * DAY),
+            predict("a3", **anna, predicted_at=SNAPSHOT + 3 * DAY, features_as_of=SNAPSHOT + DAY),
+            predict("a4", **anna, predicted_at=SNAPSHOT + 4 * DAY, model_version="8"),
+            predict("a5", **anna, predicted_at=SNAPSHOT + 5 * DAY, model_name="other"),
+            predict("n1", customer_id=None, predicted_at=SNAPSHOT + 6 * DAY),
+            predict("n2", customer_id=None, predicted_at=SNAPSHOT + 7 * DAY),
+            predict("silent"),
+        ]
+    )
+    store.insert([report("a2", 0)])  # the first that was reported for her, and so it stays
+    store.insert([report(name, 1) for name in ("a1", "a3", "a4", "a5", "n1", "n2")])
+    rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30)
+    assert list(zip(rows["prediction_id"], rows["outcome"], strict=True)) == [
+        ("a2", 0), ("a3", 1), ("a4", 1), ("n1", 1), ("n2", 1)
+    ]  # fmt: skip
+    assert rows["customer_id"].tolist() == ["anna"] * 3 + [None] * 2
+
+
+def test_forced_and_shadow_are_left_out_unless_asked_for(store: Store) -> None:
+    store.insert(
+        [
+            predict("a", customer_id="anna", score=0.75, decision=1),
+            predict("s", customer_id="anna", model_version="8", variant="shadow", answered_id="a", score=0.5),
+            predict("f", customer_id="anna", model_version="9", forced=True),
+            predict("t", customer_id="anna", model_version="8", variant="shadow", answered_id="f", forced=True),
+            report("a"),
+            report("f", 0),
+        ]
+    )
+    assert list_ids(store) == ["a"]
+    assert list_ids(store, include_forced=True) == ["a", "f"]
+    rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30, include_shadow=True)
+    values = rows[["prediction_id", "model_version", "variant", "score", "decision", "outcome"]].values.tolist()
+    assert values == [["a", "7", "champion", 0.75, 1, 1], ["s", "8", "shadow", 0.5, 0, 1]]
+    assert isinstance(rows["predicted_at"].dtype, pd.DatetimeTZDtype)
+
+
+# --- deployment
+
+
+def test_a_deployment_is_replaced_by_the_next_revision(store: Store) -> None:
+    assert store.read_deployment(MODEL) is None
+    first = store.write_deployment(DEPLOYMENT, expected_revision=0)
+    assert first == dataclasses.replace(DEPLOYMENT, revision=1) == store.read_deployment(MODEL)
+    alone = dataclasses.replace(first, champion_version="8", challenger_version=None, challenger_mode=None, weight=0.0)
+    second = store.write_deployment(alone, expected_revision=1)
+    assert second == dataclasses.replace(alone, revision=2) == store.read_deployment(MODEL)
+    assert store.read_deployment("other") is None
+
+
+@pytest.mark.parametrize("stale", [0, 1, 3])
+def test_a_deployment_that_changed_meanwhile_is_not_overwritten(store: Store, stale: int) -> None:
+    for revision in (0, 1):
+        store.write_deployment(DEPLOYMENT, expected_revision=revision)
+    with pytest.raises(DeploymentChanged, match=f"shop_churn is no longer at revision {stale}"):
+        store.write_deployment(dataclasses.replace(DEPLOYMENT, champion_version="9"), expected_revision=stale)
+    assert store.read_deployment(MODEL) == dataclasses.replace(DEPLOYMENT, revision=2)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_of_racing_writers_one_wins(store: Store, start: int) -> None:
+    if start:
+        store.write_deployment(DEPLOYMENT, expected_revision=0)
+    barrier = threading.Barrier(4)
+
+    def write(version: str) -> str | None:
+        barrier.wait()
+        try:
+            store.write_deployment(dataclasses.replace(DEPLOYMENT, champion_version=version), expected_revision=start)
+        except DeploymentChanged:
+            return None
+        return version
+
+    with ThreadPoolExecutor(4) as pool:
+        winners = [won for won in pool.map(write, "abcd") if won]
+    stored = store.read_deployment(MODEL)
+    assert stored is not None
+    assert [stored.champion_version] == winners
+    assert stored.revision == start + 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"weight": 1.5}, {"challenger_mode": None}, {"challenger_version": None}, {"challenger_mode": "green"}]
+)
+def test_a_deployment_that_makes_no_sense_is_refused(store: Store, changes: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="operations store"):
+        store.write_deployment(dataclasses.replace(DEPLOYMENT, **changes), expected_revision=0)
+    assert store.read_deployment(MODEL) is None
+
+
+# --- purge and erasure
+
+
+def test_purge_removes_what_is_older_than_it_keeps(store: Store) -> None:
+    edge = SNAPSHOT + 10 * DAY
+    store.insert(
+        [
+            predict("old", predicted_at=edge - dt.timedelta(microseconds=1)),
+            predict("edge", predicted_at=edge),
+            predict("older of another", predicted_at=SNAPSHOT, model_name="other"),
+            report("old"),
+            report("old", 0),
+            report("edge"),
+            report("older of another"),
+        ],
+        POSITION,
+    )
+    moment = {"keep_days": 90, "as_of": SNAPSHOT + 100 * DAY}
+    assert store.purge(MODEL, **moment) == Removed(predictions=1, outcomes=2)
+    assert [record.prediction_id for record in read(store)] == ["edge"]
+    assert len(read(store, "other")) == 1
+    assert store.purge(None, **moment) == Removed(predictions=1, outcomes=1)
+    assert store.purge(None, **moment) == Removed(0, 0)
+    assert count(store, OUTCOMES) == 1
+    assert store.read_position(MODEL, POSITION.spool) == POSITION
+
+
+def test_erasure_removes_a_customer_from_all_models_or_one(store: Store) -> None:
+    for model_name in (MODEL, "other"):
+        records = [predict(f"{model_name} {name}", model_name=model_name, customer_id=name) for name in ("anna", "bob")]
+        store.insert([*records, *[report(record.prediction_id) for record in records]])
+    assert store.erase("nobody") == Removed(0, 0)
+    assert store.erase("anna", "other") == Removed(1, 1)
+    assert [record.customer_id for record in read(store, "other")] == ["bob"]
+    assert store.erase("anna") == Removed(1, 1)
+    assert store.erase("bob") == Removed(2, 2)
+    assert (count(store, PREDICTIONS), count(store, OUTCOMES)) == (0, 0)
+
+
+def find_traces(store: Store, word: str) -> int:
+    """How often a word stands in the database: in an SQLite file and its log, or in what PostgreSQL shows of itself."""
+    if store._dialect == "sqlite":
+        name = store._engine.url.database or ""
+        return sum(Path(path).read_bytes().count(word.encode()) for path in (name, f"{name}-wal"))
+    with store._begin(write=False) as connection:
+        tables = sa.inspect(connection).get_table_names()
+        shown = [connection.execute(sa.select(sa.text("*")).select_from(sa.table(table))).all() for table in tables]
+        shown.append(connection.execute(sa.text("SELECT * FROM pg_stats WHERE schemaname = 'public'")).all())
+    return str(shown).count(word)
+
+
+@pytest.mark.parametrize("removal", ["erase", "purge"])
+def test_removed_rows_leave_no_trace(store: Store, removal: str) -> None:
+    """Enough rows at random places of the index for pages to split, which leaves copies behind."""
+    old = SNAPSHOT - 1_000 * DAY
+    for _ in range(20):
+        records = [predict(secrets.token_hex(24), customer_id="somebody else") for _ in range(450)]
+        records += [predict(secrets.token_hex(24), customer_id="Kassandra", predicted_at=old) for _ in range(50)]
+        store.insert([*records, *[report(record.prediction_id) for record in records]])
+    if store._dialect == "postgresql":
+        with store._begin() as connection:
+            connection.execute(sa.text("ANALYZE predictions"))
+        with store._begin(write=False) as connection:
+            quoted = "SELECT most_common_vals::text FROM pg_stats WHERE attname = 'customer_id'"
+            assert "Kassandra" in connection.execute(sa.text(quoted)).scalar_one()
+    assert find_traces(store, "Kassandra") >= 1_000
+    if removal == "erase":
+        removed = store.erase("Kassandra")
+    else:
+        removed = store.purge(MODEL, keep_days=400, as_of=SNAPSHOT)
+    assert removed == Removed(1_000, 1_000)
+    assert find_traces(store, "Kassandra") == 0
+    assert find_traces(store, "somebody else") >= 9_000
+
+
+def test_erasure_that_a_reader_keeps_incomplete_says_so(sqlite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "LOCK_WAIT_SECONDS", 0.1)
+    store = Store(f"sqlite:///{sqlite_file}")
+    store.insert([predict("a", customer_id="Kassandra")])
+    with contextlib.closing(sqlite3.connect(sqlite_file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM predictions").fetchall()
+        with pytest.raises(ServiceUnavailable, match=r"in use by another process; the rows are deleted.* run it again"):
+            store.erase("Kassandra")
+    assert find_traces(store, "Kassandra") > 0
+    assert store.erase("Kassandra") == Removed(0, 0)
+    assert find_traces(store, "Kassandra") == 0
+    store.close()
+
+
+# --- trouble
+
+
+def test_a_restarted_server_is_found_again(postgres_server: PostgresServer, postgres_url: str) -> None:
+    store = Store(postgres_url)
+    store.upgrade()
+    store.insert([predict("a")], POSITION)
+    for mode in ("fast", "immediate"):
+        postgres_server.stop(mode)
+        with pytest.raises(
+            ServiceUnavailable, match=r"operations store postgresql.*\*\*\*@127.0.0.1.*refused"
+        ) as raised:
+            store.insert([predict("b")])
+        assert PASSWORD not in str(raised.value)
+        postgres_server.start()
+        assert store.read_position(MODEL, POSITION.spool) == POSITION
+        postgres_server.stop(mode)
+        postgres_server.start()
+        assert store.insert([predict("a")]).duplicates == 1
+    store.close()
+
+
+def test_a_server_that_is_not_there_does_not_show_the_password() -> None:
+    store = Store("postgresql://closedloop:s3cret@127.0.0.1:1/operations?password=s3cret2&sslmode=disable")
+    for use in (store.upgrade, lambda: store.read_deployment(MODEL)):
+        with pytest.raises(ServiceUnavailable, match="port 1 failed") as raised:
+            use()
+        assert "s3cret" not in str(raised.value)
+        assert raised.value.__suppress_context__
+
+
+def test_a_connection_that_is_cut_in_the_middle(postgres_url: str) -> None:
+    store = Store(postgres_url)
+    store.upgrade()
+
+    def cut(connection: sa.Connection) -> None:
+        backend = connection.connection.driver_connection.info.backend_pid
+        with contextlib.closing(Store(postgres_url)) as other, other._begin() as second:
+            second.execute(sa.select(sa.func.pg_terminate_backend(backend)))
+
+    sa.event.listen(store._engine, "commit", cut)
+    with pytest.raises(ServiceUnavailable):
+        store.insert([predict("a")], POSITION)
+    sa.event.remove(store._engine, "commit", cut)
+    assert store.read_position(MODEL, POSITION.spool) is None
+    assert store.insert([predict("a")], POSITION).predictions == 1
+    store.close()
+
+
+def test_a_locked_database_is_unavailable(sqlite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "LOCK_WAIT_SECONDS", 0.1)
+    store = Store(f"sqlite:///{sqlite_file}")
+    with contextlib.closing(sqlite3.connect(sqlite_file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ServiceUnavailable, match="locked"):
+            store.insert([predict("a")])
+        assert store.read_deployment(MODEL) is None  # reading goes on
+    assert store.insert([predict("a")]).predictions == 1
+    store.close()
+
+
+def test_a_writer_has_the_lock_before_it_reads(sqlite_file: Path) -> None:
+    """Else somebody could write between its reading and its writing, and SQLite would refuse it the latter."""
+    store = Store(f"sqlite:///{sqlite_file}")
+    store.insert([predict("a")])
+
+    def intrude(*_: Any) -> None:
+        with contextlib.closing(sqlite3.connect(sqlite_file, isolation_level=None, timeout=0)) as other:
+            other.execute("DELETE FROM deployments")
+
+    sa.event.listen(store._engine, "savepoint", intrude)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        store.insert([report("a")])
+    sa.event.remove(store._engine, "savepoint", intrude)
+    assert store.insert([report("a")]).outcomes == 1
+    store.close()
+
+
+def test_limits_reach_postgresql(postgres_url: str) -> None:
+    store = Store(f"{postgres_url}?connect_timeout=7")
+    store.upgrade()
+    with store._begin(write=False) as connection:
+        assert connection.execute(sa.text("SHOW lock_timeout")).scalar() == "10s"
+        parameters = connection.connection.driver_connection.info.get_parameters()
+    assert {name: parameters[name] for name in ("connect_timeout", "tcp_user_timeout")} == {
+        "connect_timeout": "7",
+        "tcp_user_timeout": "15000",
+    }
+    store.close()
+
+
+def test_a_table_that_is_locked_on_postgresql_is_unavailable(postgres_url: str) -> None:
+    holder, store = Store(postgres_url), Store(f"{postgres_url}?options=-c%20lock_timeout%3D100ms")
+    holder.upgrade()
+    with holder._begin() as connection:
+        connection.execute(sa.text("LOCK TABLE predictions IN EXCLUSIVE MODE"))
+        with pytest.raises(ServiceUnavailable, match="lock timeout"):
+            store.insert([predict("a")])
+    assert store.insert([predict("a")]).predictions == 1
+    holder.close()
+    store.close()
+
+
+def test_a_full_disk_is_unavailable_until_there_is_room(sqlite_file: Path) -> None:
+    store = Store(f"sqlite:///{sqlite_file}")
+    limit = 40
+
+    def restrict(connection: sqlite3.Connection, *_: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count = {limit}")
+
+    sa.event.listen(store._engine, "checkout", restrict)
+    records = [predict(f"{number:04}") for number in range(2_000)]
+    with pytest.raises(ServiceUnavailable, match="full"):
+        store.insert(records, POSITION)
+    assert count(store, PREDICTIONS) == 0
+    limit = 4_000
+    assert store.insert(records, POSITION).predictions == 2_000
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "operations.db").write_bytes(b"not a database at all" * 100)
+    store = Store(f"sqlite:///{tmp_path / 'operations.db'}")
+    for use in (store.upgrade, lambda: store.read_deployment(MODEL)):
+        with pytest.raises(ServiceUnavailable, match="not a database"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("mysql://user:s3cret@host/database", "found mysql, allowed are sqlite:///file and postgresql://"),
+        ("postgresql+psycopg2://user:s3cret@host/database", "found postgresql"),
+        ("s3cret", "it is not an address"),
+        ("", "it is not an address"),
+    ],
+)
+def test_another_kind_of_address_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"operations\.url") as raised:
+        Store(address)
+    assert message in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_missing_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"needs the Python package psycopg: install closedloop\[postgres\]"):
+        Store("postgresql://user@host/database")
+
+
+def test_a_folder_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        Store(f"sqlite:///{tmp_path / 'state/operations.db'}").upgrade()

@@ -1,0 +1,114 @@
+"""Model folders small enough to work out their scores by hand: a logistic function of two numbers and a category."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from closedloop.adapters.onnxruntime import INPUT_NAME, OUTPUT_NAME
+from closedloop.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    CategoricalFeature,
+    GoldenRow,
+    Lineage,
+    ModelContract,
+    NumericFeature,
+    ReferenceStatistics,
+    digest_file,
+)
+
+WEIGHTS = (0.1, -0.02, 0.5)
+FEATURES = (
+    NumericFeature(name="visits_30d", minimum=0.0, maximum=20.0),
+    NumericFeature(name="age", minimum=18.0, maximum=80.0, nullable=False),
+    CategoricalFeature(name="plan", categories=("basic", "plus")),
+)
+ROWS: tuple[dict[str, Any], ...] = (
+    {"visits_30d": 6.0, "age": 40.0, "plan": "plus"},
+    {"visits_30d": 0.0, "age": 20.0, "plan": "basic"},
+    {"visits_30d": 20.0, "age": 80.0, "plan": None},
+)
+
+
+def expected_score(row: dict[str, Any], bias: float = 0.0, features: Any = FEATURES) -> float:
+    """The score that the graph gives a row."""
+    total = bias
+    for feature, weight in zip(features, WEIGHTS, strict=True):
+        value = row[feature.name]
+        if feature.kind == "categorical":
+            value = feature.categories.index(value) if value in feature.categories else -1
+        total += weight * float(value)
+    return 1 / (1 + math.exp(-total))
+
+
+def write_model_folder(
+    folder: Path,
+    *,
+    bias: float = 0.0,
+    features: Any = FEATURES,
+    golden_shift: float = 0.0,
+    contract_version: str = "1.0",
+    model_name: str = "test_churn",
+    feature_service: str = "test_churn_0",
+) -> Path:
+    """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = numpy_helper.from_array(np.array(WEIGHTS, dtype=np.float32).reshape(-1, 1), "weights")
+    shift = numpy_helper.from_array(np.array(bias, dtype=np.float32), "bias")
+    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")
+    nodes = [
+        helper.make_node("MatMul", [INPUT_NAME, "weights"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["column"]),
+        helper.make_node("Squeeze", ["column", "axis"], [OUTPUT_NAME]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "logistic",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [None, len(features)])],
+        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None])],
+        [weights, shift, axis],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+    pd.DataFrame(ROWS).to_parquet(folder / REFERENCE_FILE)
+    golden = tuple(
+        GoldenRow(features=row, score=expected_score(row, bias, features) + golden_shift)
+        for row in ({feature.name: old for feature, old in zip(features, row.values(), strict=True)} for row in ROWS)
+    )
+    reference = {
+        feature.name: ReferenceStatistics(rows=3, missing_share=0.0, mean=10.0, standard_deviation=5.0)
+        for feature in features
+        if feature.kind == "numeric"
+    }
+    contract = ModelContract(
+        contract_version=contract_version,
+        model_name=model_name,
+        model_type="logistic_regression",
+        model_sha256=digest_file(folder / MODEL_FILE),
+        features=features,
+        feature_service=feature_service,
+        threshold=0.5,
+        horizon_days=30,
+        lineage=Lineage(
+            dataset="test",
+            as_of=dt.date(2024, 1, 1),
+            git_commit="0" * 40,
+            git_dirty=False,
+            data_md5={},
+            params_md5="",
+        ),
+        golden_rows=golden,
+        reference=reference,
+    )
+    (folder / CONTRACT_FILE).write_text(contract.model_dump_json(), encoding="utf-8")
+    return folder

@@ -1,0 +1,143 @@
+"""Real PostgreSQL and Redis for tests, on free ports of the loopback interface; never as root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PASSWORD = "s3cret-w0rd"
+UNPRIVILEGED = {"user": "postgres", "group": "postgres", "extra_groups": ()} if os.geteuid() == 0 else {}
+
+
+@dataclass
+class PostgresServer:
+    """A cluster of its own; ``stop`` and ``start`` make an outage, after which all that was committed is there."""
+
+    binaries: Path
+    data: Path
+    port: int
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "start", "--wait", "--silent", "--options", options, "--log", str(self.data / "log"))
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it and wait; ``fast`` cuts connections off, ``immediate`` is a crash."""
+        self._run("pg_ctl", "stop", "--wait", "--silent", "--mode", mode)
+
+    def create_database(self) -> str:
+        """An empty database; returns its address, with a password that the server does not ask for."""
+        name = f"test_{uuid.uuid4().hex}"
+        self._run("createdb", "--host", "127.0.0.1", "--port", str(self.port), "--username", "closedloop", name)
+        return f"postgresql://closedloop:{PASSWORD}@127.0.0.1:{self.port}/{name}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        environment = {**os.environ, "PGDATA": str(self.data)}
+        command = [str(self.binaries / program), *arguments]
+        # to a file, since a server that stays would hold the other end of a pipe
+        with tempfile.TemporaryFile("w+") as output:
+            ran = subprocess.run(
+                command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT, check=False, **UNPRIVILEGED
+            )
+            output.seek(0)
+            assert ran.returncode == 0, f"{program}: {output.read()}"
+
+
+@dataclass
+class RedisServer:
+    """A server that keeps nothing on disk: ``stop`` loses its content."""
+
+    folder: Path
+    port: int
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """Host and port, as Feast wants them."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True)
+        lines = iter(self._process.stdout or ())
+        assert any("Ready to accept connections" in line for line in lines), "redis-server did not start"
+
+    def stop(self) -> None:
+        """Kill it and wait."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@contextmanager
+def run_postgres(folder: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the length of the block; ``folder`` gets its log.
+
+    Its files lie elsewhere: its user cannot reach what pytest makes for root.
+    """
+    binaries = find_postgres()
+    require(binaries, "PostgreSQL")
+    assert binaries is not None
+    with tempfile.TemporaryDirectory(prefix="closedloop-postgres-") as home:
+        data = Path(home) / "data"
+        data.mkdir()
+        if UNPRIVILEGED:
+            shutil.chown(home, "postgres")
+            shutil.chown(data, "postgres")
+        server = PostgresServer(binaries, data, find_free_port())
+        server._run("initdb", "--username", "closedloop", "--auth", "trust", "--encoding", "UTF8", "--no-sync")
+        server.start()
+        try:
+            yield server
+        finally:
+            if (data / "postmaster.pid").exists():
+                server.stop("immediate")
+            shutil.copy(data / "log", folder / "postgres.log")
+
+
+@contextmanager
+def run_redis(folder: Path) -> Iterator[RedisServer]:
+    """A Redis server for the length of the block."""
+    require(shutil.which("redis-server"), "Redis")
+    server = RedisServer(folder, find_free_port())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def find_postgres() -> Path | None:
+    """The folder of the newest PostgreSQL's programs: where Debian puts them, or else on the PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: int(path.parts[-3]))
+    found = versions[-1] if versions else shutil.which("pg_ctl")
+    return None if found is None else Path(found).resolve().parent
+
+
+def find_free_port() -> int:
+    """A port that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require(found: Any, what: str) -> None:
+    """Skip where a service cannot be had; CI must have it."""
+    if not found and os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed")
+    if not found:
+        pytest.skip(f"{what} is not installed")

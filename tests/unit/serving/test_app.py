@@ -1,0 +1,361 @@
+"""The ASGI application in this process: routes, refusals, tokens, limits, variants, and the log before the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from closedloop.adapters.online import OnlineRow
+from closedloop.contract import digest_folder
+from closedloop.errors import ServiceUnavailable
+from closedloop.records import Outcome, Prediction
+from closedloop.serving.app import Application
+from closedloop.serving.drain import list_spools, read_lines
+from closedloop.serving.slots import Slot, Slots, write_slots
+from closedloop.serving.spool import list_segments
+from closedloop.serving.worker import Worker, WorkerConfig
+from tests.model_folders import ROWS, expected_score, write_model_folder
+
+ROW = ROWS[0]
+SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+
+
+class KnownCustomers:
+    """An online store that knows two customers, one of them of long ago."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    async def read(self, customer_ids):
+        if self.down:
+            raise ServiceUnavailable("online store: no answer in 0.25 s")
+        rows = {
+            "fresh": OnlineRow((6.0, 40.0, "plus"), SNAPSHOT),
+            "stale": OnlineRow((6.0, 40.0, "plus"), SNAPSHOT - dt.timedelta(days=400)),
+        }
+        return [rows.get(customer, OnlineRow(None, None)) for customer in customer_ids]
+
+    async def close(self) -> None:
+        pass
+
+
+class Service:
+    """A worker and its application, called without a socket."""
+
+    def __init__(self, folder, **config: Any) -> None:
+        self.state_dir = folder / "state"
+        values = {"bundled_dir": str(folder / "bundled"), "as_of": SNAPSHOT.date(), **config}
+        self.worker = Worker(WorkerConfig("test_churn", str(self.state_dir), **values))
+        self.app = Application(self.worker)
+
+    def call(self, *requests: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
+        """Send requests at once and stop."""
+
+        async def send():
+            transport = httpx.ASGITransport(app=self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                return await asyncio.gather(*[request(client) for request in requests])
+
+        return asyncio.run(send())
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        (answer,) = self.call(lambda client: client.post(path, json=body, **options))
+        return answer
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        (answer,) = self.call(lambda client: client.get(path, **options))
+        return answer
+
+    def read_log(self) -> list[Any]:
+        spools = list_spools(self.state_dir / "spool")
+        return [line.record for spool in spools for segment in list_segments(spool) for line in read_lines(segment)]
+
+
+@pytest.fixture
+def make_service(tmp_path, monkeypatch):
+    write_model_folder(tmp_path / "bundled")
+    made: list[Service] = []
+
+    def make(*, tokens: dict[str, list[str]] | None = None, **config: Any) -> Service:
+        if tokens:
+            monkeypatch.setenv("CLOSEDLOOP_SERVING__TOKENS", json.dumps(tokens))
+        made.append(Service(tmp_path, **config))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.worker.log.close()
+        service.worker.metrics.close()
+
+
+@pytest.fixture
+def service(make_service):
+    return make_service()
+
+
+def deploy(service, tmp_path, *, mode: str, weight: float = 0.0, bias: float = 2.0) -> None:
+    """A challenger beside the champion."""
+    folders = {"1": write_model_folder(tmp_path / "v1"), "2": write_model_folder(tmp_path / "v2", bias=bias)}
+    one, two = (Slot(version, str(folder), digest_folder(folder)) for version, folder in folders.items())
+    slots = Slots(3, "salt-3", one, two, mode, weight)
+    write_slots(service.state_dir, slots)
+    service.worker.slots.load_first()
+
+
+def test_an_answer_has_the_score_and_is_logged_with_its_features(service):
+    answer = service.post("/predict", {"features": ROW, "customer_id": "C1", "request_id": "r1"})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["probability"] == pytest.approx(expected_score(ROW), abs=1e-6)
+    assert (found["prediction"], found["model_version"], found["variant"]) == (1, "bundled", "champion")
+    assert (found["request_id"], found["features_as_of"]) == ("r1", None)
+    assert found["latency_ms"] > 0
+    (logged,) = service.read_log()
+    assert isinstance(logged, Prediction)
+    assert (logged.prediction_id, logged.customer_id) == (found["prediction_id"], "C1")
+    assert logged.features == (6.0, 40.0, "plus")
+    assert (logged.score, logged.decision) == (found["probability"], found["prediction"])
+
+
+def test_concurrent_requests_are_scored_together_and_each_gets_its_own(service):
+    rows = [{**ROW, "visits_30d": float(visits)} for visits in range(20)]
+    answers = service.call(*[lambda client, row=row: client.post("/predict", json={"features": row}) for row in rows])
+    found = [answer.json()["probability"] for answer in answers]
+    assert found == pytest.approx([expected_score(row) for row in rows], abs=1e-6)
+    assert len({answer.json()["prediction_id"] for answer in answers}) == len(service.read_log()) == 20
+
+
+def test_customers_of_the_online_store(make_service):
+    service = make_service(online={"any": "thing"})
+    store = KnownCustomers()
+    service.worker._readers["test_churn_0"] = store
+    found = service.post("/predict", {"customer_id": "fresh"}).json()
+    assert found["probability"] == pytest.approx(expected_score(ROW), abs=1e-6)
+    assert found["features_as_of"] == "2024-01-01T00:00:00+00:00"
+    for customer, rule in (("nobody", "is known to the online store"), ("stale", "has fresh features; those in the")):
+        refused = service.post("/predict", {"customer_id": customer})
+        assert refused.status_code == 400
+        (detail,) = refused.json()["error"]["details"]
+        assert (detail["field"], detail["value"]) == ("customer_id", customer)
+        assert detail["rule"].startswith(rule)
+    store.down = True
+    down = service.post("/predict", {"customer_id": "fresh"})
+    assert (down.status_code, down.headers["retry-after"]) == (503, "1")
+    assert "online store: no answer" in down.json()["error"]["message"]
+    assert service.post("/predict", {"features": ROW}).status_code == 200
+
+
+def test_without_an_online_store_customers_are_refused_with_the_way_out(service):
+    answer = service.post("/predict", {"customer_id": "C1"})
+    assert answer.status_code == 503
+    assert "send features instead" in answer.json()["error"]["message"]
+
+
+def test_a_batch_answers_each_item_for_itself(service):
+    items = [{"features": ROW}, {"features": {}}, {"features": ROWS[1], "request_id": "b"}, 7]
+    answer = service.post("/predict/batch", items)
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["count"] == 4
+    assert found["total_latency_ms"] > 0
+    first, second, third, fourth = found["predictions"]
+    assert first["probability"] == pytest.approx(expected_score(ROW), abs=1e-6)
+    assert third["request_id"] == "b"
+    assert {detail["field"] for detail in second["error"]["details"]} == {
+        "features.visits_30d",
+        "features.age",
+        "features.plan",
+    }
+    assert fourth["error"]["code"] == "invalid_request"
+    assert len(service.read_log()) == 2
+
+
+@pytest.mark.parametrize("body", [[], {}, "x", [{"features": ROW}] * 4])
+def test_a_batch_of_another_kind_or_size_is_refused(make_service, body):
+    service = make_service(batch_items_max=3)
+    answer = service.post("/predict/batch", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"][0]["rule"] == "array of 1 to 3 requests"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1}}', b"[" * 100_000, b"1e999", b'"\\ud800"'])
+def test_a_body_that_is_not_json_is_refused(service, content):
+    for path in ("/predict", "/predict/batch", "/outcomes"):
+        (answer,) = service.call(lambda client, path=path: client.post(path, content=content))
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] in ("invalid_json", "invalid_request")
+
+
+def test_limits_and_unknown_places(make_service):
+    service = make_service(body_bytes_max=1000, queue_max=0)
+    assert service.get("/health").json() == {"status": "ok", "model_loaded": True, "model_version": "bundled"}
+    busy = service.post("/predict", {"features": ROW})
+    assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
+    service = make_service(body_bytes_max=1000)
+    assert service.post("/predict", {"customer_id": "x" * 1000}).status_code == 413
+
+    async def stream():
+        yield b"[" * 600
+        yield b"[" * 600
+
+    (chunked,) = service.call(lambda client: client.post("/predict", content=stream()))
+    assert chunked.status_code == 413
+    assert service.get("/nowhere").status_code == 404
+    wrong = service.get("/predict")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_without_a_model_nothing_is_ready(make_service):
+    service = make_service(bundled_dir=None)
+    assert service.get("/health").json() == {"status": "ok", "model_loaded": False, "model_version": None}
+    assert service.get("/readyz").status_code == 503
+    assert service.post("/predict", {"features": ROW}).status_code == 503
+    assert service.get("/model/info").status_code == 503
+
+
+def test_a_full_disk_answers_503_and_recovers(make_service):
+    service = make_service(disk_free_bytes_min=2**62)
+    refused = service.post("/predict", {"features": ROW})
+    assert refused.status_code == 503
+    assert service.read_log() == []
+    service.worker.log._free_bytes_min, service.worker.log._check_at = 0, 0.0
+    assert service.post("/predict", {"features": ROW}).status_code == 200
+    assert len(service.read_log()) == 1
+
+
+TOKENS = {"p": ["predict"], "o": ["outcomes"], "a": ["admin"]}
+
+
+@pytest.mark.parametrize(
+    ("token", "statuses"),
+    [
+        (None, {"/predict": 401, "/outcomes": 401, "/model/info": 401, "/nowhere": 401, "/docs": 401}),
+        ("wrong", {"/predict": 401, "/outcomes": 401, "/model/info": 401, "/nowhere": 401, "/docs": 401}),
+        ("p", {"/predict": 200, "/outcomes": 403, "/model/info": 200, "/nowhere": 404, "/docs": 200}),
+        ("o", {"/predict": 403, "/outcomes": 404, "/model/info": 200, "/nowhere": 404, "/docs": 200}),
+        ("a", {"/predict": 200, "/outcomes": 404, "/model/info": 200, "/nowhere": 404, "/docs": 200}),
+    ],
+)
+def test_tokens_and_scopes(make_service, token, statuses):
+    service = make_service(tokens=TOKENS)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    bodies = {"/predict": {"features": ROW}, "/outcomes": {"prediction_id": "f" * 48, "outcome": 1}}
+    for path, status in statuses.items():
+        send = (
+            service.post(path, bodies[path], headers=headers) if path in bodies else service.get(path, headers=headers)
+        )
+        assert send.status_code == status, path
+    assert service.get("/health").status_code == 200
+    assert service.get("/readyz").status_code == 200
+
+
+def test_a_forced_version_needs_an_administrator_and_is_logged_as_forced(make_service, tmp_path):
+    service = make_service(tokens=TOKENS)
+    deploy(service, tmp_path, mode="canary", weight=0.0)
+    body = {"features": ROW}
+    wanted = {"x-model-version": "2"}
+    assert service.post("/predict", body, headers={"authorization": "Bearer p", **wanted}).status_code == 403
+    admin = {"authorization": "Bearer a"}
+    found = service.post("/predict", body, headers={**admin, **wanted}).json()
+    assert (found["model_version"], found["variant"]) == ("2", "canary")
+    assert found["probability"] == pytest.approx(expected_score(ROW, 2.0), abs=1e-6)
+    (logged,) = service.read_log()
+    assert logged.forced
+    unknown = service.post("/predict", body, headers={**admin, "x-model-version": "9"})
+    assert unknown.status_code == 400
+    assert unknown.json()["error"]["details"][0]["rule"] == "one of 1, 2"
+
+
+def test_a_canary_answers_its_share_and_customers_stay(service, tmp_path):
+    deploy(service, tmp_path, mode="canary", weight=0.25)
+    items = [{"features": ROW, "customer_id": f"C{number}"} for number in range(800)]
+    first = service.post("/predict/batch", items).json()["predictions"]
+    versions = [answer["model_version"] for answer in first]
+    # 800 draws of .25: 152 to 248 is 4 standard deviations
+    assert 152 <= versions.count("2") <= 248
+    again = [answer["model_version"] for answer in service.post("/predict/batch", items).json()["predictions"]]
+    assert again == versions
+    for answer in first:
+        bias = {"1": 0.0, "2": 2.0}[answer["model_version"]]
+        assert answer["probability"] == pytest.approx(expected_score(ROW, bias), abs=1e-6)
+
+
+def test_a_shadow_scores_everything_and_answers_nothing(service, tmp_path):
+    deploy(service, tmp_path, mode="shadow")
+    answers = [service.post("/predict", {"features": row}).json() for row in ROWS]
+    assert {answer["model_version"] for answer in answers} == {"1"}
+    logged = service.read_log()
+    shadows = {record.answered_id: record for record in logged if record.variant == "shadow"}
+    assert len(logged) == 2 * len(shadows) == 6
+    for answer, row in zip(answers, ROWS, strict=True):
+        shadow = shadows[answer["prediction_id"]]
+        assert shadow.model_version == "2"
+        assert shadow.score == pytest.approx(expected_score(row, 2.0), abs=1e-6)
+
+
+def test_outcomes_of_given_predictions_alone_are_taken(service):
+    prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
+    taken = service.post("/outcomes", {"prediction_id": prediction_id, "outcome": 1})
+    assert (taken.status_code, taken.json()) == (202, {"accepted": 1, "refused": []})
+    forged = service.post("/outcomes", {"prediction_id": "0" * 48, "outcome": 1})
+    assert forged.status_code == 404
+    many = service.post(
+        "/outcomes",
+        [
+            {"prediction_id": prediction_id, "outcome": 0},
+            {"prediction_id": prediction_id, "outcome": 2},
+            {"prediction_id": prediction_id, "outcome": 0.5, "when": "now"},
+            {"outcome": 1},
+            None,
+        ],
+    )
+    assert many.status_code == 202
+    assert many.json()["accepted"] == 1
+    assert [refusal["item"] for refusal in many.json()["refused"]] == [1, 2, 3, 4]
+    outcomes = [record.outcome for record in service.read_log() if isinstance(record, Outcome)]
+    assert outcomes == [1, 0]
+
+
+def test_outcomes_in_bulk_are_held_up(make_service):
+    service = make_service(outcomes_per_minute=5)
+    prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
+    item = {"prediction_id": prediction_id, "outcome": 1}
+    assert service.post("/outcomes", [item] * 6).status_code == 429
+    assert service.post("/outcomes", [item] * 5).status_code == 202
+    held = service.post("/outcomes", item)
+    assert held.status_code == 429
+    assert int(held.headers["retry-after"]) >= 1
+
+
+def test_model_info_shows_the_contract_and_what_was_refused(service, tmp_path):
+    deploy(service, tmp_path, mode="shadow")
+    write_model_folder(tmp_path / "v3", golden_shift=0.1)
+    slots = msgspec.structs.replace(
+        service.worker.slots.serving.slots,
+        revision=4,
+        champion=Slot("3", str(tmp_path / "v3"), digest_folder(tmp_path / "v3")),
+    )
+    write_slots(service.state_dir, slots)
+    service.worker.slots.load_first()
+    info = service.get("/model/info").json()
+    assert info["model_version"] == "1"
+    assert info["refused"]["3"].startswith("golden rows: row 0 scores")
+    assert [feature["name"] for feature in info["contract"]["features"]] == ["visits_30d", "age", "plan"]
+    assert "golden_rows" not in info["contract"]
+    assert service.post("/predict", {"features": ROW}).json()["model_version"] == "1"
+
+
+def test_the_description_names_every_route_and_limit(service):
+    described = service.get("/openapi.json").json()
+    assert set(described["paths"]) == set(service.app._routes) - {"/docs"}
+    features = described["components"]["schemas"]["ScoringRequest"]["properties"]["features"]["properties"]
+    assert features["visits_30d"] == {"type": ["number", "null"], "minimum": 0, "maximum": 40}
+    assert features["plan"] == {"enum": ["basic", "plus", None]}
+    assert service.get("/docs").headers["content-type"].startswith("text/html")

@@ -1,0 +1,134 @@
+"""Requests against the contract: every breach is named with its field, value and rule."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from closedloop.contract import NumericFeature, read_contract
+from closedloop.serving.models import load_model
+from closedloop.serving.requests import RefusedRequest, RequestChecker, find_range
+from tests.model_folders import ROWS, write_model_folder
+
+GOOD = ROWS[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model_folder(tmp_path_factory.mktemp("model") / "folder")
+
+
+@pytest.fixture(scope="module")
+def checker(folder):
+    return RequestChecker(read_contract(folder), range_margin=0.5)
+
+
+def refuse(checker, body):
+    with pytest.raises(RefusedRequest) as refused:
+        checker.check(body, "given")
+    assert refused.value.status == 400
+    return {(breach.field, breach.rule): breach.value for breach in refused.value.breaches}
+
+
+def test_a_good_request_is_packed_as_the_graph_takes_it(checker):
+    request = checker.check({"features": {"age": 40, "plan": "plus", "visits_30d": None}, "customer_id": "C1"}, "given")
+    assert (request.request_id, request.customer_id) == ("given", "C1")
+    assert request.values == (None, 40.0, "plus")
+    assert math.isnan(request.packed[0])
+    assert request.packed[1:] == [40.0, 1.0]
+
+
+def test_a_request_by_customer_carries_no_features(checker):
+    request = checker.check({"customer_id": "C1", "request_id": "mine"}, "given")
+    assert (request.request_id, request.customer_id, request.values, request.packed) == ("mine", "C1", None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "rule"),
+    [
+        ([], "", "object"),
+        ({}, "customer_id", "customer_id or features is required"),
+        ({"customer_id": ""}, "customer_id", "a text of 1 to 200 printable characters"),
+        ({"customer_id": 7}, "customer_id", "a text of 1 to 200 printable characters"),
+        ({"customer_id": "C\n1"}, "customer_id", "a text of 1 to 200 printable characters"),
+        ({"customer_id": "C1", "colour": 1}, "colour", "is not known here"),
+        ({"customer_id": "C1", "request_id": []}, "request_id", "a text of 1 to 200 printable characters"),
+        ({"features": []}, "features", "object"),
+        ({"features": GOOD | {"age": None}}, "features.age", "number"),
+        ({"features": GOOD | {"age": True}}, "features.age", "number"),
+        ({"features": GOOD | {"age": "40"}}, "features.age", "number"),
+        ({"features": GOOD | {"age": 10**400}}, "features.age", "from 0 to 111"),
+        ({"features": GOOD | {"age": 111.5}}, "features.age", "from 0 to 111"),
+        ({"features": GOOD | {"visits_30d": -1}}, "features.visits_30d", "from 0 to 30"),
+        ({"features": GOOD | {"visits_30d": {}}}, "features.visits_30d", "number or null"),
+        ({"features": GOOD | {"plan": "gold"}}, "features.plan", "one of basic, plus or null"),
+        ({"features": GOOD | {"plan": 1}}, "features.plan", "one of basic, plus or null"),
+        ({"features": GOOD | {"shoe": 1}}, "features.shoe", "is not known"),
+        ({"features": {"age": 40, "plan": None}}, "features.visits_30d", "is required; null where it is unknown"),
+    ],
+)
+def test_one_breach_is_named(checker, body, field, rule):
+    assert list(refuse(checker, body)) == [(field, rule)]
+
+
+def test_all_breaches_are_named_at_once(checker):
+    found = refuse(checker, {"features": {"age": "x" * 500, "plan": "gold", "shoe": 1}, "request_id": 7})
+    assert {field for field, _ in found} == {
+        "request_id",
+        "features.age",
+        "features.plan",
+        "features.shoe",
+        "features.visits_30d",
+    }
+    assert max(len(str(value)) for value in found.values()) <= 80
+
+
+def test_the_limits_themselves_are_allowed(checker):
+    for age in (0, 111):
+        assert checker.check({"features": GOOD | {"age": age}}, "r").values[1] == age
+
+
+def test_a_number_that_was_never_negative_stays_so_and_others_may_leave_both_ends():
+    assert find_range(NumericFeature(name="a", minimum=-10, maximum=10), 0.5) == (-20, 20)
+    assert find_range(NumericFeature(name="a", minimum=5, maximum=5), 1.0) == (4, 6)
+    assert find_range(NumericFeature(name="a", minimum=0, maximum=10), 1.0) == (0, 20)
+    assert find_range(NumericFeature(name="a"), 1.0) == (-3e38, 3e38)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+NEAR = st.fixed_dictionaries(
+    {},
+    optional={
+        "customer_id": JSON,
+        "request_id": JSON,
+        "features": JSON | st.fixed_dictionaries({}, optional=dict.fromkeys([*GOOD, "x"], JSON)),
+    },
+)
+
+
+@given(body=JSON | NEAR)
+def test_whatever_comes_is_accepted_or_refused_in_words_that_json_can_hold(checker, body):
+    breaches, request = (), None
+    try:
+        request = checker.check(body, "given")
+    except RefusedRequest as refused:
+        breaches = refused.breaches
+    assert msgspec.json.decode(msgspec.json.encode(breaches)) or request
+    if request and request.values is not None:
+        assert len(request.values) == len(request.packed) == 3
+
+
+def test_stored_values_are_packed_like_sent_ones(folder, checker):
+    model = load_model(folder, version="1", folder_sha256=None)
+    for row in ROWS:
+        request = checker.check({"features": row}, "r")
+        assert model.pack(request.values) == request.packed
+    assert model.pack((1.0, 2.0, "gold")) == [1.0, 2.0, -1.0]
