@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve plots test check format bench lock clean
+.PHONY: help install run ui serve plots test test-all check format bench lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,7 +41,10 @@ serve: install  ## the HTTP service on http://127.0.0.1:3000, metrics on :8001
 plots: install  ## DVC's plots as a page that opens offline
 	@closedloop plots-template && dvc plots show
 
-test: install  ## all tests, without the real data sets unless CLOSEDLOOP_REAL_DATA names them
+test: install  ## all tests that need nothing but this environment
+	@pytest -n 2 --dist loadfile -m "not thorough"
+
+test-all: install  ## those with services, browsers, kills and (CLOSEDLOOP_REAL_DATA names them) real data too
 	@pytest -n 2 --dist loadfile
 
 check: install  ## lint, types, import contract, docs

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 BODY_DIGITS, SEAL_DIGITS = 32, 16
+Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]  # one without a zone is refused when it is read
 Source = Literal["http", "batch", "stream", "edge"]
 Variant = Literal["champion", "canary", "shadow"]
 
@@ -29,13 +30,13 @@ class Prediction(msgspec.Struct, frozen=True, tag="prediction", tag_field="kind"
     model_version: str
     variant: Variant
     source: Source
-    predicted_at: dt.datetime
+    predicted_at: Moment
     features: tuple[float | str | None, ...]
     score: float
     decision: int
     latency_ms: float
     customer_id: str | None = None
-    features_as_of: dt.datetime | None = None
+    features_as_of: Moment | None = None
     answered_id: str | None = None
     forced: bool = False
 
@@ -45,7 +46,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", tag_field="kind"):
 
     prediction_id: str
     outcome: int
-    reported_at: dt.datetime
+    reported_at: Moment
 
 
 Record = Prediction | Outcome

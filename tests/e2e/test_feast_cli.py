@@ -21,6 +21,8 @@ from closedloop.adapters.feast import Features
 from closedloop.bootstrap import build_features, load_run
 from closedloop.featureset import FeatureSet
 
+pytestmark = pytest.mark.thorough
+
 FEAST = Path(sys.executable).with_name("feast")
 NEWEST = "2024-01-01"
 MOMENT = dt.datetime.fromisoformat(NEWEST).replace(tzinfo=dt.UTC)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+pytestmark = pytest.mark.thorough
+
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 CHROMIUM = shutil.which("chromium")
 OFFLINE = [

@@ -53,14 +53,24 @@ def install_model(shop, pipeline, threshold=0.5):
     from closedloop.bootstrap import load_run
     from closedloop.contract import read_contract
     from closedloop.featureset import list_features
-    from closedloop.stages.train import Fitted, describe_lineage, write_model
+    from closedloop.stages.model_folder import write_model
+    from closedloop.stages.train import describe_lineage
 
     run = load_run(shop.root / "params.yaml", root=shop.root)
     rows = {part: read_rows(shop, part) for part in PARTS}
     lineage = describe_lineage(run.params, run.dataset, shop.root / "data/training", rows)
     folder = shop.root / "models/candidate"
-    fitted = Fitted(pipeline, pipeline, read_contract(folder).features, None, threshold, {})
-    write_model(folder, fitted, run.params, run.dataset, list_features(run.params, run.dataset), rows["test"], lineage)
+    write_model(
+        folder,
+        pipeline,
+        features=read_contract(folder).features,
+        threshold=threshold,
+        params=run.params,
+        dataset=run.dataset,
+        feature_service=list_features(run.params, run.dataset).service,
+        test=rows["test"],
+        lineage=lineage,
+    )
     save_pipeline(shop.root / "models/pipeline/pipeline.skops", pipeline)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 SOURCE_ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.thorough]
 HORIZON_DAYS, ACTIVE_DAYS = 90, 180
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy
 import yaml
 
 SECRET = "s3cr3t-w0rd"
@@ -41,8 +39,10 @@ def club(project, monkeypatch):
         np.where(rows["id"] % 3 == 0, "family", "basic"),
         (rows["id"] % 4 == 0).astype(int),
     )
-    with contextlib.closing(sqlite3.connect(project.root / "club.db")) as connection:
-        rows.to_sql("members", connection, index=False)
+    # an engine, since pandas changes how sqlite3 reads times in this whole process when it is given a connection
+    engine = sqlalchemy.create_engine(f"sqlite:///{project.root / 'club.db'}")
+    rows.to_sql("members", engine, index=False)
+    engine.dispose()
     write_config(project, describe())
     project.change_params({"dataset": "club"})
     monkeypatch.setenv(VARIABLE, f"sqlite:///{project.root / 'club.db'}")

@@ -38,6 +38,8 @@ from closedloop.featureset import FeatureSet
 from closedloop.settings import load_settings
 from tests.services import RedisServer, require, run_redis
 
+pytestmark = pytest.mark.thorough
+
 SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
 # Of each type a feature of this name, and the field of Feast's message that holds it.

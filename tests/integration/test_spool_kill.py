@@ -19,6 +19,8 @@ from closedloop.records import Outcome, Prediction
 from closedloop.serving.drain import DRAIN_LOCK_FILE, QUARANTINE_FILE, drain_once
 from closedloop.serving.spool import SpoolWriter, list_spools
 
+pytestmark = pytest.mark.thorough
+
 WRITE = """
 import datetime as dt, itertools, os, sys
 from pathlib import Path

@@ -31,6 +31,8 @@ from closedloop.migrations.tables import METADATA, OUTCOMES, PREDICTIONS
 from closedloop.records import Outcome, Prediction
 from tests.services import PASSWORD, PostgresServer, run_postgres
 
+pytestmark = pytest.mark.thorough
+
 DAY = dt.timedelta(days=1)
 SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 MODEL = "shop_churn"

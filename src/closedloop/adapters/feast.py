@@ -95,7 +95,7 @@ class Features:
         Raises
         ------
         DataError
-            If the store returns another number of rows than it was asked for, or rows without any feature.
+            If the store returns another number of rows than it was asked for.
         """
         import pandas as pd
 
@@ -264,7 +264,9 @@ def _let_read_while_writing(online: dict[str, Any]) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         yield
-        # a log left beside the file would be taken for a part of any other file put in its place
+        # a log left beside the file would be taken for a part of any other file put in its place; where Feast's own
+        # connection is still open there is nothing to wait for: the log goes when that is closed
+        connection.execute("PRAGMA busy_timeout=0")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

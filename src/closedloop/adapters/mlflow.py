@@ -55,6 +55,7 @@ class Tracking:
         """Open a run of the data set's experiment, or an earlier one again; yields its id."""
         import mlflow
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         self._create_store()
         try:
@@ -68,7 +69,7 @@ class Tracking:
                 )
             mlflow.set_experiment(self.model_name)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError) as error:
             raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}")) from None
         with run:
             yield run.info.run_id
@@ -85,12 +86,14 @@ class Tracking:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             SqlAlchemyStore(f"{prefix}{beside}", self._artifacts).engine.dispose()
             with suppress(FileExistsError):  # another process was quicker, and may have written to its file already
                 path.hardlink_to(beside)
+        except OSError as error:
+            raise ServiceUnavailable(f"MLflow at {self._uri}: {error}") from error
         finally:
             beside.unlink(missing_ok=True)
 

@@ -30,7 +30,11 @@ def open_mirror(project: str, *, enabled: bool) -> Iterator[Mirror]:
 
     def record(number: int, parameters: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         with wandb.init(
-            project=project, name=f"trial {number}", config=dict(parameters), reinit="finish_previous"
+            project=project,
+            name=f"trial {number}",
+            config=dict(parameters),
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True),
         ) as run:
             run.log(dict(figures))
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from closedloop.adapters.store import Deployment
+from closedloop.adapters.store import Deployment, SpoolPosition
 from closedloop.contract import check_digest
 from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
 from closedloop.files import replace_folder
@@ -159,29 +159,23 @@ class Agent:
         self._metrics = WorkerMetrics(state_dir / "metrics", name)
         self._stopping = threading.Event()
         self._parent = os.getppid()
+        self._upgraded = False
+        self._positions: Mapping[str, SpoolPosition] = {}
 
     def run(self) -> None:
         """Drain and follow, each in its own thread, until `stop`; then drain once more."""
-        self._upgrade()
         drain = threading.Thread(target=self._repeat, args=(self._drain,), name="drain", daemon=True)
         drain.start()
         self._repeat(self._follower.step)
         drain.join(timeout=10)
-        self._drain()
+        try:
+            self._drain()
+        except ServiceUnavailable as error:
+            logger.warning("what is spooled waits for the next start: %s", error)
 
     def stop(self) -> None:
         """Let `run` return."""
         self._stopping.set()
-
-    def _upgrade(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._store.upgrade()
-            except ServiceUnavailable as error:
-                logger.warning("the operations store is not there yet: %s", error)
-                self._stopping.wait(POLL_SECONDS)
-            else:
-                return
 
     def _repeat(self, step: Callable[[], None]) -> None:
         """Call ``step`` again and again; an outage is logged once, not twice a second."""
@@ -202,11 +196,15 @@ class Agent:
 
     def _drain(self) -> None:
         spool = self._state_dir / "spool"
+        if not self._upgraded:
+            self._store.upgrade()
+            self._upgraded = True
         try:
             result = drain_once(spool, self._store, self._model_name, report=self._count)
         except ServiceUnavailable:
-            self._metrics.set("spool_depth_bytes", value=measure_depth(spool))
+            self._metrics.set("spool_depth_bytes", value=measure_depth(spool, self._positions))
             raise
+        self._positions = result.positions
         self._metrics.set("spool_depth_bytes", value=result.depth_bytes)
         for problem in result.problems:
             logger.error("%s", problem)

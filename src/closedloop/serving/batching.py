@@ -40,8 +40,8 @@ class PredictionMetrics(Protocol):
     def count_predictions(self, version: str, variant: str, decisions: np.ndarray, seconds: float) -> None:
         """Count decisions (0 or 1, shape (n,)) of a version, and the seconds that scoring took a row."""
 
-    def observe_features(self, matrix: np.ndarray) -> None:
-        """Count packed rows, float32 (n, n_features), by feature."""
+    def observe_features(self, matrix: np.ndarray, missing: np.ndarray | None = None) -> None:
+        """Count packed rows, float32 (n, n_features), by feature; ``missing`` marks values that were not given."""
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ class Batcher:
                 continue
             assert values is not None  # noqa: S101 - an unknown customer was refused
             pending.values, pending.features_as_of = values, snapshot_at
-            pending.packed = pending.model.pack(values)
+            pending.packed = pending.serving.champion.pack(values)
             found.append(pending)
         if found:
             self._score(found)
@@ -176,14 +176,14 @@ class Batcher:
             groups.setdefault((id(pending.model), pending.variant), []).append(pending)
         for group in groups.values():
             try:
-                predictions, matrix, seconds = self._predict(group)
+                predictions, seconds = self._predict(group)
                 self._log.append(predictions)
             except Exception as error:
                 _fail(group, error)
                 continue
             decisions = np.fromiter((prediction.decision for prediction in predictions), np.int64, len(predictions))
             self._metrics.count_predictions(group[0].model.version, group[0].variant, decisions, seconds)
-            self._metrics.observe_features(matrix)
+            self._observe(group)
             for pending, prediction in zip(group, predictions, strict=True):
                 if not pending.future.done():
                     pending.future.set_result(prediction)
@@ -191,8 +191,16 @@ class Batcher:
             if serving.challenger is not None and serving.slots.challenger_mode == "shadow":
                 asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions)
 
-    def _predict(self, group: list[Pending]) -> tuple[list[Prediction], np.ndarray, float]:
-        """Predictions of one model, the packed rows, and the seconds that scoring took a row."""
+    def _observe(self, group: list[Pending]) -> None:
+        """Count features as the champion numbers their categories; a category that was not given is no unknown one."""
+        matrix = np.array([pending.packed for pending in group], dtype=np.float32)
+        missing = None
+        if any(None in pending.values for pending in group):
+            missing = np.array([[value is None for value in pending.values] for pending in group])
+        self._metrics.observe_features(matrix, missing)
+
+    def _predict(self, group: list[Pending]) -> tuple[list[Prediction], float]:
+        """Predictions of one model, and the seconds that scoring took a row."""
         model, serving = group[0].model, group[0].serving
         if model is serving.champion:
             matrix = np.array([pending.packed for pending in group], dtype=np.float32)
@@ -222,7 +230,7 @@ class Batcher:
             )
             for pending, score in zip(group, scores, strict=True)
         ]
-        return predictions, matrix, (now - start) / len(group)
+        return predictions, (now - start) / len(group)
 
     def _score_shadow(self, group: list[Pending], answered: list[Prediction]) -> None:
         """Let the challenger score what the champion has answered; whatever goes wrong, nobody waits for it."""
@@ -247,7 +255,7 @@ class Batcher:
             for place in chosen
         ]
         try:
-            predictions, _, seconds = self._predict(shadows)
+            predictions, seconds = self._predict(shadows)
             linked = [_link(prediction, answered[place]) for prediction, place in zip(predictions, chosen, strict=True)]
             self._log.append(linked)
         except Exception:

@@ -121,6 +121,9 @@ class WorkerMetrics:
         self._first: dict[tuple[str, tuple[str, ...]], int] = {}
         self._numeric = self._categorical = _Columns(np.empty(0), {})
         self._means = self._scales = np.empty(0)
+        for name, doc in METRICS.items():
+            if doc.type == "histogram" and not doc.labels:
+                self._find(name, ())  # shown from the start, and never crowded out by a model's features
         if contract is not None:
             self.use_reference(contract)
 

@@ -87,7 +87,7 @@ def register(
             promoted = may_be_champion(verdict, version.version, champion, required=stage is not None)
     store.upgrade()
     if promoted or (is_champion and store.read_deployment(contract.model_name) is None):
-        deploy_champion(tracking, store, version.version, now=now)
+        deploy_champion(tracking, store, str(version.version), now=now)
     report = {
         "model_name": contract.model_name,
         "version": int(version.version),
@@ -153,5 +153,5 @@ def deploy_champion(tracking: Tracking, store: Store, version: str, *, now: dt.d
         salt = f"{name}-{revision + 1}"
         store.write_deployment(Deployment(name, revision, version, salt, now), expected_revision=revision)
     alias = tracking.read_alias(CHAMPION)
-    if alias is None or alias.version != version:
+    if alias is None or str(alias.version) != version:  # MLflow's local stores give a number, its server text
         tracking.move_champion(version)

@@ -75,6 +75,7 @@ def train(
     with tracking.start_run(f"{params.model.type} {params.as_of}", tags=lineage.list_tags()) as run_id:
         tracking.log_params(params.model_dump(exclude={"tuning": {"space"}}))
         found = search_parameters(params, dataset, feature_set, tracking, rows["train"], use_wandb=use_wandb)
+        tracking.log_params({"hyper_parameters": found})
         logger.info("fitting %s on %d rows", params.model.type, len(rows["train"]))
         fitted = fit(params, feature_set, found, rows)
         with replace_folder(model_dir) as folder:

@@ -51,7 +51,10 @@ def build_training_set(
     DataError
         If a part holds no rows, or one class only.
     """
-    newest = dt.datetime.combine(list_event_days(features_dir)[-1], dt.time(), dt.UTC)
+    days = list_event_days(features_dir)
+    if not days:
+        raise DataError(f"{features_dir}: there are no feature rows; 'closedloop features' writes them")
+    newest = dt.datetime.combine(days[-1], dt.time(), dt.UTC)
     age_days = check_freshness(features, newest=newest, as_of=params.as_of_at)
     labels = read_labels(params, dataset, engine, raw_dir=raw_dir, rollup_dir=rollup_dir)
     labels["part"] = assign_parts(params, dataset, labels)

@@ -111,6 +111,11 @@ def test_requests_are_counted_by_status_and_time(metrics, tmp_path):
     assert page[f"{name}_sum"] == pytest.approx(60.30101, rel=1e-12)
 
 
+def test_times_are_shown_from_the_start(metrics, tmp_path):
+    assert read_page(tmp_path)["prediction_request_latency_seconds_count"] == 0
+    assert read_page(tmp_path)["model_prediction_latency_seconds_count"] == 0
+
+
 def test_predictions_are_counted_by_version_variant_and_class(metrics, tmp_path):
     metrics.count_predictions("7", "champion", np.array([0, 1, 1, 0, 0]), 0.00002)
     metrics.count_predictions("8", "canary", np.array([True]), 0.002)
@@ -402,6 +407,7 @@ def test_more_features_than_a_file_holds_do_not_disturb_the_others(tmp_path):
     metrics.count_request(200, 0.1)
     page = read_page(tmp_path)
     shown = {key: value for key, value in page.items() if key.startswith("feature_distribution") and "+Inf" in key}
+    assert page["prediction_request_latency_seconds_count"] == 1
     assert 2_500 < len(shown) < 3_000
     assert set(shown.values()) == {2}
 

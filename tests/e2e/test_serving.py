@@ -1,0 +1,198 @@
+"""The service as real processes: what was answered is stored once, whatever is killed or away; versions are swapped."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import urllib.request
+from contextlib import closing
+
+import pytest
+import sqlalchemy as sa
+
+from closedloop.contract import MODEL_FILE, digest_folder
+from closedloop.serving.slots import Slot, Slots, write_slots
+from tests.http_service import HttpService, Load, run_service, wait_until
+from tests.model_folders import expected_score, write_model_folder
+from tests.services import run_postgres
+
+pytestmark = pytest.mark.thorough
+
+KILLS = 20
+SWAPS = 20
+NAME = "shop_churn"
+
+
+@pytest.fixture
+def root(project, tmp_path):
+    """A project folder and a small model of the shop's name."""
+    write_model_folder(tmp_path / "model", model_name=NAME)
+    return project.root
+
+
+def read_stored(root):
+    """Request ids in the SQLite operations store, in no order."""
+    path = root / "state/operations.db"
+    if not path.is_file():
+        return []
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
+        try:
+            return [request for (request,) in store.execute("SELECT request_id FROM predictions")]
+        except sqlite3.OperationalError:  # not made yet
+            return []
+
+
+def test_what_was_answered_is_stored_once_however_often_the_server_is_killed(root, tmp_path):
+    answered = []
+    service = HttpService(root, arguments=("--model", str(tmp_path / "model")))
+    for _ in range(KILLS):
+        service.start()
+        with Load(service) as load:
+            load.wait_for(150)
+            service.kill()
+        assert not any(failure.startswith(("4", "5")) for failure in load.failures), load.failures
+        answered += [answer["request_id"] for answer in load.answers]
+    service.start()
+    missing = set(answered)
+    try:
+        wait_until(lambda: missing <= set(read_stored(root)), "all answers in the store")
+    finally:
+        service.stop()
+    stored = read_stored(root)
+    assert len(stored) == len(set(stored)) >= len(answered) >= KILLS * 150
+    spools = [path for path in (root / "state/serving" / NAME / "spool").iterdir() if path.is_dir()]
+    assert spools == []
+    assert "Traceback" not in service.read_log()
+
+
+def test_a_store_that_is_away_costs_no_answer(root, tmp_path):
+    with run_postgres(tmp_path) as postgres:
+        address = postgres.create_database()
+        url = address.replace("postgresql://", "postgresql+psycopg://")
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+        def list_stored():
+            with engine.connect() as connection:
+                if not sa.inspect(connection).has_table("predictions"):
+                    return set()
+                return set(connection.execute(sa.text("SELECT request_id FROM predictions")).scalars())
+
+        with run_service(root, "--model", str(tmp_path / "model"), CLOSEDLOOP_OPERATIONS__URL=url) as service:
+            with Load(service) as load:
+                load.wait_for(300)
+                wait_until(list_stored, "the first rows in the store")
+                postgres.stop("immediate")
+                load.wait_for(1_000)
+                postgres.start()
+                load.wait_for(300)
+            assert load.failures == []
+            answered = {answer["request_id"] for answer in load.answers}
+            wait_until(lambda: answered <= list_stored(), "all answers in the store")
+        assert "s3cret" not in service.read_log()
+
+
+def test_versions_are_swapped_under_load_and_no_answer_is_of_two(root, tmp_path):
+    """The agent's part is played here: slots are written, and the workers take them up."""
+    biases = {str(number): number / 10 for number in range(SWAPS + 1)}
+    folders = {
+        version: write_model_folder(tmp_path / "versions" / version, bias=bias, model_name=NAME)
+        for version, bias in biases.items()
+    }
+    state = root / "state/serving" / NAME
+
+    def deploy(version, revision):
+        slot = Slot(version, str(folders[version]), digest_folder(folders[version]))
+        write_slots(state, Slots(revision, "salt", slot))
+
+    deploy("0", 1)
+    with run_service(root) as service, Load(service) as load:
+        for number in range(1, SWAPS + 1):
+            deploy(str(number), number + 1)
+            wait_until(
+                lambda: service.call("GET", "/health")[1]["model_version"] == str(number),  # noqa: B023
+                f"swap {number}",
+            )
+            load.wait_for(20)
+    assert load.failures == []
+    assert {answer["model_version"] for answer in load.answers} == set(biases)
+    for answer in load.answers:
+        expected = expected_score(answer["row"], biases[answer["model_version"]])
+        assert answer["probability"] == pytest.approx(expected, abs=1e-6)
+
+
+def damage_model(folder):
+    path = folder / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def test_versions_that_do_not_hold_are_refused_and_the_old_one_goes_on(root, tmp_path):
+    state = root / "state/serving" / NAME
+    good = write_model_folder(tmp_path / "good", model_name=NAME)
+    first = Slot("1", str(good), digest_folder(good))
+    write_slots(state, Slots(1, "salt", first))
+    bad = {
+        "truncated": (write_model_folder(tmp_path / "truncated", model_name=NAME), "SHA-256"),
+        "golden": (write_model_folder(tmp_path / "golden", model_name=NAME, golden_shift=0.01), "golden rows"),
+        "major": (write_model_folder(tmp_path / "major", model_name=NAME, contract_version="2.0"), "contract_version"),
+        "other": (write_model_folder(tmp_path / "other", model_name="other_churn"), "cannot take the place"),
+    }
+    damage_model(bad["truncated"][0])
+    with run_service(root) as service, Load(service) as load:
+        for revision, (version, (folder, words)) in enumerate(bad.items(), start=2):
+            write_slots(state, Slots(revision, "salt", Slot(version, str(folder), digest_folder(folder))))
+            info = wait_until(
+                lambda: (found := service.call("GET", "/model/info")[1])["refused"].get(version) and found,  # noqa: B023
+                f"refusal of {version}",
+            )
+            assert words in info["refused"][version]
+            assert info["model_version"] == "1"
+            load.wait_for(20)
+        tampered = Slot("tampered", str(good), "f" * 64)
+        write_slots(state, Slots(9, "salt", tampered))
+        wait_until(lambda: "tampered" in service.call("GET", "/model/info")[1]["refused"], "refusal of a wrong digest")
+    assert load.failures == []
+    assert {answer["model_version"] for answer in load.answers} == {"1"}
+
+
+def test_the_registered_champion_serves_customers_of_the_online_store_and_a_release_is_taken_up(shop_copy):
+    import pandas as pd
+
+    from closedloop.adapters.store import Deployment
+    from closedloop.bootstrap import build_store, build_tracking, load_run
+    from closedloop.serving.metrics import METRICS
+
+    run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
+    tracking, store = build_tracking(run), build_store(run)
+    customers = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")["customer_id"]
+    with run_service(shop_copy.root) as service:
+        status, answer = service.call("POST", "/predict", {"customer_id": customers[0]})
+        assert (status, answer["model_version"], answer["features_as_of"]) == (200, "1", "2024-01-01T00:00:00+00:00")
+        status, refused = service.call("POST", "/predict", {"customer_id": "nobody"})
+        assert (status, refused["error"]["details"][0]["field"]) == (400, "customer_id")
+        first = tracking.client.get_model_version(NAME, "1")
+        tracking.register(first.source, first.run_id, first.tags)
+        row = store.read_deployment(NAME)
+        store.write_deployment(Deployment(NAME, 0, "2", "salt-2", row.updated_at), expected_revision=row.revision)
+        wait_until(lambda: service.call("GET", "/health")[1]["model_version"] == "2", "the release")
+        again = service.call("POST", "/predict", {"customer_id": customers[0]})[1]
+        assert again["probability"] == pytest.approx(answer["probability"], abs=1e-6)
+        wait_until(
+            lambda: "alias champion names version 1, served is 2" in service.call("GET", "/model/info")[1]["notes"],
+            "the note on the alias",
+        )
+        with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics") as page:
+            shown = page.read().decode()
+        assert {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")} == set(METRICS)
+    store.close()
+
+
+def test_the_last_good_model_serves_while_registry_and_store_are_gone(shop_copy):
+    with run_service(shop_copy.root) as service:
+        assert service.call("GET", "/health")[1]["model_version"] == "1"
+    (shop_copy.root / "mlflow.db").unlink()
+    shutil.rmtree(shop_copy.root / "state/mlflow")
+    away = {"CLOSEDLOOP_OPERATIONS__URL": "postgresql+psycopg://127.0.0.1:1/operations"}
+    with run_service(shop_copy.root, **away) as service:
+        assert service.call("GET", "/health")[1]["model_version"] == "1"
+        notes = wait_until(lambda: service.call("GET", "/model/info")[1]["notes"], "a note on the outage")
+        assert notes[0].startswith("operations store: ")

@@ -1,0 +1,155 @@
+"""The service as processes, and clients that load it over loopback, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.model_folders import ROWS
+from tests.services import find_free_port
+
+DEADLINE_SECONDS = 90.0
+
+
+def wait_until(condition: Any, what: str) -> Any:
+    """Poll until ``condition()`` is true; returns its value."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen in {DEADLINE_SECONDS:g} s")
+
+
+@dataclass
+class HttpService:
+    """`closedloop serve` in a project folder, on free ports."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    port: int = field(default_factory=find_free_port)
+    metrics_port: int = field(default_factory=find_free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        environment = {
+            **os.environ,
+            "CLOSEDLOOP_SERVING__PORT": str(self.port),
+            "CLOSEDLOOP_SERVING__METRICS_PORT": str(self.metrics_port),
+            **self.environment,
+        }
+        with (self.root / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "closedloop.cli", "serve", *self.arguments],
+                cwd=self.root,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._is_ready, "readiness of the service")
+
+    def kill(self) -> None:
+        """Kill the server as nothing can prevent; its agent notices by itself."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+
+    def stop(self) -> None:
+        """Stop it in good order."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(60)
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    def read_log(self) -> str:
+        """All that its processes wrote."""
+        return (self.root / "service.log").read_text(encoding="utf-8", errors="replace")
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.read_log()
+        try:
+            return self.call("GET", "/readyz")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+@dataclass
+class Load:
+    """Clients that send requests one after the other until stopped; every answer is kept."""
+
+    service: HttpService
+    clients: int = 4
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def wait_for(self, count: int) -> None:
+        """Until that many more requests have been answered."""
+        goal = len(self.answers) + count
+        wait_until(lambda: len(self.answers) >= goal or self.failures, f"{count} answers")
+
+    def _send(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        number = 0
+        with contextlib.closing(connection):
+            while not self._stopping.is_set():
+                row = ROWS[number % len(ROWS)]
+                number += 1
+                body = {"features": row, "request_id": uuid.uuid4().hex, "customer_id": f"C{number % 97}"}
+                try:
+                    connection.request("POST", "/predict", json.dumps(body))
+                    answer = connection.getresponse()
+                    content = answer.read()
+                except (OSError, http.client.HTTPException) as error:
+                    self.failures.append(repr(error))
+                    return
+                if answer.status != 200:
+                    self.failures.append(f"{answer.status} {content[:200]!r}")
+                    return
+                self.answers.append({**json.loads(content), "row": row})
+
+
+@contextlib.contextmanager
+def run_service(root: Path, *arguments: str, **environment: str) -> Iterator[HttpService]:
+    """The service for the length of the block."""
+    service = HttpService(root, environment, arguments)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
