@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve plots test test-all check format bench lock clean
+.PHONY: help install run ui serve plots test test-all check format bench soak lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ format: install  ## let ruff rewrite the layout
 
 bench: install  ## every benchmark, each with its targets (takes long)
 	@for file in benchmarks/*.py; do echo "== $$file"; python $$file || exit 1; done
+
+soak: install  ## 100,000 events through the Kafka worker, with kills and rebalances
+	@python -m tests.soak.stream
 
 lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock

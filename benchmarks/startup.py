@@ -20,14 +20,16 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 1.3
 START = "from pathlib import Path; import closedloop.cli; from closedloop.bootstrap import {names}; "
 START += "run = load_run(Path('params.yaml')); import closedloop.stages.{module}; "
+# Ibis imports the half of itself, DuckDB and Arrow on first use
+FIRST_TABLE = "import ibis; ibis.duckdb.connect().sql('SELECT 1 AS one').to_pyarrow()"
 # stage: (module, what bootstrap gives it, what builds the heavy tool, the bare tool)
 STAGES = {
     "validate": ("validate", "load_run", "import great_expectations", "import great_expectations"),
     "features": (
         "feature_rows",
         "load_run, build_engine",
-        "import closedloop.stages.features; build_engine(run).close()",
-        "import ibis; ibis.duckdb.connect().disconnect()",
+        "import closedloop.stages.features; build_engine(run).close(); " + FIRST_TABLE,
+        FIRST_TABLE,
     ),
     "training_set": (
         "training_set",

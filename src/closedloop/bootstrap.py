@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.store import Store
     from closedloop.serving.agent import Agent
+    from closedloop.serving.worker import WorkerConfig
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,14 @@ def build_store(run: RunContext) -> Store:
     return Store(run.settings.locate_url(run.settings.operations.url))
 
 
-def build_agent(run: RunContext) -> tuple[Agent, Path]:
+def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:
     """The process beside the service's workers, and the state folder that they share."""
     from closedloop.adapters.mlflow import VersionSource
     from closedloop.serving.agent import Agent
 
     state_dir = locate_serving_state(run)
-    return Agent(state_dir, run.dataset.model_name, build_store(run), VersionSource(build_tracking(run))), state_dir
+    registry = VersionSource(build_tracking(run))
+    return Agent(state_dir, run.dataset.model_name, build_store(run), registry, parent=parent), state_dir
 
 
 def locate_serving_state(run: RunContext) -> Path:
@@ -89,26 +91,52 @@ def locate_serving_state(run: RunContext) -> Path:
     return run.settings.locate(run.settings.serving.state) / run.dataset.model_name
 
 
-def write_serving_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> Path:
-    """Write what the service's processes read; no secret stands in it."""
+def build_worker_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> WorkerConfig:
+    """What a process that answers needs to know; no secret stands in it."""
     import msgspec
 
     from closedloop.adapters.feast import read_store_config
-    from closedloop.files import write_text
-    from closedloop.serving.worker import CONFIG_FILE, WorkerConfig
+    from closedloop.serving.worker import WorkerConfig
 
-    settings, state_dir = run.settings.serving, locate_serving_state(run)
     names = {field.name for field in msgspec.structs.fields(WorkerConfig)}
-    values = {name: value for name, value in settings.model_dump().items() if name in names}
-    config = WorkerConfig(
+    values = {name: value for name, value in run.settings.serving.model_dump().items() if name in names}
+    return WorkerConfig(
         **values,
         model_name=run.dataset.model_name,
-        state_dir=str(state_dir),
+        state_dir=str(locate_serving_state(run)),
         bundled_dir=str(bundled_dir.resolve()) if bundled_dir else None,
         online=read_store_config(run.settings, run.dataset.model_name),
         feature_max_age_days=run.dataset.feature_max_age_days,
         as_of=as_of,
     )
+
+
+def write_stream_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, agent: bool) -> Path:
+    """Write what the stream worker reads."""
+    import msgspec
+
+    from closedloop.files import write_text
+    from closedloop.serving.stream import StreamConfig
+
+    topics = run.settings.stream.model_dump(exclude={"properties"})
+    name = run.dataset.model_name
+    topics |= {key: value.format(model_name=name) for key, value in topics.items() if isinstance(value, str)}
+    worker = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir)
+    text = msgspec.json.format(msgspec.json.encode(StreamConfig(**topics, worker=worker, agent=agent))).decode()
+    path = locate_serving_state(run) / "stream.json"
+    write_text(path, text + "\n")
+    return path
+
+
+def write_serving_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> Path:
+    """Write what the service's processes read."""
+    import msgspec
+
+    from closedloop.files import write_text
+    from closedloop.serving.worker import CONFIG_FILE
+
+    settings, state_dir = run.settings.serving, locate_serving_state(run)
+    config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir)
     server = {"host": settings.host, "port": settings.port, "workers": settings.workers}
     text = msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(config), **server})).decode()
     write_text(state_dir / CONFIG_FILE, text + "\n")

@@ -35,15 +35,37 @@ def serve(
     from closedloop.bootstrap import load_run, write_serving_config
 
     context = load_run(params)
-    if model is not None and not (model / "contract.json").is_file():
-        raise ConfigError(f"--model {model}: there is no contract.json; give a folder that 'closedloop train' made")
-    config = write_serving_config(context, as_of=_read_as_of(as_of, context), bundled_dir=model)
+    config = write_serving_config(context, as_of=_read_as_of(as_of, context), bundled_dir=_check_model(model))
     # another program from here on, so that nothing of this command stays in the server's memory
     os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving", str(config)])  # noqa: S606
 
 
+@app.command()
+def stream(
+    params: ParamsOption = PARAMS,
+    as_of: Annotated[
+        str | None, typer.Option(help="UTC date that features are judged at, or 'now' (default: the profile's).")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder to use until the operations store names one.")
+    ] = None,
+    agent: Annotated[bool, typer.Option(help="Run an agent too; not beside `serve` on the same state folder.")] = True,
+) -> None:
+    """Answer the events of a Kafka topic into another, exactly once, until stopped."""
+    from closedloop.bootstrap import load_run, write_stream_config
+
+    context = load_run(params)
+    config = write_stream_config(
+        context, as_of=_read_as_of(as_of, context), bundled_dir=_check_model(model), agent=agent
+    )
+    os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving.stream", str(config)])  # noqa: S606
+
+
 @app.command("serve-agent", hidden=True)
-def serve_agent(params: ParamsOption = PARAMS) -> None:
+def serve_agent(
+    params: ParamsOption = PARAMS,
+    parent: Annotated[int | None, typer.Option(help="End when this process has.")] = None,
+) -> None:
     """What `serve` runs beside its workers."""
     import logging.config
 
@@ -55,7 +77,7 @@ def serve_agent(params: ParamsOption = PARAMS) -> None:
 
     logging.config.dictConfig(LOG_CONFIG)
     context = load_run(params)
-    agent, state_dir = build_agent(context)
+    agent, state_dir = build_agent(context, parent=parent)
     settings = context.settings.serving
     try:
         start_http_server(settings.metrics_port, settings.host, build_registry(state_dir / "metrics"))
@@ -105,6 +127,12 @@ def erase(
     removed = store.erase(customer_id)
     store.close()
     typer.echo(f"{removed.predictions} predictions and {removed.outcomes} outcomes are gone", err=True)
+
+
+def _check_model(model: Path | None) -> Path | None:
+    if model is not None and not (model / "contract.json").is_file():
+        raise ConfigError(f"--model {model}: there is no contract.json; give a folder that 'closedloop train' made")
+    return model
 
 
 def _read_as_of(text: str | None, context: Any) -> dt.date | None:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from closedloop.core.gates import GateLimits
+from closedloop.core.limits import GateLimits
 from closedloop.errors import ConfigError
 
 CONFIG_FOLDER = Path("configs/datasets")
@@ -17,7 +17,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,47}$"  # safe as a folder, a Feast project, a
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class SimulatorSource(_Frozen):
@@ -184,7 +184,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If the file is missing, is not UTF-8, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file") from error
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2025-13-01

@@ -17,7 +17,7 @@ PARAMS_FILE = Path("params.yaml")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class DataParams(_Frozen):

@@ -23,7 +23,7 @@ CONFIG_FOLDER = Path("configs")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class TrackingSettings(_Section):
@@ -89,6 +89,27 @@ class ServingSettings(_Section):
     disk_free_bytes_min: int = Field(default=50_000_000, ge=0)
 
 
+class StreamSettings(_Section):
+    """The Kafka worker; ``{model_name}`` in a name is the data set's.
+
+    ``properties`` (environment only, JSON) are librdkafka's, with the credentials that the brokers ask for.
+    """
+
+    brokers: str = "127.0.0.1:9092"
+    input_topic: str = "{model_name}.requests"
+    output_topic: str = "{model_name}.predictions"
+    dead_letter_topic: str = "{model_name}.dead"
+    group: str = "{model_name}"
+    batch_size: int = Field(default=500, ge=1, le=1000)
+    properties: dict[str, str] = Field(default={}, repr=False)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> StreamSettings:
+        if len({self.input_topic, self.output_topic, self.dead_letter_topic}) < 3:
+            raise ValueError("input_topic, output_topic and dead_letter_topic must differ: answers would be read again")
+        return self
+
+
 class _Environment(EnvSettingsSource):
     """The environment without the profile, which was decided before its file was read: an argument wins there."""
 
@@ -109,6 +130,7 @@ class Settings(BaseSettings):
     release: ReleaseSettings = ReleaseSettings()
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()
+    stream: StreamSettings = StreamSettings()
 
     @classmethod
     def settings_customise_sources(

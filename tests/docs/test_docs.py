@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from closedloop.cli import app
-from closedloop.core.gates import GateLimits
+from closedloop.core.limits import GateLimits
 from closedloop.core.metrics import measure_classification
 from closedloop.environment import TELEMETRY_OFF
 from closedloop.params import Params

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from closedloop.errors import GateFailed
 
@@ -27,48 +26,6 @@ _RULES: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _VERDICTS = {"lose": -1.0, "inconclusive": 0.0, "win": 1.0}
-
-
-class GateLimits(BaseModel):
-    """The limits that a model must keep to be registered; the defaults are those of the shop data set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    accuracy_min: float = Field(0.85, ge=0, le=1, description="Accuracy on test rows is at least this.")
-    f1_weighted_min: float = Field(0.80, ge=0, le=1, description="Weighted F1 on test rows is at least this.")
-    accuracy_max: float = Field(
-        0.99, ge=0, le=1.01, description="Accuracy is below this: a better one is a leak until proved otherwise."
-    )
-    roc_auc_min: float = Field(0.75, ge=0, le=1, description="The AUC interval's lower end is at least this.")
-    roc_auc_max: float | None = Field(
-        None, ge=0.5, le=1.01, description="AUC is below this (too good to be true); null: not judged."
-    )
-    group_accuracy_min: float = Field(0.75, ge=0, le=1, description="Accuracy of the worst group is at least this.")
-    group_rows_min: int = Field(200, ge=1, description="Groups with fewer test rows than this are not judged.")
-    noise_scale: float = Field(
-        0.01, ge=0, description="Noise added to each numeric feature, in its standard deviations."
-    )
-    noise_agreement_min: float = Field(
-        0.95, ge=0, le=1, description="Share of decisions that noise leaves as they are is at least this."
-    )
-    rate_difference_max: float = Field(
-        0.2, ge=0, le=1, description="Predicted and actual churn rate differ by at most this."
-    )
-    calibration_error_max: float = Field(
-        0.05, ge=0, le=1, description="Expected calibration error (10 equal-count bins) is at most this."
-    )
-    latency_ratio_max: float = Field(
-        1.0, gt=0, description="Scoring one row with ONNX takes at most this many times scikit-learn's time."
-    )
-    parity_max: float = Field(
-        1e-4, ge=0, description="Scores of the ONNX and the scikit-learn model differ by at most this."
-    )
-    cutoff_mismatches_max: int = Field(
-        0, ge=0, description="Rows whose features differ from those recomputed from events before the snapshot."
-    )
-    trivial_margin_min: float = Field(
-        0.0, ge=0, le=1, description="Accuracy exceeds both trivial rules by more than this."
-    )
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,18 @@ The agent is a process of its own: started again when it dies, ended with the se
 
 from __future__ import annotations
 
-import logging
 import logging.config
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import msgspec
 
+from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.worker import CONFIG_VARIABLE
-
-RESTART_SECONDS = 1.0
-logger = logging.getLogger(__name__)
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
@@ -30,23 +26,6 @@ class ServerConfig(msgspec.Struct, frozen=True):
     port: int = 3000
     workers: int = 1
     agent: bool = True
-
-
-def keep_agent(stopping: threading.Event) -> None:
-    """Run the agent beside the workers, and start it again if it ends."""
-    command = [sys.executable, "-m", "closedloop.cli", "serve-agent"]
-    while not stopping.is_set():
-        agent = subprocess.Popen(command)
-        while agent.poll() is None and not stopping.wait(0.2):
-            pass
-        if agent.poll() is None:
-            agent.send_signal(signal.SIGTERM)
-            try:
-                agent.wait(15)
-            except subprocess.TimeoutExpired:
-                agent.kill()
-        elif not stopping.wait(RESTART_SECONDS):
-            logger.error("the agent ended with status %s and is started again", agent.returncode)
 
 
 def main() -> None:

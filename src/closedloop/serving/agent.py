@@ -150,15 +150,17 @@ class SlotFollower:
 
 
 class Agent:
-    """Runs the agent's two loops until it is told to stop."""
+    """Runs the agent's two loops until it is told to stop, or the process ``parent`` has ended."""
 
-    def __init__(self, state_dir: Path, model_name: str, store: OperationsStore, registry: Registry) -> None:
+    def __init__(
+        self, state_dir: Path, model_name: str, store: OperationsStore, registry: Registry, *, parent: int | None = None
+    ) -> None:
         self._state_dir, self._model_name, self._store = state_dir, model_name, store
+        self._parent = parent
         self._follower = SlotFollower(state_dir, model_name, store, registry)
         name = f"agent-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._metrics = WorkerMetrics(state_dir / "metrics", name)
         self._stopping = threading.Event()
-        self._parent = os.getppid()
         self._upgraded = False
         self._positions: Mapping[str, SpoolPosition] = {}
 
@@ -181,7 +183,8 @@ class Agent:
         """Call ``step`` again and again; an outage is logged once, not twice a second."""
         problem = ""
         while not self._stopping.is_set():
-            if os.getppid() != self._parent:  # the server was killed, and its successor has an agent of its own
+            # the server was killed, and its successor has an agent of its own
+            if self._parent is not None and os.getppid() != self._parent:
                 self.stop()
             try:
                 step()

@@ -8,6 +8,7 @@ import pandas as pd
 
 from closedloop.adapters.tables import read_table
 from closedloop.core import gates as gate
+from closedloop.core.limits import GateLimits
 from closedloop.dataset import DatasetConfig
 from closedloop.params import Params
 from closedloop.stages.candidate import GROUP, LABEL, Candidate
@@ -48,7 +49,7 @@ def judge(
     return results
 
 
-def judge_noise(params: Params, limits: gate.GateLimits, candidate: Candidate) -> gate.GateResult:
+def judge_noise(params: Params, limits: GateLimits, candidate: Candidate) -> gate.GateResult:
     """Decisions under noise of a share of each numeric feature's standard deviation."""
     from closedloop.core.estimators import encode_frame
 
@@ -65,9 +66,7 @@ def judge_noise(params: Params, limits: gate.GateLimits, candidate: Candidate) -
     return gate.gate_noise_robustness(agreement, limits.noise_agreement_min)
 
 
-def judge_trivial(
-    dataset: DatasetConfig, limits: gate.GateLimits, candidate: Candidate, accuracy: float
-) -> gate.GateResult:
+def judge_trivial(dataset: DatasetConfig, limits: GateLimits, candidate: Candidate, accuracy: float) -> gate.GateResult:
     """Against the majority class of the training rows, and the best rule on recency alone."""
     majority = bool(candidate.train[LABEL].mean() >= 0.5)
     majority_accuracy = float((candidate.labels == majority).mean())
@@ -79,7 +78,7 @@ def judge_trivial(
     return gate.gate_better_than_trivial(accuracy, majority_accuracy, recency_accuracy, limits.trivial_margin_min)
 
 
-def judge_export(limits: gate.GateLimits, candidate: Candidate) -> list[gate.GateResult]:
+def judge_export(limits: GateLimits, candidate: Candidate) -> list[gate.GateResult]:
     """The exported graph against the pipeline: scores on train and test rows, and the time of a single row."""
     from closedloop.adapters.onnx import measure_latency_ratio, measure_parity
 

@@ -13,7 +13,6 @@ from sklearn.tree import DecisionTreeClassifier
 
 from closedloop.core.comparison import compare_models
 from closedloop.core.gates import (
-    GateLimits,
     GateResult,
     RecencyRule,
     failed_gates,
@@ -34,6 +33,7 @@ from closedloop.core.gates import (
     measure_noise_agreement,
     require_gates,
 )
+from closedloop.core.limits import GateLimits
 from closedloop.core.metrics import measure_groups
 from closedloop.errors import GateFailed
 

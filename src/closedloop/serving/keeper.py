@@ -1,0 +1,30 @@
+"""Keeps the agent running beside a process that answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+RESTART_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+def keep_agent(stopping: threading.Event) -> None:
+    """Run the agent beside the workers, and start it again if it ends."""
+    command = [sys.executable, "-m", "closedloop.cli", "serve-agent", "--parent", str(os.getpid())]
+    while not stopping.is_set():
+        agent = subprocess.Popen(command)
+        while agent.poll() is None and not stopping.wait(0.2):
+            pass
+        if agent.poll() is None:
+            agent.send_signal(signal.SIGTERM)
+            try:
+                agent.wait(15)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+        elif not stopping.wait(RESTART_SECONDS):
+            logger.error("the agent ended with status %s and is started again", agent.returncode)

@@ -1,0 +1,301 @@
+"""The stream worker: ``python -m closedloop.serving.stream CONFIG`` (what ``closedloop stream`` becomes).
+
+Events of one Kafka topic, each what ``POST /predict`` takes, are answered into another; what cannot be answered goes to
+the dead-letter topic as it came, with the reason in its headers. They are checked, scored and logged by the HTTP
+service's own code, with the same slots. An event's prediction is logged before its transaction is committed, under an
+id that follows from where the event stands: should it be read again, the store knows the prediction already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from closedloop.adapters.kafka import Event, EventStream, Letter
+from closedloop.errors import ClosedloopError, ServiceUnavailable
+from closedloop.records import Prediction, digest_position, seal_id
+from closedloop.serving.app import PredictAnswer, describe, encode, error_of, parse_body
+from closedloop.serving.batching import Batcher, Pending
+from closedloop.serving.keeper import keep_agent
+from closedloop.serving.logs import LOG_CONFIG
+from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest
+from closedloop.serving.slots import Serving
+from closedloop.serving.spool import take_lock
+from closedloop.serving.worker import Worker, WorkerConfig
+
+PROPERTIES_VARIABLE = "CLOSEDLOOP_STREAM__PROPERTIES"
+WAIT_SECONDS, RETRY_SECONDS, REPORT_SECONDS = 0.5, 1.0, 60.0
+# A broker takes messages of a million bytes by default, and a dead letter must never be refused.
+KEY_BYTES_MAX, DEAD_BYTES_MAX = 10_000, 900_000
+
+logger = logging.getLogger(__name__)
+
+
+class StreamConfig(msgspec.Struct, frozen=True):
+    """What the stream worker needs to know; credentials come from the environment alone.
+
+    At most ``batch_size`` events make one transaction. ``agent``: whether this process runs one beside it, for where
+    no HTTP service with the same state folder does.
+    """
+
+    brokers: str
+    input_topic: str
+    output_topic: str
+    dead_letter_topic: str
+    group: str
+    worker: WorkerConfig
+    batch_size: int = 500
+    agent: bool = True
+
+
+class SourcePosition(msgspec.Struct, frozen=True):
+    """Where an event stands."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class StreamAnswer(PredictAnswer, frozen=True):
+    """What ``POST /predict`` answers, and the event that it answers."""
+
+    source: SourcePosition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRequest(ScoringRequest):
+    """A checked request, and the event that it stood in."""
+
+    event: Event
+
+    @property
+    def by_id(self) -> bool:
+        """Whether its features come from the online store."""
+        return self.values is None
+
+
+class EventBatcher(Batcher):
+    """Gives predictions ids that follow from their events' positions."""
+
+    def _predict(self, group: list[Pending]) -> tuple[list[Prediction], float]:
+        predictions, seconds = super()._predict(group)
+        sealed = [
+            msgspec.structs.replace(prediction, source="stream", prediction_id=seal_id(digest(pending), self._id_key))
+            for pending, prediction in zip(group, predictions, strict=True)
+        ]
+        return sealed, seconds
+
+
+def digest(pending: Pending) -> str:
+    """The body of an event's prediction id: the same whenever the same version scores the event again.
+
+    With the event's time, since a topic that is made anew counts from 0 again; with version and variant, since another
+    one may answer an event whose first transaction was aborted, and an id must lead to what was answered.
+    """
+    assert isinstance(pending.request, EventRequest)  # noqa: S101 - narrows the type
+    event = pending.request.event
+    position = event.topic, event.partition, event.offset, event.timestamp_ms
+    return digest_position(*position, pending.model.version, pending.variant)
+
+
+class StreamWorker:
+    """Reads, answers and commits, batch by batch, until told to stop.
+
+    Parameters
+    ----------
+    stream
+        Opened, and closed by whoever opened it.
+    worker
+        With what the HTTP service answers a request with.
+    stopping
+        Once it is set, the batch at hand is committed, and no more.
+    """
+
+    def __init__(self, config: StreamConfig, stream: EventStream, worker: Worker, stopping: threading.Event) -> None:
+        self._config, self._stream, self._worker, self._stopping = config, stream, worker, stopping
+        self._batcher = EventBatcher(
+            worker.log, worker.metrics, id_key=worker.id_key, reader=worker._find_reader, state_of=worker._state_of
+        )
+        self._answered = self._dead = self._transactions = 0
+        self._reported_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until told to stop.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If Kafka does not let this process go on: to be started again.
+        """
+        if self._worker.slots.serving is None:
+            logger.warning("no model is ready: events wait for one")
+        while self._worker.slots.serving is None and not self._stopping.is_set():
+            await asyncio.to_thread(self._stopping.wait, WAIT_SECONDS)
+        while not self._stopping.is_set():
+            events = await asyncio.to_thread(self._stream.read_batch, self._config.batch_size, WAIT_SECONDS)
+            if events:
+                await self._take(events)
+            if time.monotonic() - self._reported_at >= REPORT_SECONDS:
+                self._report()
+        self._report()
+
+    async def _take(self, events: Sequence[Event]) -> None:
+        try:
+            answered, dead = await self.answer(events)
+        except ServiceUnavailable as error:
+            logger.warning("events wait: %s", error)
+            await asyncio.to_thread(self._stream.rewind, events)
+            await asyncio.to_thread(self._stopping.wait, RETRY_SECONDS)
+            return
+        if await asyncio.to_thread(self._stream.commit, events, answered + dead):
+            self._answered += len(answered)
+            self._dead += len(dead)
+            self._transactions += 1
+
+    async def answer(self, events: Sequence[Event]) -> tuple[list[Letter], list[Letter]]:
+        """Answers and dead letters, one for each event; the predictions are in the log when this returns.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If no model is ready, the online store does not answer or the log takes nothing: nothing is answered then.
+        """
+        arrived, serving = time.perf_counter(), self._worker.slots.serving
+        if serving is None:
+            raise ServiceUnavailable("no model is ready")
+        found: list[EventRequest | RefusedRequest | Prediction] = [self._check(event, serving) for event in events]
+        for by_id in (True, False):  # what an outage can hold up first, else the rest would be logged at every attempt
+            chosen = {n: one for n, one in enumerate(found) if isinstance(one, EventRequest) and by_id == one.by_id}
+            futures = [self._batcher.submit(one, serving, arrived=arrived) for one in chosen.values()]
+            results = await asyncio.gather(*futures, return_exceptions=True)
+            for place, result in zip(chosen, results, strict=True):
+                if not isinstance(result, Prediction | RefusedRequest):
+                    raise result
+                found[place] = result
+        answered, dead = [], []
+        for event, one in zip(events, found, strict=True):
+            if isinstance(one, Prediction):
+                answer = StreamAnswer(**msgspec.structs.asdict(describe(one, arrived)), source=locate(event))
+                answered.append(Letter(self._config.output_topic, event.key, encode(answer)))
+            elif isinstance(one, RefusedRequest):
+                dead.append(refuse_event(self._config.dead_letter_topic, event, one))
+        return answered, dead
+
+    def _check(self, event: Event, serving: Serving) -> EventRequest | RefusedRequest:
+        try:
+            if event.key is not None and len(event.key) > KEY_BYTES_MAX:
+                breach = Breach("", len(event.key), f"a message's key has at most {KEY_BYTES_MAX} bytes")
+                raise RefusedRequest("invalid_request", "the key is too long", (breach,))
+            own_id = f"{event.topic}-{event.partition}-{event.offset}"
+            checked = serving.checker.check(parse_body(event.value or b""), own_id)
+            request = EventRequest(checked.request_id, checked.customer_id, checked.values, checked.packed, event=event)
+            if request.by_id and self._worker.config.online is None:
+                breach = Breach("features", None, "is required: no online store is configured")
+                raise RefusedRequest("no_features", "there is no online store", (breach,))
+        except RefusedRequest as refused:
+            return refused
+        return request
+
+    def _report(self) -> None:
+        seconds = time.monotonic() - self._reported_at
+        found = self._answered, self._dead, self._transactions, seconds
+        logger.info("%d events answered, %d dead letters, %d transactions in %.0f s", *found)
+        self._answered = self._dead = self._transactions = 0
+        self._reported_at = time.monotonic()
+
+
+def refuse_event(topic: str, event: Event, refused: RefusedRequest) -> Letter:
+    """The event as it came, as far as a message may be long, with the reason and its position in its headers."""
+    headers = [("closedloop-error", encode(error_of(refused))), ("closedloop-source", encode(locate(event)))]
+    key, value = event.key and event.key[:KEY_BYTES_MAX], event.value and event.value[:DEAD_BYTES_MAX]
+    if (key, value) != (event.key, event.value):
+        headers.append(("closedloop-cut-from", b"%d %d" % (len(event.key or b""), len(event.value or b""))))
+    return Letter(topic, key, value, tuple(headers))
+
+
+def locate(event: Event) -> SourcePosition:
+    """Where an event stands, as it is written."""
+    return SourcePosition(event.topic, event.partition, event.offset)
+
+
+def claim_instance(folder: Path) -> tuple[int, str]:
+    """A number that no other process on this machine has, the least, so that a restart gets its predecessor's.
+
+    Returns
+    -------
+    int, str
+        The lock to be held by the process, and the machine's name with the number.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        try:
+            return take_lock(folder / f"{number}.lock"), f"{socket.gethostname()}-{number}"
+        except BlockingIOError:
+            number += 1
+
+
+async def run_stream(config: StreamConfig, properties: Mapping[str, str], stopping: threading.Event) -> None:
+    """Answer events until ``stopping`` is set.
+
+    Parameters
+    ----------
+    properties
+        Of librdkafka: what the brokers ask for, with the credentials.
+
+    Raises
+    ------
+    ConfigError, ServiceUnavailable
+        As `EventStream` does.
+    """
+    lock, instance = claim_instance(Path(config.worker.state_dir) / "stream")
+    transactional_id = f"{config.group}-{instance}"
+    stream = EventStream(config.brokers, config.input_topic, config.group, transactional_id, properties)
+    worker = Worker(config.worker)
+    try:
+        names = ("input_topic", "output_topic", "dead_letter_topic")
+        await asyncio.to_thread(stream.open, {f"stream.{name}": getattr(config, name) for name in names})
+        worker.start()
+        await StreamWorker(config, stream, worker, stopping).run()
+    finally:
+        await asyncio.to_thread(stream.close)
+        await worker.stop()
+        os.close(lock)
+
+
+def main() -> None:
+    """Run the worker of the configuration named on the command line, and an agent beside it."""
+    config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=StreamConfig)
+    properties = msgspec.json.decode(os.environ.get(PROPERTIES_VARIABLE) or "{}", type=dict[str, str])
+    logging.config.dictConfig(LOG_CONFIG)
+    stopping, ended = threading.Event(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # first of all: nothing else would end the agent
+        signal.signal(number, lambda *_: stopping.set())
+    keeper = threading.Thread(target=keep_agent, args=(ended,), name="agent")
+    if config.agent:
+        keeper.start()
+    try:
+        asyncio.run(run_stream(config, properties, stopping))
+    except ClosedloopError as error:
+        logger.error("%s", error)
+        sys.exit(error.exit_status)
+    finally:
+        ended.set()
+        if config.agent:
+            keeper.join()
+
+
+if __name__ == "__main__":
+    main()
