@@ -188,8 +188,9 @@ def shop(small_shop, tmp_path_factory):
     import mlflow
 
     copy = small_shop.copy(tmp_path_factory.mktemp("restart") / "project")
-    client = mlflow.MlflowClient(f"sqlite:///{copy.root}/mlflow.db")
-    client.delete_registered_model("shop_churn")
+    store = f"sqlite:///{copy.root}/mlflow.db"
+    # both addresses, since the registry's would else be the last that this process used: the original's
+    mlflow.MlflowClient(store, store).delete_registered_model("shop_churn")
     return copy
 
 

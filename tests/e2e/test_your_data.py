@@ -226,7 +226,8 @@ def test_each_has_its_own_experiment_model_and_aliases(trained, monkeypatch):
     runs = {name: load(workspace, monkeypatch) for name, workspace in trained.items()}
     uris = {run.settings.locate_url(run.settings.tracking.uri) for run in runs.values()}
     assert len(uris) == 1  # one store for both
-    client = mlflow.MlflowClient(uris.pop())
+    uri = uris.pop()
+    client = mlflow.MlflowClient(uri, uri)
     assert {model.name for model in client.search_registered_models()} == {"coffee_churn", "members_churn"}
     champions = {}
     for name in trained:
