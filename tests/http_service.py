@@ -148,8 +148,8 @@ class Load:
 def run_service(root: Path, *arguments: str, **environment: str) -> Iterator[HttpService]:
     """The service for the length of the block."""
     service = HttpService(root, environment, arguments)
-    service.start()
     try:
+        service.start()
         yield service
     finally:
         service.stop()

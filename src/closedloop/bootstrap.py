@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.store import Store
     from closedloop.serving.agent import Agent
+    from closedloop.serving.slots import Slot
     from closedloop.serving.worker import WorkerConfig
 
 
@@ -84,6 +86,22 @@ def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, P
     state_dir = locate_serving_state(run)
     registry = VersionSource(build_tracking(run))
     return Agent(state_dir, run.dataset.model_name, build_store(run), registry, parent=parent), state_dir
+
+
+@contextmanager
+def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
+    """The model to score with outside the service: this folder, else the released version's."""
+    from closedloop.adapters.mlflow import VersionSource
+    from closedloop.serving.champion import open_champion
+    from closedloop.serving.slots import BUNDLED, Slot
+
+    if model_dir is not None:
+        yield Slot(BUNDLED, str(model_dir.resolve()), "")
+        return
+    store, registry = build_store(run), VersionSource(build_tracking(run))
+    with open_champion(locate_serving_state(run), run.dataset.model_name, store, registry) as slot:
+        store.close()
+        yield slot
 
 
 def locate_serving_state(run: RunContext) -> Path:

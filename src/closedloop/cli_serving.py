@@ -16,6 +16,8 @@ from closedloop.errors import ConfigError, ServiceUnavailable
 app = typer.Typer()
 store_app = typer.Typer(help="The operations store: predictions, outcomes, the deployment row.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+edge_app = typer.Typer(help="A model that scores with numpy and ONNX Runtime alone.", no_args_is_help=True)
+app.add_typer(edge_app, name="edge")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
 PARAMS = Path("params.yaml")
@@ -59,6 +61,75 @@ def stream(
         context, as_of=_read_as_of(as_of, context), bundled_dir=_check_model(model), agent=agent
     )
     os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving.stream", str(config)])  # noqa: S606
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE.")],
+    target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
+    params: ParamsOption = PARAMS,
+    model: Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted.")] = False,
+    log: Annotated[bool, typer.Option(help="Log every prediction in the operations store.")] = True,
+) -> None:
+    """Score a file or table with the released model, in chunks."""
+    from closedloop.bootstrap import build_store, load_run, locate_serving_state, open_slot
+    from closedloop.serving.batch import BatchOptions, score_batch
+    from closedloop.serving.worker import read_id_key
+
+    context = load_run(params)
+    state_dir, store = locate_serving_state(context), build_store(context)
+    if log:
+        store.upgrade()
+    options = BatchOptions(
+        range_margin=context.settings.serving.range_margin,
+        id_key=read_id_key(state_dir),
+        store=store if log else None,
+        threads=context.settings.engine.threads,
+        resume=resume,
+        show_progress=True,
+    )
+    with open_slot(context, _check_model(model)) as slot:
+        found = score_batch(source, target, slot, options, state_dir=state_dir)
+    store.close()
+    rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
+    typer.echo(f"{found.scored:,} of {found.rows:,} rows scored{rejected}", err=True)
+
+
+@edge_app.command("export")
+def edge_export(
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+    params: ParamsOption = PARAMS,
+    model: Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")] = None,
+) -> None:
+    """Write a folder with the model and one script that scores with it."""
+    from closedloop.bootstrap import load_run, open_slot
+    from closedloop.serving.edge import export_edge
+
+    context = load_run(params)
+    with open_slot(context, _check_model(model)) as slot:
+        export_edge(slot, output, range_margin=context.settings.serving.range_margin)
+    typer.echo(f"{output}: score.py takes JSON lines; edge.json has sizes and latencies", err=True)
+
+
+@edge_app.command("import")
+def edge_import(
+    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")], params: ParamsOption = PARAMS
+) -> None:
+    """Bring an edge device's predictions into the operations store; what is there already is not doubled."""
+    from closedloop.bootstrap import build_store, load_run, locate_serving_state
+    from closedloop.serving.edge import import_records
+    from closedloop.serving.worker import read_id_key
+
+    context = load_run(params)
+    store = build_store(context)
+    store.upgrade()
+    key = read_id_key(locate_serving_state(context))
+    found = import_records(records, store, model_name=context.dataset.model_name, id_key=key)
+    store.close()
+    for number, reason in found.refused[:20]:
+        typer.echo(f"line {number}: {reason}", err=True)
+    typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
 
 
 @app.command("serve-agent", hidden=True)
