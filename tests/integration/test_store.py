@@ -230,11 +230,11 @@ def test_a_newer_schema_is_refused(store: Store, url: str) -> None:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     older = Store(url)
     for use in (older.upgrade, lambda: older.insert([predict("a")])):
-        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0001"):
+        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0002"):
             use()
     older.close()
     with store._begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
 
 
 # --- predictions

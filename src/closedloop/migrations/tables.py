@@ -42,6 +42,8 @@ class FeatureValues(sa.TypeDecorator[tuple[float | str | None, ...]]):
 
 
 METADATA = sa.MetaData()
+VERDICTS = ("none", "watch", "alert", "retrain")
+RETRAINING_STATES = ("requested", "running", "registered", "refused", "failed")
 
 PREDICTIONS = sa.Table(
     "predictions",
@@ -100,4 +102,55 @@ SPOOL_POSITIONS = sa.Table(
     sa.Column("spool", sa.Text, primary_key=True),
     sa.Column("segment", sa.BigInteger, nullable=False),
     sa.Column("offset", sa.BigInteger, nullable=False),
+)
+
+CHECKS = sa.Table(
+    "checks",
+    METADATA,
+    sa.Column("check_id", sa.Text, primary_key=True),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    # the clock of the pass, and the window [since, until) of predictions that it looked at
+    sa.Column("as_of", UtcDateTime, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
+    sa.Column("predictions", sa.BigInteger, nullable=False),
+    sa.Column("outcomes", sa.BigInteger, nullable=False),
+    sa.Column("verdict", sa.Text, sa.CheckConstraint(f"verdict IN {VERDICTS}", "known_verdict"), nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("recorded_at", UtcDateTime, nullable=False),
+    # monitors that run at the same moment record one
+    sa.UniqueConstraint("model_name", "as_of", name="checks_once"),
+)
+
+RETRAININGS = sa.Table(
+    "retrainings",
+    METADATA,
+    sa.Column("trigger_id", sa.Text, primary_key=True),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("check_id", sa.ForeignKey("checks.check_id")),
+    sa.Column("requested_by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("as_of", UtcDateTime, nullable=False),
+    sa.Column("data_start_date", sa.Date),
+    sa.Column("data_end_date", sa.Date),
+    sa.Column("state", sa.Text, sa.CheckConstraint(f"state IN {RETRAINING_STATES}", "known_state"), nullable=False),
+    sa.Column("model_version", sa.Text),
+    sa.Column("detail", sa.Text),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Index("retrainings_by_time", "model_name", "as_of"),
+)
+
+JOURNAL = sa.Table(
+    "journal",
+    METADATA,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True),
+    sa.Column("recorded_at", UtcDateTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    # what was decided and on what evidence: canonical JSON, as text, since the hash is over its bytes
+    sa.Column("entry", sa.Text, nullable=False),
+    sa.Column("previous_hash", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False, unique=True),
 )

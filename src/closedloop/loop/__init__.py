@@ -1,0 +1,1 @@
+"""What happens after deployment: monitor, retrain, release, replay."""
