@@ -14,6 +14,7 @@ from closedloop.params import Params, merge_values, parse_params
 from closedloop.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from closedloop.adapters.checks import Checks
     from closedloop.adapters.engine import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
@@ -76,6 +77,13 @@ def build_store(run: RunContext) -> Store:
     from closedloop.adapters.store import Store
 
     return Store(run.settings.locate_url(run.settings.operations.url))
+
+
+def build_checks(run: RunContext) -> Checks:
+    """The monitor's checks and the retrainings, in the operations store."""
+    from closedloop.adapters.checks import Checks
+
+    return Checks(run.settings.locate_url(run.settings.operations.url))
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:
