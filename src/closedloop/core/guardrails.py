@@ -1,0 +1,190 @@
+"""The guardrails of a rollout: each a check of recorded evidence, one sentence with figure and limit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from closedloop.core.sequential import PairedLosses, bound_mean, weigh_losses, weigh_share
+
+if TYPE_CHECKING:
+    from closedloop.core.rollout import RolloutPolicy, Step, StepEvidence
+
+State = Literal["holds", "open", "failed"]
+# Samples at which the sequential tests are at their most sensitive; they hold at any other too.
+SPLIT_PLANNED, ERRORS_PLANNED, REQUESTS_PLANNED = 20_000, 200, 1_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One guardrail's answer; ``open``: neither held nor failed yet."""
+
+    state: State
+    sentence: str
+    figures: dict[str, float]
+
+
+def list_checks(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> list[Check]:
+    """What a step is judged by; where the split is broken, that alone."""
+    split = _check_split(policy, step, evidence)
+    if split.state == "failed":
+        return [split]
+    after = [_check_error_rate(policy, evidence), _check_not_worse(policy, evidence)]
+    if step.name == "champion":
+        return after
+    checks = [
+        split,
+        _check_sample(step, evidence),
+        _check_offline(evidence),
+        _check_error_ratio(policy, evidence),
+        _check_latency(policy, step, evidence),
+        _check_scores(policy, step, evidence),
+        *after,
+    ]
+    following = policy.next_step(step.name)
+    if policy.evidence == "outcomes" and following is not None and following.name == "champion":
+        checks.append(_check_better(policy, evidence))
+    return checks
+
+
+def measure_score_distance(left: tuple[int, ...], right: tuple[int, ...]) -> float:
+    """Largest distance of two cumulative distributions given as counts in the same bins; nan if one is empty.
+
+    Examples
+    --------
+    >>> measure_score_distance((5, 5, 0), (0, 5, 5))
+    0.5
+    """
+    if not sum(left) or not sum(right) or len(left) != len(right):
+        return math.nan
+    gap, largest = 0.0, 0.0
+    for a, b in zip(left, right, strict=True):
+        gap += a / sum(left) - b / sum(right)
+        largest = max(largest, abs(gap))
+    return largest
+
+
+def _check_split(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> Check:
+    if not 0 < step.weight < 1:
+        return Check("holds", f"split: nothing is split in {step.name}", {})
+    arms = evidence.challenger, evidence.stable
+    ours, others = (arm.requests if evidence.unit == "request" else arm.customers for arm in arms)
+    total = ours + others
+    weighed = weigh_share(ours, total, step.weight, planned=SPLIT_PLANNED, alpha=policy.split_alpha, greater=False)
+    share = ours / total if total else math.nan
+    limit = math.log(1 / policy.split_alpha)
+    broken = weighed >= limit
+    sentence = f"split: the challenger has {share:.4f} of {total:,} {evidence.unit}s, {step.weight:g} were to be dealt"
+    sentence += f" to it ({_weigh(weighed, policy.split_alpha)})"
+    sentence += "; the split is broken, and nothing measured across it counts" if broken else ""
+    return Check("failed" if broken else "holds", sentence, {"split_share": share, "split_evidence": weighed})
+
+
+def _check_sample(step: Step, evidence: StepEvidence) -> Check:
+    found = evidence.challenger.requests
+    sentence = f"sample: {found:,} of the challenger's requests, at least {step.requests_min:,} are needed"
+    return Check("holds" if found >= step.requests_min else "open", sentence, {"requests": found})
+
+
+def _check_offline(evidence: StepEvidence) -> Check:
+    won = evidence.offline_verdict == "win"
+    sentence = f"offline: the champion-challenger gate said {evidence.offline_verdict or 'nothing'}, win is needed"
+    return Check("holds" if won else "failed", sentence, {})
+
+
+def _check_error_ratio(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
+    stable, challenger = evidence.stable, evidence.challenger
+    if not stable.errors or not challenger.requests:
+        return Check("holds", "error ratio: no errors in the stable arm, the ceiling judges", {})
+    rates = challenger.errors / challenger.requests, stable.errors / stable.requests
+    ratio = rates[0] / rates[1]
+    # Equal rates: an error comes from the challenger as often as a request does.
+    weighed = weigh_share(
+        challenger.errors,
+        challenger.errors + stable.errors,
+        challenger.requests / (challenger.requests + stable.requests),
+        planned=ERRORS_PLANNED,
+        alpha=policy.guard_alpha,
+        greater=True,
+    )
+    proved = weighed >= math.log(1 / policy.guard_alpha)
+    state: State = "holds"
+    if ratio > policy.error_ratio_max:
+        state = "failed" if proved else "open"
+    sentence = f"error ratio: {rates[0]:.5f} over the stable arm's {rates[1]:.5f} is {ratio:.2f}, at most "
+    sentence += f"{policy.error_ratio_max:g} is allowed ({_weigh(weighed, policy.guard_alpha)} that it is worse at all)"
+    return Check(state, sentence, {"error_ratio": ratio, "error_ratio_evidence": weighed})
+
+
+def _check_error_rate(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
+    errors, requests = evidence.challenger.errors, evidence.challenger.requests
+    rate = errors / requests if requests else 0.0
+    weighed = weigh_share(
+        errors,
+        requests,
+        policy.error_rate_max,
+        planned=REQUESTS_PLANNED,
+        alpha=policy.guard_alpha,
+        greater=True,
+    )
+    state: State = "holds"
+    if rate > policy.error_rate_max:
+        state = "failed" if weighed >= math.log(1 / policy.guard_alpha) else "open"
+    sentence = f"error rate: {rate:.5f} of the challenger's requests, at most {policy.error_rate_max:g} is allowed"
+    return Check(state, f"{sentence} ({_weigh(weighed, policy.guard_alpha)})", {"error_rate": rate})
+
+
+def _check_latency(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> Check:
+    stable, challenger = (
+        math.nan if arm.latency_p95_ms is None else arm.latency_p95_ms for arm in (evidence.stable, evidence.challenger)
+    )
+    limit = max(stable * policy.latency_ratio_max, stable + policy.latency_slack_ms)
+    sentence = (
+        f"latency: p95 is {challenger:.2f} ms, the stable arm's {stable:.2f} ms, at most {limit:.2f} ms is allowed"
+    )
+    return _judge_sampled(step, evidence, challenger, limit, sentence, {"latency_p95_ms": challenger})
+
+
+def _check_scores(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> Check:
+    distance = measure_score_distance(evidence.stable.scores, evidence.challenger.scores)
+    limit = policy.score_distance_max
+    sentence = f"scores: the arms' distributions are {distance:.3f} apart, at most {limit:g} is allowed"
+    return _judge_sampled(step, evidence, distance, limit, sentence, {"score_distance": distance})
+
+
+def _judge_sampled(
+    step: Step, evidence: StepEvidence, figure: float, limit: float, sentence: str, figures: dict[str, float]
+) -> Check:
+    """A figure without a test of its own is judged once the step's least sample is there; nan is never judged."""
+    if evidence.challenger.requests < step.requests_min or math.isnan(figure) or math.isnan(limit):
+        return Check("open", f"{sentence}; not judged yet", figures)
+    return Check("holds" if figure <= limit else "failed", sentence, figures)
+
+
+def _check_not_worse(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
+    return _judge_losses(policy, evidence.losses, better=False, alpha=policy.guard_alpha)
+
+
+def _check_better(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
+    return _judge_losses(policy, evidence.losses, better=True, alpha=policy.alpha)
+
+
+def _judge_losses(policy: RolloutPolicy, losses: PairedLosses, *, better: bool, alpha: float) -> Check:
+    word = "better" if better else "worse"
+    found = f"outcomes {word}: {losses.customers:,} customers with closed outcomes"
+    if losses.customers < policy.outcomes_min:
+        state: State = "open" if better else "holds"
+        return Check(state, f"{found}, from {policy.outcomes_min:,} on they are judged", {})
+    weighed = weigh_losses(losses, better=better, planned=policy.outcomes_planned, alpha=alpha)
+    low, high = bound_mean(losses, planned=policy.outcomes_planned, alpha=alpha)
+    proved = weighed >= math.log(1 / alpha)
+    sentence = f"{found}, log loss changes by {losses.mean:+.5f}, {low:+.5f} to {high:+.5f} ({_weigh(weighed, alpha)})"
+    figures = {f"outcomes_{word}_evidence": weighed, "log_loss_difference": losses.mean}
+    if better:
+        return Check("holds" if proved else "open", f"{sentence}; it must be proved better", figures)
+    return Check("failed" if proved else "holds", f"{sentence}; it must not be proved worse", figures)
+
+
+def _weigh(weighed: float, alpha: float) -> str:
+    return f"e-value {math.exp(min(weighed, 30.0)):.3g} of {1 / alpha:g}"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import beta, norm
+
+from closedloop.core.sequential import (
+    PairedLosses,
+    bound_mean,
+    find_bound,
+    size_paired,
+    sum_paired_losses,
+    tune_mixture,
+    weigh_losses,
+    weigh_share,
+    weigh_sum,
+)
+from closedloop.errors import DataError
+
+# Figures that the first author of Howard et al. (2021) published with the paper's reference implementation (in R):
+# variance 100, tuned for 100 at level .05, a sum of 10, and the sum at which the e-value is 20.
+VARIANCE, SUM, LEVEL = 100.0, 10.0, 0.05
+
+
+def weigh_published(total: float, *, greater: bool) -> float:
+    """Their beta-binomial mixture with g = .2, h = .8: trials succeed with .2, and the sum is centred."""
+    trials = VARIANCE / (0.2 * 0.8)
+    return weigh_share(total + 0.2 * trials, trials, 0.2, planned=trials, alpha=LEVEL, greater=greater)
+
+
+def test_the_published_figures_of_the_normal_mixture() -> None:
+    assert tune_mixture(VARIANCE, LEVEL, greater=False) == pytest.approx(12.60056, abs=1e-5)
+    assert weigh_sum(SUM, VARIANCE, planned=VARIANCE, alpha=LEVEL) == pytest.approx(-0.06502391, abs=1e-5)
+    assert find_bound(VARIANCE, planned=VARIANCE, alpha=LEVEL) == pytest.approx(27.66071, abs=1e-5)
+
+
+def test_the_published_figures_of_the_beta_binomial_mixture() -> None:
+    assert weigh_published(SUM, greater=False) == pytest.approx(-0.6941012, abs=1e-5)
+    assert weigh_published(SUM, greater=True) == pytest.approx(-0.07134019, abs=1e-5)
+    assert weigh_published(31.4308, greater=False) == pytest.approx(math.log(20), abs=1e-4)
+    assert weigh_published(28.41238, greater=True) == pytest.approx(math.log(20), abs=1e-4)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(3, 20), (9, 40), (0, 30), (30, 30)])
+@pytest.mark.parametrize("greater", [False, True])
+def test_evidence_on_a_share_is_the_likelihood_ratio_integrated(successes: int, trials: int, greater: bool) -> None:
+    share, planned = 0.2, 100.0
+    weight = tune_mixture(planned * 0.16, LEVEL, greater=greater) / 0.16 - 1
+    prior = beta(weight * share, weight * (1 - share))
+
+    def ratio(p: float) -> float:
+        likelihood = (p / share) ** successes * ((1 - p) / (1 - share)) ** (trials - successes)
+        return float(likelihood * prior.pdf(p))
+
+    low = share if greater else 0.0
+    expected = quad(ratio, low, 1.0, epsabs=1e-12)[0] / prior.sf(low)
+    found = weigh_share(successes, trials, share, planned=planned, alpha=LEVEL, greater=greater)
+    assert found == pytest.approx(math.log(expected), rel=1e-6)
+
+
+@given(st.floats(-60, 60), st.floats(1, 500))
+def test_evidence_on_a_sum_is_the_likelihood_ratio_integrated(total: float, variance: float) -> None:
+    rho = tune_mixture(100.0, LEVEL, greater=True)
+
+    def ratio(mean: float) -> float:
+        return float(math.exp(mean * total - mean**2 * variance / 2) * 2 * norm.pdf(mean, scale=rho**-0.5))
+
+    # The integrand is a normal density around total / (variance + rho): the range holds it.
+    peak, width = max(total / (variance + rho), 0.0), (variance + rho) ** -0.5
+    expected = quad(ratio, max(peak - 12 * width, 0.0), peak + 12 * width, epsabs=0, epsrel=1e-10)[0]
+    assert weigh_sum(total, variance, planned=100.0, alpha=LEVEL) == pytest.approx(math.log(expected), abs=1e-6)
+
+
+def test_a_bound_is_where_the_evidence_suffices() -> None:
+    for variance, planned, alpha in [(1.0, 1.0, 0.05), (10.0, 5000.0, 0.05), (9000.0, 50.0, 0.001)]:
+        bound = find_bound(variance, planned=planned, alpha=alpha)
+        assert weigh_sum(bound, variance, planned=planned, alpha=alpha) == pytest.approx(math.log(1 / alpha))
+
+
+def test_sums_of_losses_by_hand() -> None:
+    found = sum_paired_losses([1, 0, 1], [0.5, 0.5, 0.8], [0.6, 0.7, 0.8])
+    gaps = np.array([math.log(0.5 / 0.6), math.log(0.5 / 0.3), 0.0])
+    assert found.customers == 3
+    assert (found.total, found.squares) == pytest.approx((gaps.sum(), (gaps**2).sum()))
+    assert (found.mean, found.deviation) == pytest.approx((gaps.mean(), gaps.std()))
+
+
+def test_a_customers_first_row_counts() -> None:
+    first = sum_paired_losses([1, 0], [0.5, 0.5], [0.6, 0.7])
+    assert sum_paired_losses([1, 0, 0], [0.5, 0.5, 0.1], [0.6, 0.7, 0.9], customers=["a", "b", "a"]) == first
+
+
+def test_one_customer_cannot_weigh_more_than_the_clip_allows() -> None:
+    assert sum_paired_losses([1], [0.999], [0.0]).total == pytest.approx(math.log(999))
+
+
+def test_no_outcomes_are_no_evidence_and_bad_ones_are_refused() -> None:
+    nothing = sum_paired_losses([], [], [])
+    assert nothing == PairedLosses()
+    assert math.isnan(nothing.mean)
+    assert weigh_losses(nothing, better=True, planned=100, alpha=LEVEL) == 0
+    assert bound_mean(nothing, planned=100, alpha=LEVEL) == (-math.inf, math.inf)
+    with pytest.raises(DataError, match="probabilities"):
+        sum_paired_losses([1, 0], [0.5, 0.5], [0.5, 1.5])
+
+
+def test_better_and_worse_mirror_each_other() -> None:
+    good, bad = PairedLosses(1000, -60.0, 40.0), PairedLosses(1000, 60.0, 40.0)
+    settings = {"planned": 1000, "alpha": LEVEL}
+    assert weigh_losses(good, better=True, **settings) == weigh_losses(bad, better=False, **settings) > math.log(20)
+    assert weigh_losses(good, better=False, **settings) < 0
+    low, high = bound_mean(good, **settings)
+    assert low < -0.06 < high < 0
+
+
+def test_the_paired_sample_gives_its_power_at_the_last_look() -> None:
+    gain, deviation = 0.01, 0.25
+    customers = size_paired(gain, deviation, alpha=LEVEL, power=0.8)
+    bound = find_bound(customers, planned=customers, alpha=LEVEL)
+    # The standardised sum at the end is normal with mean gain * n / deviation and variance n.
+    power = norm.sf((bound - gain * customers / deviation) / math.sqrt(customers))
+    assert 0.8 <= power < 0.801
