@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -28,9 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from parts.models import DEFAULT, FOREST, draw_rows, prepare_models, require_project
+from parts.targets import Target, finish, show_targets
+
 ROOT = Path(__file__).parent.parent
-DEFAULT, FOREST = "default", "forest"
-FOREST_PARAMS = {"n_estimators": 100, "max_depth": 10}
 # of the default model against mlflow.pyfunc; of the forest against scikit-learn, whole and its predict_proba alone
 PYFUNC_LIMIT, FOREST_LIMIT = 1.3, 0.8
 MEMORY_MB_LIMIT, GROWTH_LIMIT, SCORE_LIMIT = 1000, 1.1, 1e-6
@@ -45,34 +45,13 @@ OUTPUT = "{contender}-{model}.parquet"
 
 def prepare(project: Path, work: Path, rows: int, threads: int) -> None:
     """Both models as every contender wants them, and the rows."""
-    import numpy as np
-    import pandas as pd
-
-    from closedloop.adapters.skops import load_pipeline
-    from closedloop.contract import read_contract
-    from closedloop.core.estimators import build_pipeline, round_thresholds
-
-    folder = project / "models/candidate"
-    contract = read_contract(folder)
-    names = list(contract.feature_names)
-    training = pd.read_parquet(project / "data/training/train.parquet")
+    contract, training = prepare_models(project, work, threads)
     print(f"{rows:,} rows: generating", file=sys.stderr, flush=True)
     generate(work / "input.parquet", contract, training, rows)
-    write_model(work / DEFAULT, load_pipeline(project / "models/pipeline/pipeline.skops"), contract, training[names])
-    forest = build_pipeline(
-        contract.features,
-        model_type="random_forest",
-        model_params={**FOREST_PARAMS, "n_jobs": threads},
-        normalize=False,
-        feature_selection=None,
-        seed=7,
-    )
-    forest.fit(training[names], training["churned"].to_numpy(dtype=np.bool_))
-    write_model(work / FOREST, round_thresholds(forest), contract, training[names])
 
 
 def generate(path: Path, contract: Any, training: Any, rows: int) -> None:
-    """Training rows, drawn at random; amounts vary so that hardly any two rows are alike."""
+    """Rows that all contenders read."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -81,47 +60,13 @@ def generate(path: Path, contract: Any, training: Any, rows: int) -> None:
     writer = None
     for start in range(0, rows, 250_000):
         count = min(250_000, rows - start)
-        drawn = training.iloc[rng.integers(0, len(training), count)]
-        columns: dict[str, Any] = {"customer_id": [f"C{number:08d}" for number in range(start, start + count)]}
-        for feature in contract.features:
-            values = drawn[feature.name].to_numpy()
-            if feature.kind == "numeric" and any(word in feature.name for word in ("sum", "mean", "income")):
-                values = (values * rng.uniform(0.95, 1.05, count)).clip(feature.minimum, feature.maximum)
-            columns[feature.name] = values
+        customers = [f"C{number:08d}" for number in range(start, start + count)]
+        columns = {"customer_id": customers, **draw_rows(contract, training, count, rng)}
         table = pa.Table.from_pydict({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     if writer is not None:
         writer.close()
-
-
-def write_model(folder: Path, pipeline: Any, contract: Any, training: Any) -> None:
-    """A pipeline as a contract folder and as an MLflow model."""
-    import mlflow
-    import pandas as pd
-    from mlflow.models import infer_signature
-
-    from closedloop.adapters.onnx import export_model
-    from closedloop.adapters.skops import TRUSTED_TYPES
-    from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, digest_file
-
-    folder.mkdir(parents=True)
-    export_model(pipeline, folder / MODEL_FILE, len(contract.features))
-    training.head(1000).to_parquet(folder / REFERENCE_FILE)
-    golden = pd.DataFrame([row.features for row in contract.golden_rows])
-    scores = pipeline.predict_proba(golden)[:, 1]
-    rows = [row.model_copy(update={"score": score}) for row, score in zip(contract.golden_rows, scores, strict=True)]
-    changed = {"model_sha256": digest_file(folder / MODEL_FILE), "golden_rows": tuple(rows), "threshold": 0.5}
-    (folder / CONTRACT_FILE).write_text(contract.model_copy(update=changed).model_dump_json(), encoding="utf-8")
-    mlflow.sklearn.save_model(
-        pipeline,
-        folder / "mlflow",
-        signature=infer_signature(training.head(100), pipeline.predict_proba(training.head(100))),
-        serialization_format="skops",
-        skops_trusted_types=TRUSTED_TYPES,
-        pyfunc_predict_fn="predict_proba",
-        pip_requirements=["scikit-learn"],
-    )
 
 
 # --- contenders -------------------------------------------------------------------------------------------------------
@@ -287,7 +232,7 @@ def compare_scores(model: str, work: Path) -> dict[str, float]:
     return worst
 
 
-def judge(figures: dict[str, Any], *, resumed: bool) -> list[dict[str, Any]]:
+def judge(figures: dict[str, Any], *, resumed: bool) -> list[Target]:
     """The targets."""
     default, forest = figures[DEFAULT]["contenders"], figures[FOREST]["contenders"]
     differences = [figures[model]["differences"] for model in (DEFAULT, FOREST)]
@@ -296,44 +241,35 @@ def judge(figures: dict[str, Any], *, resumed: bool) -> list[dict[str, Any]]:
         value: float = runs[other][key] / runs["batch"]["wall_seconds"]
         return value
 
-    targets = [
-        ("default model: throughput of mlflow.pyfunc's", ratio(default, "pyfunc"), ">=", PYFUNC_LIMIT),
-        ("forest: throughput of scikit-learn's, file to file", ratio(forest, "sklearn"), ">=", FOREST_LIMIT),
-        (
+    return [
+        Target("default model: throughput of mlflow.pyfunc's", ratio(default, "pyfunc"), ">=", PYFUNC_LIMIT),
+        Target("forest: throughput of scikit-learn's, file to file", ratio(forest, "sklearn"), ">=", FOREST_LIMIT),
+        Target(
             "forest: all of it, of predict_proba alone in memory",
             ratio(forest, "sklearn", "predict_seconds"),
             ">=",
             FOREST_LIMIT,
         ),
-        ("peak memory, MB", max(runs["batch"]["peak_mb"] for runs in (default, forest)), "<=", MEMORY_MB_LIMIT),
-        (
+        Target("peak memory, MB", max(runs["batch"]["peak_mb"] for runs in (default, forest)), "<=", MEMORY_MB_LIMIT),
+        Target(
             "memory in the last quarter of that in the second",
             max(runs["batch"]["memory_growth"] for runs in (default, forest)),
             "<=",
             GROWTH_LIMIT,
         ),
-        ("score against the row alone", max(found["alone"] for found in differences), "<=", SCORE_LIMIT),
-        ("decisions unlike the row's alone", max(found["decisions_alone"] for found in differences), "<=", 0),
-        (
+        Target("score against the row alone", max(found["alone"] for found in differences), "<=", SCORE_LIMIT),
+        Target("decisions unlike the row's alone", max(found["decisions_alone"] for found in differences), "<=", 0),
+        Target(
             "score against the pipeline",
             max(value for found in differences for name, value in found.items() if name in CONTENDERS),
             "<=",
             PIPELINE_LIMIT,
         ),
-        ("killed half-way and resumed: same bytes", float(resumed), ">=", 1),
-    ]
-    return [
-        {
-            "target": name,
-            "value": value,
-            "limit": f"{sign} {limit}",
-            "met": value >= limit if sign == ">=" else value <= limit,
-        }
-        for name, value, sign, limit in targets
+        Target("killed half-way and resumed: same bytes", float(resumed), ">=", 1),
     ]
 
 
-def show(rows: int, figures: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+def show(rows: int, figures: dict[str, Any], targets: list[Target]) -> None:
     """Tables for people."""
     from rich.console import Console
     from rich.table import Table
@@ -348,10 +284,7 @@ def show(rows: int, figures: dict[str, Any], targets: list[dict[str, Any]]) -> N
             cells = f"{run['wall_seconds']:.1f}", predict, f"{run['cpu_seconds']:.1f}", rate, f"{run['peak_mb']:.0f}"
             table.add_row(name, *cells)
         console.print(table)
-    table = Table("target", "value", "limit", "met")
-    for target in targets:
-        table.add_row(target["target"], f"{target['value']:.3g}", target["limit"], "yes" if target["met"] else "NO")
-    console.print(table)
+    show_targets(targets)
 
 
 def main() -> int:
@@ -370,8 +303,7 @@ def main() -> int:
     if arguments.contender:
         run_contender(arguments.contender, arguments.model, arguments.work, threads, resume=arguments.resume)
         return 0
-    if not (arguments.project / "models/pipeline/pipeline.skops").is_file():
-        parser.error(f"{arguments.project}: there is no trained model; run `make run` first, or name a --project")
+    require_project(parser, arguments.project)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="batch-", dir=arguments.temp_directory) as folder:
         work = Path(folder)
@@ -387,15 +319,7 @@ def main() -> int:
         resumed = kill_and_resume(DEFAULT, work, arguments.rows, threads)
     targets = judge(figures, resumed=resumed)
     show(arguments.rows, figures, targets)
-    if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-        settings = {key: getattr(arguments, key) for key in ("rows", "threads", "repeats")}
-        report = {"settings": settings, "machine": machine, "models": figures, "targets": targets}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    missed = [target["target"] for target in targets if not target["met"]]
-    if missed:
-        print(f"missed: {missed[0]}", file=sys.stderr)
-    return 1 if missed else 0
+    return finish(arguments, ("rows", "threads", "repeats"), {"models": figures}, targets)
 
 
 if __name__ == "__main__":

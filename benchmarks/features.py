@@ -16,7 +16,6 @@ import argparse
 import datetime as dt
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from parts.targets import Target, finish, show_targets
 
 CUSTOMERS, DAYS = 100_000, 730
 FIRST_DAY = dt.date(2023, 12, 2)
@@ -304,36 +305,27 @@ def _count_rows(folder: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
 
 
-def judge(figures: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def judge(figures: dict[str, dict[str, float]]) -> list[Target]:
     """The targets at 20 million events."""
 
     def ratio(top: str, bottom: str, key: str = "wall_seconds") -> float:
         return figures[top][key] / figures[bottom][key]
 
-    targets = [
-        ("full build: times faster than pandas", ratio("pandas", "full"), ">=", SPEED_LIMIT),
-        ("full build: peak memory of pandas'", ratio("full", "pandas", "peak_mb"), "<=", MEMORY_LIMIT),
-        ("windows: time of hand-written SQL", ratio("windows", "sql"), "<=", SQL_LIMIT),
-        ("one more day, roll-up: of the full build", ratio("one_day", "full"), "<=", INCREMENT_LIMIT),
-        (
+    return [
+        Target("full build: times faster than pandas", ratio("pandas", "full"), ">=", SPEED_LIMIT),
+        Target("full build: peak memory of pandas'", ratio("full", "pandas", "peak_mb"), "<=", MEMORY_LIMIT),
+        Target("windows: time of hand-written SQL", ratio("windows", "sql"), "<=", SQL_LIMIT),
+        Target("one more day, roll-up: of the full build", ratio("one_day", "full"), "<=", INCREMENT_LIMIT),
+        Target(
             "newest snapshot's features: of the full build",
             ratio("one_snapshot", "full"),
             "<=",
             INCREMENT_LIMIT,
         ),
     ]
-    return [
-        {
-            "target": name,
-            "value": value,
-            "limit": f"{sign} {limit}",
-            "met": value >= limit if sign == ">=" else value <= limit,
-        }
-        for name, value, sign, limit in targets
-    ]
 
 
-def show(sizes: list[dict[str, Any]], targets: list[dict[str, Any]]) -> None:
+def show(sizes: list[dict[str, Any]], targets: list[Target]) -> None:
     """Tables for people."""
     from rich.console import Console
     from rich.table import Table
@@ -347,11 +339,7 @@ def show(sizes: list[dict[str, Any]], targets: list[dict[str, Any]]) -> None:
             )
         console.print(table)
         console.print(f"roll-up: {size['rollup_rows']:,} rows; all outputs equal")
-    if targets:
-        table = Table("target", "value", "limit", "met")
-        for target in targets:
-            table.add_row(target["target"], f"{target['value']:.3f}", target["limit"], "yes" if target["met"] else "NO")
-        console.print(table)
+    show_targets(targets)
 
 
 def main() -> int:
@@ -377,15 +365,8 @@ def main() -> int:
             sizes.append(measure_size(events, Path(folder), arguments))
     targets = [] if arguments.quick else judge(sizes[-1]["contenders"])
     show(sizes, targets)
-    if arguments.json:
-        settings = {key: getattr(arguments, key) for key in ("memory_limit", "threads", "repeats", "events_a_visit")}
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-        report = {"settings": settings, "machine": machine, "sizes": sizes, "targets": targets}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    missed = [target["target"] for target in targets if not target["met"]]
-    if missed:
-        print(f"missed: {missed[0]}", file=sys.stderr)
-    return 1 if missed else 0
+    settings = ("memory_limit", "threads", "repeats", "events_a_visit")
+    return finish(arguments, settings, {"sizes": sizes}, targets)
 
 
 if __name__ == "__main__":
