@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from closedloop.serving.agent import Agent
     from closedloop.serving.slots import Slot
     from closedloop.serving.worker import WorkerConfig
+    from closedloop.stages.deploy import Releases
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,16 @@ def build_checks(run: RunContext) -> Checks:
     from closedloop.adapters.checks import Checks
 
     return Checks(run.settings.locate_url(run.settings.operations.url))
+
+
+def build_releases(run: RunContext) -> Releases:
+    """What moves the champion; the store's tables are brought up to date."""
+    from closedloop.adapters.journal import Journal
+    from closedloop.stages.deploy import Releases
+
+    store = build_store(run)
+    store.upgrade()
+    return Releases(build_tracking(run), store, Journal(run.settings.locate_url(run.settings.operations.url)))
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:

@@ -218,13 +218,13 @@ def register(
     """Register the evaluated model as a version; running it again registers nothing twice."""
     import datetime as dt
 
-    from closedloop.bootstrap import build_store, build_tracking, load_run
+    from closedloop.bootstrap import build_releases, build_tracking, load_run
     from closedloop.stages.register import register as run
 
     context = load_run(params)
     report = run(
         build_tracking(context),
-        build_store(context),
+        build_releases(context),
         now=dt.datetime.now(dt.UTC),
         model_dir=model,
         gates_path=gates,

@@ -19,6 +19,17 @@ def open_tracking(shop):
     return build_tracking(load_run(shop.root / "params.yaml", root=shop.root))
 
 
+def make_champion(shop, version):
+    """Release a version as whoever released it by hand would."""
+    import datetime as dt
+
+    from closedloop.bootstrap import build_releases, load_run
+    from closedloop.stages.deploy import deploy_champion
+
+    releases = build_releases(load_run(shop.root / "params.yaml", root=shop.root))
+    deploy_champion(releases, version, now=dt.datetime.now(dt.UTC), actor="a test", reason="for the test")
+
+
 @pytest.fixture(scope="module")
 def weak_shop(small_shop, tmp_path_factory):
     """Version 2 saw a tenth of the iterations of the champion, version 1; every other gate passes."""
@@ -44,7 +55,7 @@ def equal_shop(weak_shop, tmp_path_factory):
 def better_shop(equal_shop, tmp_path_factory):
     """The same candidate, evaluated against the weak version 2 as champion."""
     shop = equal_shop.copy(tmp_path_factory.mktemp("better") / "project")
-    open_tracking(shop).move_champion("2")
+    make_champion(shop, "2")
     shop.run("evaluate")
     return shop
 
@@ -118,7 +129,7 @@ def test_a_better_model_waits_where_promotion_is_switched_off_until_it_is_asked_
 
 
 def test_a_champion_that_moved_since_the_evaluation_refuses_the_promotion(better):
-    open_tracking(better).move_champion("1")
+    make_champion(better, "1")
     output = " ".join(better.run("register", status=1).output.split())
     assert "DataError: the evaluation compared with champion" in output
     assert "run 'closedloop evaluate' again" in output

@@ -175,6 +175,18 @@ def test_a_version_that_failed_or_was_never_judged_cannot_become_champion(regist
     assert read_aliases(registry) == {CHAMPION: 1, CHALLENGER: 4}
 
 
+def list_uses(names: set[str]) -> list[tuple[str, str, ast.AST]]:
+    """Which function of the package uses which of these attributes."""
+    return [
+        (f"{path.stem}.{function.name}", node.attr, function)
+        for path in SOURCES.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr in names
+    ]
+
+
 def test_one_function_moves_the_champion() -> None:
     """Whatever changes an alias or a stage in the registry, by the function that calls it."""
     changing = {
@@ -185,18 +197,18 @@ def test_one_function_moves_the_champion() -> None:
         "delete_registered_model",
         "rename_registered_model",
     }
-    callers = set()
-    for path in SOURCES.rglob("*.py"):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                for node in ast.walk(function):
-                    if isinstance(node, ast.Attribute) and node.attr in changing:
-                        place = f"{path.stem}.{function.name}"
-                        callers.add((place, node.attr, "CHAMPION" in ast.dump(function)))
+    callers = {(place, name, "CHAMPION" in ast.dump(function)) for place, name, function in list_uses(changing)}
     assert callers == {
         ("mlflow.set_challenger", "set_registered_model_alias", False),
         ("mlflow.move_champion", "set_registered_model_alias", True),
         ("mlflow.move_champion", "delete_registered_model_alias", True),
+        ("mlflow.reject", "delete_registered_model_alias", False),
+    }
+    steps = {"move_champion", "mirror_release", "write_deployment"}
+    assert {(place, name) for place, name, _ in list_uses(steps)} == {
+        ("mlflow.mirror_release", "move_champion"),
+        ("deploy._mirror", "mirror_release"),
+        ("deploy._write_row", "write_deployment"),
     }
 
 

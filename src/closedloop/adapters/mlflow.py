@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION = "challenger", "champion"
 DIGEST_TAG = "closedloop.folder_sha256"
 GATES_TAG = "closedloop.gates"
+REJECTED_TAG = "closedloop.rejected"
+JOURNAL_TAG = "closedloop.journal_head"  # of the registered model
 CONTRACT_PATH = "contract"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 class Tracking:
@@ -70,9 +73,12 @@ class Tracking:
             mlflow.set_experiment(self.model_name)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
         except (MlflowException, SQLAlchemyError) as error:
-            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}")) from None
+            raise self._explain(error) from None
         with run:
             yield run.info.run_id
+
+    def _explain(self, error: Exception) -> ServiceUnavailable:
+        return ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}"))
 
     def _create_store(self) -> None:
         """Make the tables of a local store beside it, and put the finished file in its place.
@@ -220,13 +226,53 @@ class Tracking:
         try:
             return self.client.get_model_version_by_alias(self.model_name, alias)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code in ABSENT:
                 return None
-            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}")) from None
+            raise self._explain(error) from None
+
+    def read_version(self, version: str) -> ModelVersion:
+        """A registered version.
+
+        Raises
+        ------
+        DataError
+            If there is no such version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version(self.model_name, version)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                raise DataError(f"{self.model_name} has no version {version}") from error
+            raise self._explain(error) from None
 
     def set_challenger(self, version: str) -> None:
         """Point the alias ``challenger`` at a version."""
         self.client.set_registered_model_alias(self.model_name, CHALLENGER, version)
+
+    def reject(self, version: str, reason: str) -> None:
+        """Tag a version as rejected, which takes the alias ``challenger`` from it."""
+        found = self.read_version(version)
+        if found.tags.get(REJECTED_TAG) != reason:
+            self.client.set_model_version_tag(self.model_name, version, REJECTED_TAG, reason)
+        if CHALLENGER in found.aliases:
+            self.client.delete_registered_model_alias(self.model_name, CHALLENGER)
+
+    def require_passed(self, version: str) -> ModelVersion:
+        """A version that passed its gates.
+
+        Raises
+        ------
+        DataError
+            If that version carries no passed evaluation.
+        """
+        found = self.read_version(version)
+        if found.tags.get(GATES_TAG) != "passed":
+            raise DataError(
+                f"{self.model_name} version {version}: no passed evaluation is recorded; it cannot be champion"
+            )
+        return found
 
     def move_champion(self, version: str) -> None:
         """Point the alias ``champion`` at a version that passed its gates: the one function that does.
@@ -236,14 +282,37 @@ class Tracking:
         DataError
             If that version carries no passed evaluation.
         """
-        found = self.client.get_model_version(self.model_name, version)
-        if found.tags.get(GATES_TAG) != "passed":
-            raise DataError(
-                f"{self.model_name} version {version}: no passed evaluation is recorded; it cannot be champion"
-            )
+        found = self.require_passed(version)
         if CHALLENGER in found.aliases:  # first, so that a version is never left with both
             self.client.delete_registered_model_alias(self.model_name, CHALLENGER)
-        self.client.set_registered_model_alias(self.model_name, CHAMPION, version)
+        if CHAMPION not in found.aliases:
+            self.client.set_registered_model_alias(self.model_name, CHAMPION, version)
+
+    def read_journal_mark(self) -> str | None:
+        """Place and hash of the journal's head, as the registered model's tag keeps it; None before the first."""
+        found = self.client.search_registered_models(f"name = '{self.model_name}'")
+        return found[0].tags.get(JOURNAL_TAG) if found else None
+
+    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
+        """Let aliases and tags say what was released; what they say already is not written again.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the registry cannot be reached.
+        DataError
+            As `move_champion`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.move_champion(champion)
+            if rejected is not None:
+                self.reject(rejected, reason)
+            if self.read_journal_mark() != mark:
+                self.client.set_registered_model_tag(self.model_name, JOURNAL_TAG, mark)
+        except MlflowException as error:
+            raise self._explain(error) from None
 
     def fetch_contract(self, version: ModelVersion, folder: Path) -> Path:
         """Download a version's contract folder into ``folder`` and return where it is."""
@@ -276,15 +345,8 @@ class VersionSource:
         DataError
             If there is no such version, or it carries no digest.
         """
-        from mlflow.exceptions import MlflowException
-
         name = self._tracking.model_name
-        try:
-            found = self._tracking.client.get_model_version(name, version)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise DataError(f"{name} has no version {version}") from error
-            raise ServiceUnavailable(_hide_password(f"{name} version {version}: {error}")) from None
+        found = self._tracking.read_version(version)
         if DIGEST_TAG not in found.tags:
             raise DataError(f"{name} version {version} carries no digest ({DIGEST_TAG})")
         return self._tracking.fetch_contract(found, folder), found.tags[DIGEST_TAG]

@@ -146,10 +146,7 @@ JOURNAL = sa.Table(
     METADATA,
     sa.Column("model_name", sa.Text, primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True),
-    sa.Column("recorded_at", UtcDateTime, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("action", sa.Text, nullable=False),
-    # what was decided and on what evidence: canonical JSON, as text, since the hash is over its bytes
+    # who did what, when and on what evidence: canonical JSON, as text, since the hash is over its bytes
     sa.Column("entry", sa.Text, nullable=False),
     sa.Column("previous_hash", sa.Text, nullable=False),
     sa.Column("hash", sa.Text, nullable=False, unique=True),

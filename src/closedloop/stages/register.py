@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.adapters.store import Store
+    from closedloop.stages.deploy import Releases
 
 # MLflow's deprecated stages, for those used to them.
 ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
@@ -22,7 +22,7 @@ ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
 
 def register(
     tracking: Tracking,
-    store: Store,
+    releases: Releases,
     *,
     now: dt.datetime,
     model_dir: Path,
@@ -37,8 +37,8 @@ def register(
 
     Parameters
     ----------
-    store
-        Whose deployment row says what serves.
+    releases
+        What moves the champion.
     now
         The time that a release is recorded with (UTC).
     auto_promote
@@ -58,7 +58,8 @@ def register(
     ConfigError
         If ``model_name`` or ``stage`` does not fit.
     """
-    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, GATES_TAG
+    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, GATES_TAG, REJECTED_TAG
+    from closedloop.stages.deploy import deploy_champion
 
     contract = read_contract(model_dir)
     folder_sha256 = digest_folder(model_dir)
@@ -76,18 +77,21 @@ def register(
             "closedloop.feature_service": contract.feature_service,
         }
         version = tracking.register(run["model_uri"], run["run_id"], tags)
+    row = releases.settle(overrule=True).row  # what a killed registration left half done is done first
     champion = tracking.read_alias(CHAMPION)
     is_champion = champion is not None and champion.version == version.version
     promoted = False
     if not is_champion:
-        wanted = ALIAS_OF_STAGE.get(stage or "") == CHAMPION or (stage is None and auto_promote)
-        if created or wanted or is_interrupted(version, champion, tracking.read_alias(CHALLENGER)):
+        rejected = stage is None and REJECTED_TAG in version.tags
+        wanted = ALIAS_OF_STAGE.get(stage or "") == CHAMPION or (stage is None and auto_promote and not rejected)
+        interrupted = not rejected and is_interrupted(version, champion, tracking.read_alias(CHALLENGER))
+        if created or wanted or interrupted:
             tracking.set_challenger(version.version)
         if wanted:
             promoted = may_be_champion(verdict, version.version, champion, required=stage is not None)
-    store.upgrade()
-    if promoted or (is_champion and store.read_deployment(contract.model_name) is None):
-        deploy_champion(tracking, store, str(version.version), now=now)
+    if promoted or (is_champion and row is None):
+        reason = "the first version" if champion is None else "won against the champion offline"
+        deploy_champion(releases, str(version.version), now=now, actor="register", reason=reason)
     report = {
         "model_name": contract.model_name,
         "version": int(version.version),
@@ -136,22 +140,3 @@ def may_be_champion(verdict: dict[str, Any], version: str, champion: Any, *, req
         reason = (verdict["comparison"] or verdict["champion"] or {}).get("reason", "it was not compared")
         raise GateFailed(f"version {version} did not win against the champion and cannot be Production: {reason}")
     return won
-
-
-def deploy_champion(tracking: Tracking, store: Store, version: str, *, now: dt.datetime) -> None:
-    """Let a version serve all customers, and its alias say so; nothing changes where it does already.
-
-    The row is what serves; killed between the two writes, the next registration mends the alias.
-    """
-    from closedloop.adapters.mlflow import CHAMPION
-    from closedloop.adapters.store import Deployment
-
-    name = tracking.model_name
-    row = store.read_deployment(name)
-    if row is None or row.champion_version != version:
-        revision = row.revision if row else 0
-        salt = f"{name}-{revision + 1}"
-        store.write_deployment(Deployment(name, revision, version, salt, now), expected_revision=revision)
-    alias = tracking.read_alias(CHAMPION)
-    if alias is None or str(alias.version) != version:  # MLflow's local stores give a number, its server text
-        tracking.move_champion(version)

@@ -1,0 +1,110 @@
+"""The journal of releases: every move of what serves, in order, each entry hashed together with the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import logging
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from closedloop.adapters.database import Database
+from closedloop.adapters.store import Deployment
+from closedloop.core.chain import Link, extend_chain
+from closedloop.errors import ClosedloopError, DataError
+from closedloop.migrations.tables import JOURNAL
+
+logger = logging.getLogger(__name__)
+
+
+class JournalChanged(ClosedloopError):
+    """Somebody else wrote the next entry first: read the journal again and decide again."""
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """A version on its way: ``step`` began at ``step_at``; ``predecessor`` is whom it is compared with.
+
+    Parameters
+    ----------
+    step
+        "shadow", "canary" (the row says with which weight), or "guard": champion, with its predecessor in shadow.
+    started_at
+        When it went into shadow, or, of a guard, when it became champion.
+    """
+
+    version: str
+    predecessor: str
+    step: str
+    started_at: dt.datetime
+    step_at: dt.datetime
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One move: ``row`` is what serves from here on, ``rollout`` what is still to be decided about it.
+
+    ``rejected`` is the version that lost with this move and is not released again by itself.
+    """
+
+    action: str
+    actor: str
+    recorded_at: dt.datetime
+    reason: str
+    row: Deployment
+    rollout: Rollout | None = None
+    rejected: str | None = None
+    evidence: dict[str, Any] = {}
+
+
+class Journal(Database):
+    """Append-only, one chain a model; what is in it says both what serves and where a rollout stands."""
+
+    def append(self, model_name: str, entry: Entry, *, after: Link | None) -> Link:
+        """Write the entry that follows ``after`` (None: the first).
+
+        Raises
+        ------
+        JournalChanged
+            If another entry stands there by now; nothing is written.
+        """
+        text = msgspec.json.encode(entry, order="sorted").decode()
+        link = extend_chain(model_name, after, text)
+        with self._begin() as connection:
+            values = dataclasses.asdict(link)
+            written = connection.execute(self._insert_into(JOURNAL).values(values).on_conflict_do_nothing()).rowcount
+        if written != 1:
+            raise JournalChanged(
+                f"{self._name}: the journal of {model_name} has an entry {link.sequence} by now; "
+                "somebody else released at the same time: read it and decide again"
+            )
+        # with the registry's tag, what a cut tail is seen by
+        logger.info("journal entry %d of %s: %s, hash %s", link.sequence, model_name, entry.action, link.hash)
+        return link
+
+    def read(self, model_name: str) -> list[Link]:
+        """All entries of a model, the oldest first."""
+        query = sa.select(JOURNAL).where(JOURNAL.c.model_name == model_name).order_by(JOURNAL.c.sequence)
+        with self._begin(write=False) as connection:
+            return [Link(**row._mapping) for row in connection.execute(query)]
+
+    def read_head(self, model_name: str) -> Link | None:
+        """The newest entry, or None."""
+        query = sa.select(JOURNAL).where(JOURNAL.c.model_name == model_name).order_by(JOURNAL.c.sequence.desc())
+        with self._begin(write=False) as connection:
+            row = connection.execute(query.limit(1)).one_or_none()
+        return None if row is None else Link(**row._mapping)
+
+
+def read_entry(link: Link) -> Entry:
+    """What an entry says.
+
+    Raises
+    ------
+    DataError
+        If it is not what `Journal.append` writes.
+    """
+    try:
+        return msgspec.json.decode(link.entry, type=Entry)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"journal of {link.model_name}, entry {link.sequence}: {error}") from error

@@ -1,0 +1,160 @@
+"""The one place that changes what serves: the journal says it first, then the row, then what mirrors the row."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from closedloop.adapters.journal import Entry, Journal, Rollout, read_entry
+from closedloop.adapters.store import Deployment, DeploymentChanged
+from closedloop.errors import ClosedloopError, DataError
+
+if TYPE_CHECKING:
+    from closedloop.adapters.mlflow import Tracking
+    from closedloop.core.chain import Link
+
+logger = logging.getLogger(__name__)
+
+
+class DeploymentTable(Protocol):
+    """What is needed of the operations store."""
+
+    def read_deployment(self, model_name: str) -> Deployment | None:
+        """The deployment row, None before the first release."""
+
+    def write_deployment(self, deployment: Deployment, expected_revision: int) -> Deployment:
+        """Replace the row that was read with ``expected_revision``."""
+
+
+class State(NamedTuple):
+    """What serves, and the newest entry of the journal, which said so."""
+
+    row: Deployment | None
+    head: Link | None
+    rollout: Rollout | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Releases:
+    """What a release is written to, in this order: journal, deployment row, aliases, the tag with the journal's head.
+
+    An entry holds the whole row that it is about, so that whoever comes next completes what a killed process began
+    (`settle`). Of processes that release at once one writes the next entry, the others are told to decide again.
+    """
+
+    tracking: Tracking
+    store: DeploymentTable
+    journal: Journal
+
+    @property
+    def model_name(self) -> str:
+        """Whose releases these are."""
+        return self.tracking.model_name
+
+    def settle(self, *, overrule: bool = False) -> State:
+        """Complete the newest entry where that is still to be done, and return what is in force.
+
+        Parameters
+        ----------
+        overrule
+            Go on from the row as it is, where somebody changed it without the journal.
+
+        Raises
+        ------
+        DataError
+            If the row is not what the journal says, and not what it was before either.
+        """
+        name = self.model_name
+        head, row = self.journal.read_head(name), self.store.read_deployment(name)
+        if head is None:
+            return State(row, None, None)
+        entry = read_entry(head)
+        revision = row.revision if row else 0
+        if revision == entry.row.revision - 1:
+            row = self._write_row(entry.row)
+        elif row != entry.row:
+            found = f"{name}: the deployment row is revision {revision}, which entry {head.sequence} of the journal "
+            if not overrule:
+                raise DataError(
+                    f"{found}did not write; 'closedloop release promote' or 'release rollback' go on from it"
+                )
+            logger.warning("%sdid not write; it is gone on from", found)
+            return State(row, head, None)
+        self._mirror(entry, head)
+        return State(row, head, entry.rollout)
+
+    def move(
+        self,
+        state: State,
+        *,
+        action: str,
+        actor: str,
+        reason: str,
+        now: dt.datetime,
+        champion: str,
+        challenger: tuple[str, Literal["shadow", "canary"], float] | None = None,
+        rollout: Rollout | None = None,
+        rejected: str | None = None,
+        evidence: Mapping[str, Any] | None = None,
+        deal_anew: bool = False,
+    ) -> State:
+        """Let ``champion`` serve, and ``challenger`` (version, mode, weight) beside it: the one function that does.
+
+        Parameters
+        ----------
+        state
+            As `settle` returned it.
+        deal_anew
+            Deal customers to variants by a new salt: at the beginning of a release.
+
+        Raises
+        ------
+        JournalChanged
+            If somebody else moved first; nothing is written.
+        DataError
+            If the new champion carries no passed evaluation.
+        """
+        row, name = state.row, self.model_name
+        if champion not in self.list_champions():  # one that was may come back while the registry is away
+            self.tracking.require_passed(champion)
+        revision = (row.revision if row else 0) + 1
+        salt = row.salt if row and not deal_anew else f"{name}-{revision}"
+        target = Deployment(name, revision, champion, salt, now, *(challenger or ()))
+        entry = Entry(action, actor, now, reason, target, rollout, rejected, dict(evidence or {}))
+        head = self.journal.append(name, entry, after=state.head)
+        written = self._write_row(target)
+        self._mirror(entry, head)
+        return State(written, head, rollout)
+
+    def list_champions(self) -> list[str]:
+        """The versions that have been champion by the journal, the newest first; one may stand there more than once."""
+        return [read_entry(link).row.champion_version for link in reversed(self.journal.read(self.model_name))]
+
+    def _write_row(self, target: Deployment) -> Deployment:
+        """The row of an entry; another process may have written the same."""
+        try:
+            return self.store.write_deployment(target, expected_revision=target.revision - 1)
+        except DeploymentChanged:
+            if self.store.read_deployment(target.model_name) != target:
+                raise
+            return target
+
+    def _mirror(self, entry: Entry, head: Link) -> None:
+        """Let aliases and tags say what the row does; what the registry refuses is left to the next pass."""
+        reason = f"entry {head.sequence}: {entry.reason}"
+        try:
+            self.tracking.mirror_release(
+                entry.row.champion_version, rejected=entry.rejected, reason=reason, mark=head.mark
+            )
+        except ClosedloopError as error:
+            logger.warning("entry %d is in force, the registry follows with the next pass: %s", head.sequence, error)
+
+
+def deploy_champion(releases: Releases, version: str, *, now: dt.datetime, actor: str, reason: str) -> None:
+    """Let a version serve all customers, and its alias say so; nothing changes where it does already."""
+    state = releases.settle(overrule=True)
+    if state.row is None or state.row.champion_version != version:
+        releases.move(state, action="promote", actor=actor, reason=reason, now=now, champion=version, deal_anew=True)
