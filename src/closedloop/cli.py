@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from closedloop.cli_experiment import app as experiment_app
 from closedloop.cli_serving import app as serving_app
 from closedloop.environment import set_environment
 from closedloop.errors import ClosedloopError, ConfigError
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(serving_app)
+app.add_typer(experiment_app)
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model.")]
 RawOption = Annotated[Path, typer.Option(help="Canonical tables: customers, events, dropped rows.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from closedloop.cli import app
 from closedloop.core.limits import GateLimits
 from closedloop.core.metrics import measure_classification
+from closedloop.core.rollout import STEPS, RolloutPolicy
 from closedloop.environment import TELEMETRY_OFF
 from closedloop.params import Params
 from closedloop.serving.app import Application
@@ -25,6 +27,7 @@ from closedloop.settings import Settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FREE_FORM = {"tuning.space", "model.params", "features.overrides"}
@@ -62,7 +65,7 @@ def test_every_command_is_in_the_reference(command):
 
 
 def test_no_command_is_documented_that_does_not_exist():
-    named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", README + REFERENCE + SERVING)
+    named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", README + REFERENCE + SERVING + EXPERIMENTS)
     commands = set(list_commands())
     assert [name for name in named if name not in commands and name.split()[0] not in commands] == []
 
@@ -87,6 +90,12 @@ def test_every_setting_is_in_the_reference(key):
 def test_every_gate_limit_is_in_the_reference_with_its_default(name):
     default = GateLimits.model_fields[name].default
     assert f"| `{name}` | {'null' if default is None else default} |" in REFERENCE
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(RolloutPolicy), ids=lambda field: field.name)
+def test_every_rule_of_a_rollout_is_documented_with_its_default(field):
+    default = f"{len(STEPS)} steps" if field.name == "steps" else field.default
+    assert f"| `{field.name}` | {default} |" in EXPERIMENTS
 
 
 @pytest.mark.parametrize("figure", [*measure_classification(np.array([0, 1]), np.array([0.2, 0.7]), 0.5), "intervals"])

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from closedloop.core.sequential import PairedLosses, bound_mean, weigh_losses, weigh_share
+from closedloop.core.sequential import PairedLosses, bound_mean, weigh_losses, weigh_share, weigh_split
 
 if TYPE_CHECKING:
     from closedloop.core.rollout import RolloutPolicy, Step, StepEvidence
@@ -71,7 +71,7 @@ def _check_split(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> C
     arms = evidence.challenger, evidence.stable
     ours, others = (arm.requests if evidence.unit == "request" else arm.customers for arm in arms)
     total = ours + others
-    weighed = weigh_share(ours, total, step.weight, planned=SPLIT_PLANNED, alpha=policy.split_alpha, greater=False)
+    weighed = weigh_split(ours, total, step.weight, planned=SPLIT_PLANNED, alpha=policy.split_alpha)
     share = ours / total if total else math.nan
     limit = math.log(1 / policy.split_alpha)
     broken = weighed >= limit

@@ -29,11 +29,12 @@ class Step:
     hours_max: float
 
 
+# Samples that find twice the errors of a stable arm with 1% (`closedloop.core.experiments.plan_policy`).
 STEPS = (
-    Step("shadow", 0.0, 2_000, 72),
-    Step("canary_5", 0.05, 2_000, 72),
-    Step("canary_25", 0.25, 2_000, 72),
-    Step("canary_50", 0.5, 2_000, 24 * 45),
+    Step("shadow", 0.0, 5_193, 72),
+    Step("canary_5", 0.05, 3_543, 72),
+    Step("canary_25", 0.25, 4_032, 72),
+    Step("canary_50", 0.5, 5_193, 24 * 45),
     Step("champion", 1.0, 0, 24 * 60),
 )
 
@@ -47,7 +48,7 @@ class RolloutPolicy:
     steps
         In order. In ``shadow`` both models score every request and the stable one answers; in ``champion`` the
         challenger answers everything, and closed outcomes go on testing it against its predecessor.
-        ``requests_min`` counts the challenger's (`closedloop.core.experiments.size_guard`).
+        ``requests_min`` counts the challenger's (`closedloop.core.experiments.plan_policy`).
     evidence
         What promotes: ``offline``, the gate's win, and the steps only guard; ``outcomes``, in addition a sequential
         test of the paired log-loss difference before ``champion``.
@@ -161,7 +162,7 @@ def decide_step(policy: RolloutPolicy, evidence: StepEvidence) -> Decision:
 
     Examples
     --------
-    >>> arm = ArmEvidence(requests=4000, errors=40, latency_p95_ms=8.0, scores=(3000,) + (0,) * 18 + (1000,))
+    >>> arm = ArmEvidence(requests=6000, errors=60, latency_p95_ms=8.0, scores=(4000,) + (0,) * 18 + (2000,))
     >>> decide_step(RolloutPolicy(), StepEvidence("shadow", 2.0, arm, arm, offline_verdict="win")).verdict
     'advance'
     """
