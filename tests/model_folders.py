@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import sqlite3
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from closedloop.adapters.online import KEY_START
 from closedloop.adapters.onnxruntime import INPUT_NAME, OUTPUT_NAME
 from closedloop.contract import (
     CONTRACT_FILE,
@@ -112,3 +115,22 @@ def write_model_folder(
     )
     (folder / CONTRACT_FILE).write_text(contract.model_dump_json(), encoding="utf-8")
     return folder
+
+
+def write_online_rows(path: Path, model_name: str, customers: dict[str, dt.datetime]) -> None:
+    """An online store, as Feast writes it, in which customers have the first row's features of these snapshots."""
+    with sqlite3.connect(path.with_suffix(".new")) as connection:
+        table = f"{model_name}_{model_name}_0"
+        connection.execute(f"CREATE TABLE {table} (entity_key BLOB, feature_name TEXT, value BLOB, event_ts TIMESTAMP)")
+        for customer, snapshot_at in customers.items():
+            key = KEY_START + struct.pack("<I", len(customer)) + customer.encode()
+            stamp = int(snapshot_at.replace(tzinfo=None).timestamp())
+            for name, value in ROWS[0].items():
+                connection.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", (key, name, pack_value(value), stamp))
+    connection.close()
+    path.with_suffix(".new").rename(path)
+
+
+def pack_value(value: float | str) -> bytes:
+    """A number or short text as Feast stores it."""
+    return bytes([0x12, len(value)]) + value.encode() if isinstance(value, str) else b"\x29" + struct.pack("<d", value)

@@ -437,9 +437,7 @@ def test_redis_stopped_and_started_again(on_redis, one_server, open_reader, read
     one_server.stop()
     try:
         for _ in range(3):
-            with pytest.raises(
-                ServiceUnavailable, match="online store: no rows from Redis in 60000 ms: Conn"
-            ) as caught:
+            with pytest.raises(ServiceUnavailable, match="online store: no rows in 60000 ms") as caught:
                 read(reader, ["anna"])
             assert str(one_server.port) not in str(caught.value)
     finally:
@@ -469,7 +467,7 @@ def test_a_redis_that_hangs_holds_nobody_up_and_its_late_answers_reach_nobody(on
     os.kill(pid, signal.SIGSTOP)
     try:
         for _ in range(2):
-            with pytest.raises(ServiceUnavailable, match="online store: no rows from Redis in 50 ms: TimeoutError"):
+            with pytest.raises(ServiceUnavailable, match="online store: no rows in 50 ms"):
                 read(hasty, ["anna"])
         run(read_and_cancel())
     finally:

@@ -403,11 +403,12 @@ def test_a_drain_that_is_killed_loses_and_doubles_nothing(store: Store, url: str
 
 
 def test_the_first_outcome_counts_and_corrections_append(store: Store) -> None:
+    """The first to be reported: another worker's spool may have brought it last."""
     store.insert([predict("a"), report("a", 1, days=40)])
     assert store.insert([report("a", 0, days=41)]).outcomes == 1
     assert store.insert([report("a", 0, days=10)]).outcomes == 1
     rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30)
-    assert rows[["prediction_id", "outcome", "reported_at"]].values.tolist() == [["a", 1, SNAPSHOT + 40 * DAY]]
+    assert rows[["prediction_id", "outcome", "reported_at"]].values.tolist() == [["a", 0, SNAPSHOT + 10 * DAY]]
     with store._begin(write=False) as connection:
         kept = connection.scalars(sa.select(OUTCOMES.c.outcome).order_by(OUTCOMES.c.sequence)).all()
     assert kept == [1, 0, 0]

@@ -11,8 +11,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
-import struct
 import subprocess
 import sys
 import threading
@@ -27,7 +25,6 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from closedloop.adapters.kafka import Event
-from closedloop.adapters.online import KEY_START
 from closedloop.adapters.store import Store
 from closedloop.contract import digest_folder
 from closedloop.records import Prediction, is_issued
@@ -38,7 +35,7 @@ from closedloop.serving.stream import StreamConfig, StreamWorker
 from closedloop.serving.worker import Worker, WorkerConfig
 from tests import kafka
 from tests.kafka import KafkaCluster, run_kafka
-from tests.model_folders import ROWS, expected_score, write_model_folder
+from tests.model_folders import ROWS, expected_score, write_model_folder, write_online_rows
 
 pytestmark = pytest.mark.thorough
 
@@ -66,22 +63,6 @@ def wait_until(found: Callable[[], Any], what: str) -> None:
         time.sleep(0.01)
 
 
-def write_customers(path: Path) -> None:
-    """An online store, as Feast writes it, in which customers have the first row's features."""
-    with sqlite3.connect(path.with_suffix(".new")) as connection:
-        table = f"{MODEL}_{MODEL}_0"
-        connection.execute(f"CREATE TABLE {table} (entity_key BLOB, feature_name TEXT, value BLOB, event_ts TIMESTAMP)")
-        for customer, snapshot_at in CUSTOMERS.items():
-            key = KEY_START + struct.pack("<I", len(customer)) + customer.encode()
-            stamp = int(snapshot_at.replace(tzinfo=None).timestamp())
-            for name, value in ROWS[0].items():
-                text = isinstance(value, str)
-                message = bytes([0x12, len(value)]) + value.encode() if text else b"\x29" + struct.pack("<d", value)
-                connection.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", (key, name, message, stamp))
-    connection.close()
-    path.with_suffix(".new").rename(path)
-
-
 def make_value(number: int) -> bytes:
     """Event number so-and-so: one in five cannot be answered."""
     features = {"visits_30d": number % 21, "age": 18 + number % 63, "plan": ("basic", "plus", None)[number % 3]}
@@ -103,7 +84,7 @@ class Place:
         self.folder, self.cluster, self.partitions = folder, cluster, partitions
         self.state_dir = folder / "state"
         self.online_path = folder / "online.db"
-        write_customers(self.online_path)
+        write_online_rows(self.online_path, MODEL, CUSTOMERS)
         for version, bias in BIASES.items():
             write_model_folder(folder / version, bias=bias)
         self.serve("1")

@@ -212,7 +212,7 @@ class RedisReader:
                     replies = await self._fetch(keys)
         except (RedisError, TimeoutError) as error:
             limit = f"{self._timeout_seconds * 1000:.0f} ms"
-            raise ServiceUnavailable(f"online store: no rows from Redis in {limit}: {type(error).__name__}") from error
+            raise ServiceUnavailable(f"online store: no rows in {limit}") from error
         return [UNKNOWN if stamp is None else _decode_row(values, stamp) for *values, stamp in replies]
 
     async def close(self) -> None:

@@ -94,7 +94,7 @@ class Store(Database):
 
         A record that is there already is not doubled, so that a batch may be sent again. Refused are outcomes of
         predictions that are not here, and rows that the database cannot hold. Of several outcomes of a prediction
-        the first to arrive counts. After an error nothing tells whether the transaction was committed: start again
+        the first to be reported counts. After an error nothing tells whether the transaction was committed: start again
         from `read_position`.
         """
         predictions = [_describe_prediction(record) for record in records if isinstance(record, Prediction)]
@@ -168,7 +168,8 @@ class Store(Database):
 
         The horizon counts from the snapshot, which is the UTC midnight before the prediction where it had none; an
         outcome reported earlier waits for its end. Customer, snapshot and version give one row: the outcome that
-        arrived first. A shadow's outcome is that of the prediction which was answered in its place.
+        was reported first, since spools are drained in any order. A shadow's outcome is that of the prediction which
+        was answered in its place.
 
         Returns
         -------
@@ -296,7 +297,7 @@ def _select_outcomes() -> sa.Select[Any]:
     table = PREDICTIONS.c
     place = sa.func.row_number().over(
         partition_by=(sa.func.coalesce(table.customer_id, table.prediction_id), table.snapshot_at, table.model_version),
-        order_by=(OUTCOMES.c.sequence, table.prediction_id),
+        order_by=(OUTCOMES.c.reported_at, OUTCOMES.c.sequence, table.prediction_id),
     )
     answered = sa.func.coalesce(table.answered_id, table.prediction_id)
     return sa.select(*OUTCOME_COLUMNS, place.label("place")).join(OUTCOMES, OUTCOMES.c.prediction_id == answered)

@@ -72,7 +72,7 @@ PREDICTIONS = sa.Table(
 OUTCOMES = sa.Table(
     "outcomes",
     METADATA,
-    # the order of arrival: the lowest of a prediction counts, the others are corrections
+    # the order of arrival, which is not that of reports: each worker has a spool of its own
     sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     sa.Column("prediction_id", sa.ForeignKey("predictions.prediction_id", ondelete="CASCADE"), nullable=False),
     sa.Column("outcome", sa.SmallInteger, sa.CheckConstraint("outcome IN (0, 1)", "outcome_range"), nullable=False),

@@ -32,6 +32,8 @@ def main() -> None:
     """Serve until told to stop: SIGTERM lets open requests finish."""
     import uvicorn
 
+    from closedloop.serving.protocol import Connection
+
     path = Path(sys.argv[1])
     config = msgspec.json.decode(path.read_bytes(), type=ServerConfig)
     os.environ[CONFIG_VARIABLE] = str(path)
@@ -51,7 +53,7 @@ def main() -> None:
             port=config.port,
             workers=config.workers,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
             ws="none",
             access_log=False,
             log_config=LOG_CONFIG,

@@ -120,10 +120,11 @@ class Application:
         try:
             return await self._route(method, path, call)
         except RefusedRequest as refused:
-            logger.info("%s %s refused: %s", method, path, refused.code, extra={"request_id": call.request_id})
+            logger.info("%s %s refused: %s", method, path[:80], refused.code, extra={"request_id": call.request_id})
             return refuse(refused, call.request_id)
         except ServiceUnavailable as error:
-            logger.warning("%s %s: %s", method, path, error, extra={"request_id": call.request_id})
+            cause = repr(error.__cause__) if error.__cause__ else ""  # for the log alone: it may name an address
+            logger.warning("%s %s: %s %s", method, path, error, cause, extra={"request_id": call.request_id})
             unavailable = RefusedRequest("unavailable", str(error), status=503, retry_after=1)
             return refuse(unavailable, call.request_id)
         except (ClientGone, asyncio.CancelledError):
@@ -251,7 +252,11 @@ class Application:
 
 
 async def read_body(call: Call, bytes_max: int) -> bytes:
-    """The whole body, or a refusal when it is too large or comes too slowly."""
+    """The whole body, or a refusal when it is something else than JSON, too large, or comes too slowly."""
+    kind = call.headers.get(b"content-type", JSON)
+    if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
+        rule = Breach("content-type", shorten(kind.decode("latin-1")), "application/json")
+        raise RefusedRequest("unsupported_type", "a body is JSON, and says so", (rule,), status=415)
     too_large = RefusedRequest("too_large", f"a body may have {bytes_max} bytes", status=413)
     declared = call.headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:20]) > bytes_max:
@@ -277,8 +282,9 @@ def parse_body(body: bytes) -> Any:
     """JSON, or a refusal."""
     try:
         return decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        breach = Breach("", None, f"JSON in UTF-8 ({str(error)[:120]})")
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        found = str(error)[:120] if isinstance(error, msgspec.DecodeError) else "not UTF-8, or nested too deeply"
+        breach = Breach("", None, f"JSON in UTF-8 ({found})")
         raise RefusedRequest("invalid_json", "the body is not JSON", (breach,)) from None
 
 

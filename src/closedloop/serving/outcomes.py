@@ -8,7 +8,7 @@ from typing import Any
 
 from closedloop.records import Outcome, is_issued
 from closedloop.serving.batching import PredictionLog
-from closedloop.serving.requests import Breach, RefusedRequest, shorten
+from closedloop.serving.requests import Breach, RefusedRequest, list_unknown, shorten
 
 _FIELDS = frozenset({"prediction_id", "outcome"})
 
@@ -63,7 +63,7 @@ class OutcomeIntake:
     def _check(self, item: Any, now: dt.datetime) -> Outcome:
         if type(item) is not dict:
             raise RefusedRequest("invalid_request", "an outcome is an object", (Breach("", shorten(item), "object"),))
-        breaches = [Breach(name[:80], shorten(item[name]), "is not known here") for name in item.keys() - _FIELDS]
+        breaches = list_unknown(item, _FIELDS)
         value, prediction_id = item.get("outcome"), item.get("prediction_id")
         if value not in (0, 1) or isinstance(value, float):
             breaches.append(Breach("outcome", shorten(value), "0 (stayed) or 1 (churned)"))

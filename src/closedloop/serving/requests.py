@@ -84,7 +84,7 @@ class RequestChecker:
         """
         if type(body) is not dict:
             raise RefusedRequest("invalid_request", "a JSON object is expected", (Breach("", shorten(body), "object"),))
-        breaches = [Breach(name, shorten(body[name]), "is not known here") for name in body.keys() - _FIELDS]
+        breaches = list_unknown(body, _FIELDS)
         own_id = body.get("request_id")
         if own_id is not None:
             request_id = _take_id("request_id", own_id, breaches) or request_id
@@ -118,10 +118,7 @@ class RequestChecker:
                 values.append(value)
                 packed.append(code)
         if len(features) > len(self._names) or len(values) < len(self._names):
-            unknown = sorted(features.keys() - self._known)[:20]
-            breaches.extend(
-                Breach(f"features.{name[:80]}", shorten(features[name]), "is not known") for name in unknown
-            )
+            breaches += list_unknown(features, self._known, "features.")
         return tuple(values), packed
 
 
@@ -174,6 +171,12 @@ def _take_id(name: str, value: Any, breaches: list[Breach]) -> str | None:
         return value
     breaches.append(Breach(name, shorten(value), f"a text of 1 to {ID_LENGTH_MAX} printable characters"))
     return None
+
+
+def list_unknown(body: Mapping[str, Any], known: frozenset[str], prefix: str = "") -> list[Breach]:
+    """A breach for each of the first 20 names that are not known, so that an answer never grows with its request."""
+    names = sorted(body.keys() - known)[:20]
+    return [Breach(prefix + name[:80], shorten(body[name]), "is not known") for name in names]
 
 
 def shorten(value: Any) -> Any:

@@ -129,7 +129,7 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Sync, and let go of the folder: the drain may remove it once it is empty."""
-        self._refusal, self._check_at = f"{self._folder}: the spool is closed", float("inf")
+        self._refusal, self._check_at = "prediction log: it is closed", float("inf")
         self._stopping.set()
         if self._syncing is not None:
             self._syncing.join()
@@ -178,13 +178,15 @@ class SpoolWriter:
             return
         free = found.f_bavail * found.f_frsize
         if free < self._free_bytes_min:
-            self._refuse(f"{free} bytes are free on its disk, predictions are logged from {self._free_bytes_min}")
+            self._refuse(f"{free} bytes are free on its disk, {self._free_bytes_min} are required")
         else:
             self._refusal = ""
 
     def _refuse(self, reason: str) -> str:
+        if not self._refusal:  # the answers that say it name no path
+            logger.error("%s: %s", self._folder, reason)
         self._check_at = time.monotonic() + CHECK_EVERY_SECONDS
-        self._refusal = f"{self._folder}: {reason}"
+        self._refusal = f"prediction log: {reason}"
         return self._refusal
 
     def _keep_syncing(self, every_seconds: float) -> None:

@@ -55,7 +55,7 @@ def test_a_request_by_customer_carries_no_features(checker):
         ({"customer_id": ""}, "customer_id", "a text of 1 to 200 printable characters"),
         ({"customer_id": 7}, "customer_id", "a text of 1 to 200 printable characters"),
         ({"customer_id": "C\n1"}, "customer_id", "a text of 1 to 200 printable characters"),
-        ({"customer_id": "C1", "colour": 1}, "colour", "is not known here"),
+        ({"customer_id": "C1", "colour": 1}, "colour", "is not known"),
         ({"customer_id": "C1", "request_id": []}, "request_id", "a text of 1 to 200 printable characters"),
         ({"features": []}, "features", "object"),
         ({"features": GOOD | {"age": None}}, "features.age", "number"),
