@@ -118,7 +118,8 @@ class EdgeModel:
         if type(body) is not dict:
             details = [_breach("", body, "object")]
             raise RefusedLineError("invalid_request", "a JSON object is expected", details)
-        details = [_breach(name[:80], body[name], "is not known here") for name in body if name not in FIELDS]
+        unknown = sorted(body.keys() - FIELDS)[:20]
+        details = [_breach(name[:80], body[name], "is not known") for name in unknown]
         request_id = _take_id("request_id", body.get("request_id"), details)
         customer_id = _take_id("customer_id", body.get("customer_id"), details)
         values, packed = self._take_features(body.get("features"), details)
