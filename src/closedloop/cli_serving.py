@@ -132,6 +132,27 @@ def edge_import(
     typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
 
 
+@app.command()
+def skew(
+    since: Annotated[str | None, typer.Option(help="UTC date: requests before it are left out.")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Compare the features that were served, request by request, with Feast's point-in-time join."""
+    from closedloop.adapters.mlflow import VersionSource
+    from closedloop.bootstrap import build_features, build_store, build_tracking, load_run
+    from closedloop.loop.skew import check_skew
+
+    context = load_run(params)
+    day = None if since is None else dt.datetime.combine(_read_date("--since", since), dt.time(), dt.UTC)
+    store = build_store(context)
+    try:
+        found = check_skew(store, VersionSource(build_tracking(context)), build_features(context), since=day)
+    finally:
+        store.close()
+    left_out = f"; {found.bundled} of a bundled model are not compared" if found.bundled else ""
+    typer.echo(f"{found.requests} requests were served {found.rows} rows, all as in training{left_out}", err=True)
+
+
 @app.command("serve-agent", hidden=True)
 def serve_agent(
     params: ParamsOption = PARAMS,
@@ -210,9 +231,11 @@ def _read_as_of(text: str | None, context: Any) -> dt.date | None:
     """The date that serving takes for today; None is the wall clock, which production goes by."""
     if text is None:
         return None if context.settings.profile == "production" else context.params.as_of
-    if text == "now":
-        return None
+    return None if text == "now" else _read_date("--as-of", text, ", or 'now'")
+
+
+def _read_date(option: str, text: str, others: str = "") -> dt.date:
     try:
         return dt.date.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"--as-of {text!r}: a date as 2025-01-31, or 'now'") from error
+        raise ConfigError(f"{option} {text!r}: a date as 2025-01-31{others}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,15 +194,23 @@ def materialize_newest(
 def compare_online(features: Features, rows: pd.DataFrame, *, as_of: dt.datetime) -> tuple[int, str]:
     """How many of these offline rows the online store answers differently, and the first difference in words."""
     online = features.read_online(rows[CUSTOMER].tolist(), as_of=as_of)
-    wrong, first = np.zeros(len(rows), dtype=bool), ""
-    for name in features.features.names:
-        offline_values, online_values = rows[name].to_numpy(), online.features[name].to_numpy()
+    return count_differences(rows, online.features, features.features.names)
+
+
+def count_differences(offline: pd.DataFrame, online: pd.DataFrame, names: Sequence[str]) -> tuple[int, str]:
+    """How many rows of two frames in the same order differ in any value, and the first difference in words.
+
+    ``offline`` names the customers; a value that is missing in both is equal.
+    """
+    wrong, first = np.zeros(len(offline), dtype=bool), ""
+    for name in names:
+        offline_values, online_values = offline[name].to_numpy(), online[name].to_numpy()
         both_missing = pd.isna(offline_values) & pd.isna(online_values)
         differs = ~both_missing & (offline_values != online_values)
         if differs.any() and not first:
             place = int(np.flatnonzero(differs)[0])
             first = (
-                f"customer {rows[CUSTOMER].iloc[place]}, column {name}: "
+                f"customer {offline[CUSTOMER].iloc[place]}, column {name}: "
                 f"offline {offline_values[place]}, online {online_values[place]}"
             )
         wrong |= differs

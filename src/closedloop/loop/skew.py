@@ -1,0 +1,121 @@
+"""Skew by replay: what was served to requests by customer, against the point-in-time join that training uses."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from closedloop.contract import ModelContract, check_digest, read_contract
+from closedloop.errors import DataError, GateFailed
+from closedloop.featureset import FeatureSet
+from closedloop.records import Prediction
+from closedloop.serving.champion import VersionRegistry
+from closedloop.serving.slots import BUNDLED
+from closedloop.stages.training_set import CUSTOMER, count_differences
+
+if TYPE_CHECKING:
+    from closedloop.adapters.feast import Features
+
+Served = tuple[str, dt.datetime, tuple[float | str | None, ...]]
+
+
+class PredictionStore(Protocol):
+    """What is needed of the operations store."""
+
+    def read_predictions(
+        self,
+        model_name: str,
+        *,
+        ids: Collection[str] | None = None,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+    ) -> Iterator[list[Prediction]]:
+        """Predictions in chunks."""
+
+
+class SkewReport(NamedTuple):
+    """Requests by customer, the different rows that they were served, and those of a model in no registry."""
+
+    requests: int
+    rows: int
+    bundled: int
+
+
+def check_skew(
+    store: PredictionStore,
+    registry: VersionRegistry,
+    features: Features,
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+) -> SkewReport:
+    """Join logged requests by customer again through Feast, and compare each value that was served.
+
+    Parameters
+    ----------
+    registry
+        Says which features a version has, in which order.
+    features
+        The data set's project; each version's own definition is used.
+    since, until
+        When the requests came: [since, until), UTC.
+
+    Raises
+    ------
+    GateFailed
+        If a value differs; the message names customer, column and both values.
+    DataError
+        If there is nothing to compare, or a snapshot that was served was never published.
+    """
+    served: dict[str, set[Served]] = defaultdict(set)
+    requests = 0
+    for chunk in store.read_predictions(features.project, since=since, until=until):
+        for one in chunk:
+            if one.customer_id is not None and one.features_as_of is not None and one.variant != "shadow":
+                served[one.model_version].add((one.customer_id, one.features_as_of, one.features))
+                requests += 1
+    bundled = len(served.pop(BUNDLED, ()))
+    if not served:
+        raise DataError("skew: no request by customer, answered by a registered version, was logged in this time")
+    found = [_compare(served[version], _read_contract(registry, version), features) for version in sorted(served)]
+    rows = sum(map(len, served.values()))
+    wrong, first = sum(count for count, _ in found), next((words for _, words in found if words), "")
+    if wrong:
+        raise GateFailed(f"skew gate: {wrong} of {rows} rows that were served differ (limit 0); first: {first}")
+    return SkewReport(requests, rows, bundled)
+
+
+def _compare(served: set[Served], contract: ModelContract, features: Features) -> tuple[int, str]:
+    """See `count_differences`."""
+    import pandas as pd
+
+    from closedloop.adapters.feast import TIMESTAMP
+
+    ordered = sorted(served, key=lambda row: (row[1], row[0]))
+    online = pd.DataFrame([values for *_, values in ordered], columns=list(contract.feature_names), dtype=object)
+    asked = pd.DataFrame({CUSTOMER: [row[0] for row in ordered], TIMESTAMP: [row[1] for row in ordered]})
+    asked[TIMESTAMP] = asked[TIMESTAMP].astype("datetime64[us, UTC]")
+    offline = features.with_definition(_list_features(contract)).read_published(asked)
+    if offline is None:
+        days = ", ".join(f"{day:%Y-%m-%d}" for day in asked[TIMESTAMP].drop_duplicates())
+        raise DataError(f"skew: {contract.feature_service}: not all of the served snapshots are published: {days}")
+    return count_differences(offline, online, contract.feature_names)
+
+
+def _list_features(contract: ModelContract) -> FeatureSet:
+    of_kind = {
+        kind: tuple(feature.name for feature in contract.features if feature.kind == kind)
+        for kind in ("numeric", "categorical")
+    }
+    return FeatureSet(of_kind["numeric"], of_kind["categorical"], contract.feature_service)
+
+
+def _read_contract(registry: VersionRegistry, version: str) -> ModelContract:
+    with tempfile.TemporaryDirectory(prefix="closedloop-skew-") as folder:
+        found, tagged = registry.fetch_version(version, Path(folder))
+        check_digest(found, tagged)
+        return read_contract(found)
