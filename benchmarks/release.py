@@ -57,7 +57,7 @@ def design() -> tuple[RolloutPolicy, dict[str, float]]:
     policy = RolloutPolicy(evidence="outcomes")
     planned = size_paired(-pilot.mean, pilot.deviation, alpha=policy.alpha, power=policy.power)
     figures = {"gain_nats": -pilot.mean, "deviation_nats": pilot.deviation, "customers": planned}
-    return replace(policy, outcomes_planned=planned), figures
+    return replace(policy, outcomes_planned=planned, outcomes_deviation=pilot.deviation), figures
 
 
 def simulate_promotion(policy: RolloutPolicy, noise: float, runs: int, seed: int) -> dict[str, float]:
@@ -84,11 +84,11 @@ def simulate_promotion(policy: RolloutPolicy, noise: float, runs: int, seed: int
 
 def look_daily(generator: np.random.Generator, noise: float, a_look: int) -> Iterator[PairedLosses]:
     scored = score_customers(generator, a_look * LOOKS, noise)
-    total, squares = 0.0, 0.0
+    losses = PairedLosses()
     for look in range(LOOKS):
-        part = sum_paired_losses(*(values[look * a_look : (look + 1) * a_look] for values in scored))
-        total, squares = total + part.total, squares + part.squares
-        yield PairedLosses(a_look * (look + 1), total, squares)
+        part = slice(look * a_look, (look + 1) * a_look)
+        losses += sum_paired_losses(*(values[part] for values in scored))
+        yield losses
 
 
 def deal_arm(generator: np.random.Generator) -> ArmEvidence:

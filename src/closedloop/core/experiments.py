@@ -134,10 +134,11 @@ def plan_policy(
         needed = size_guard(base_error_rate, error_ratio, share, alpha=policy.guard_alpha, power=policy.power)
         return replace(step, requests_min=needed)
 
-    planned = policy.outcomes_planned
-    if gain is not None and deviation is not None:
-        planned = size_paired(gain, deviation, alpha=policy.alpha, power=policy.power)
-    return replace(policy, steps=tuple(plan(step) for step in policy.steps), outcomes_planned=planned)
+    policy = replace(policy, steps=tuple(plan(step) for step in policy.steps))
+    if gain is None or deviation is None:
+        return policy
+    planned = size_paired(gain, deviation, alpha=policy.alpha, power=policy.power)
+    return replace(policy, outcomes_planned=planned, outcomes_deviation=deviation)
 
 
 def analyze_proportions(

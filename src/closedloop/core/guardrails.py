@@ -176,8 +176,9 @@ def _judge_losses(policy: RolloutPolicy, losses: PairedLosses, *, better: bool, 
     if losses.customers < policy.outcomes_min:
         state: State = "open" if better else "holds"
         return Check(state, f"{found}, from {policy.outcomes_min:,} on they are judged", {})
-    weighed = weigh_losses(losses, better=better, planned=policy.outcomes_planned, alpha=alpha)
-    low, high = bound_mean(losses, planned=policy.outcomes_planned, alpha=alpha)
+    planned, deviation = policy.outcomes_planned, policy.outcomes_deviation
+    weighed = weigh_losses(losses, better=better, planned=planned, deviation=deviation, alpha=alpha)
+    low, high = bound_mean(losses, planned=planned, alpha=alpha)
     proved = weighed >= math.log(1 / alpha)
     sentence = f"{found}, log loss changes by {losses.mean:+.5f}, {low:+.5f} to {high:+.5f} ({_weigh(weighed, alpha)})"
     figures = {f"outcomes_{word}_evidence": weighed, "log_loss_difference": losses.mean}

@@ -54,10 +54,11 @@ class RolloutPolicy:
         test of the paired log-loss difference before ``champion``.
     alpha, power
         One-sided level of that test, and the power that ``outcomes_planned`` was computed for.
-    outcomes_planned
-        The design's maximum sample, customers (`closedloop.core.sequential.size_paired`).
+    outcomes_planned, outcomes_deviation
+        The design's maximum sample, customers (`closedloop.core.sequential.size_paired`), and the standard deviation
+        of the paired differences, nats, that it was computed with.
     outcomes_min
-        Fewer paired customers are not judged: the test is asymptotic.
+        Fewer customers are not judged: the first outcomes to close may be unlike the rest.
     guard_alpha
         Level of each guardrail's sequential test: errors, ceiling, outcomes that got worse.
     error_ratio_max
@@ -77,6 +78,7 @@ class RolloutPolicy:
     alpha: float = 0.05
     power: float = 0.8
     outcomes_planned: int = 5_000
+    outcomes_deviation: float = 0.3
     outcomes_min: int = 200
     guard_alpha: float = 0.01
     error_ratio_max: float = 1.5

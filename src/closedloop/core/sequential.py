@@ -2,8 +2,10 @@
 
 An e-value is a wealth that starts at 1 and, if the null hypothesis holds, is expected never to grow. By Ville's
 inequality it ever reaches 1 / alpha with probability alpha at most, however often it is looked at, so that "stop when
-it does" keeps the error rate. Both mixtures are those of Howard, Ramdas, McAuliffe and Sekhon (2021), "Time-uniform,
-nonparametric, nonasymptotic confidence sequences", Annals of Statistics 49(2): propositions 6 and 7.
+it does" keeps the error rate. The mixtures are those of Howard, Ramdas, McAuliffe and Sekhon (2021), "Time-uniform,
+nonparametric, nonasymptotic confidence sequences", Annals of Statistics 49(2), propositions 6 and 7; the bets on a
+bounded mean those of Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", Journal
+of the Royal Statistical Society B 86(1).
 """
 
 from __future__ import annotations
@@ -20,15 +22,29 @@ from closedloop.core.metrics import check_scores, list_log_losses
 
 # Probabilities are clipped for comparison, so that one customer can weigh at most log(.999 / .001) = 6.9 nats.
 LOSS_CLIP = 1e-3
+LOSS_GAP_MAX = math.log((1 - LOSS_CLIP) / LOSS_CLIP)
+# Stakes per nat, fixed beforehand. Even the largest cannot lose everything on one customer.
+BETS = tuple(0.9 / LOSS_GAP_MAX * 2 ** (-step / 2) for step in range(12))
 
 
 @dataclass(frozen=True)
 class PairedLosses:
-    """Running sums of per-customer differences of log loss, challenger minus stable, in nats: negative is better."""
+    """Running sums of per-customer differences of log loss, challenger minus stable, in nats: negative is better.
+
+    ``better`` and ``worse`` are the log wealth of each of `BETS` on the challenger, and against it.
+    """
 
     customers: int = 0
     total: float = 0.0
     squares: float = 0.0
+    better: tuple[float, ...] = (0.0,) * len(BETS)
+    worse: tuple[float, ...] = (0.0,) * len(BETS)
+
+    def __add__(self, other: PairedLosses) -> PairedLosses:
+        """The sums of both; their customers must differ."""
+        better, worse = (np.add(getattr(self, name), getattr(other, name)).tolist() for name in ("better", "worse"))
+        sums = self.customers + other.customers, self.total + other.total, self.squares + other.squares
+        return PairedLosses(*sums, tuple(better), tuple(worse))
 
     @property
     def mean(self) -> float:
@@ -75,7 +91,8 @@ def sum_paired_losses(
     gaps = list_log_losses(truth, _clip(challenger)) - list_log_losses(truth, _clip(stable))
     if customers is not None:
         gaps = gaps[~pd.Series(np.asarray(customers, dtype=object)).duplicated().to_numpy()]
-    return PairedLosses(len(gaps), float(gaps.sum()), float(gaps @ gaps))
+    better, worse = (np.log1p(np.outer(side * np.array(BETS), gaps)).sum(axis=1).tolist() for side in (-1, 1))
+    return PairedLosses(len(gaps), float(gaps.sum()), float(gaps @ gaps), tuple(better), tuple(worse))
 
 
 def weigh_share(successes: float, trials: float, share: float, *, planned: float, alpha: float, greater: bool) -> float:
@@ -145,7 +162,7 @@ def weigh_sum(total: float, variance: float, *, planned: float, alpha: float) ->
     total : float
         Sum of the observations.
     variance : float
-        Sum of their variances. Estimated, the test is asymptotic: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas
+        Sum of their variances. Estimated, the result is asymptotic: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas
         (2024), "Time-uniform central limit theory and asymptotic confidence sequences", Annals of Statistics 52(6).
     planned : float
         The variance at which the test is at its most sensitive.
@@ -162,19 +179,30 @@ def weigh_sum(total: float, variance: float, *, planned: float, alpha: float) ->
     return float(math.log(4 * rho / spread) / 2 + total**2 / (2 * spread) + log_ndtr(total / math.sqrt(spread)))
 
 
-def weigh_losses(losses: PairedLosses, *, better: bool, planned: int, alpha: float) -> float:
-    """Log e-value against "the challenger is not better" (or, not ``better``: "not worse") in log loss.
+def weigh_losses(losses: PairedLosses, *, better: bool, planned: int, deviation: float, alpha: float) -> float:
+    """Log e-value against "the challenger is not better" (or, not ``better``: "not worse") in log loss, by betting.
 
-    Without a spread of the differences there is no evidence: 0.
+    No variance is estimated and nothing is asymptotic: rare churners, whose losses are large, cannot mislead it early.
+
+    Parameters
+    ----------
+    planned : int
+        Customers at which the test is at its most sensitive.
+    deviation : float
+        Standard deviation of the differences that was planned with, nats; it must not come from these outcomes.
+
+    Notes
+    -----
+    The wealth is an average over fixed bets: half of it on the one that is best at ``planned``, the rest spread evenly.
     """
-    if not losses.deviation > 0:
-        return 0.0
-    total = (-losses.total if better else losses.total) / losses.deviation
-    return weigh_sum(total, losses.customers, planned=planned, alpha=alpha)
+    bet = math.sqrt(2 * math.log(2 / alpha) / planned) / deviation
+    best = int(np.argmin(np.abs(np.log(np.array(BETS) / bet))))
+    shares = np.full(len(BETS), 0.5 / len(BETS)) + np.where(np.arange(len(BETS)) == best, 0.5, 0.0)
+    return float(np.logaddexp.reduce(np.log(shares) + np.array(losses.better if better else losses.worse)))
 
 
 def bound_mean(losses: PairedLosses, *, planned: int, alpha: float) -> tuple[float, float]:
-    """Confidence sequence of the mean difference: each end is one-sided at ``alpha``, at all sample sizes at once."""
+    """Asymptotic confidence sequence of the mean difference, for people: each end is one-sided at ``alpha``."""
     if not losses.deviation > 0:
         return -math.inf, math.inf
     reach = losses.deviation * find_bound(losses.customers, planned=planned, alpha=alpha) / losses.customers
@@ -214,18 +242,24 @@ def size_paired(gain: float, deviation: float, *, alpha: float = 0.05, power: fl
 
     Notes
     -----
-    The maximum sample of the design: power is computed from the last look alone, and earlier looks only add to it.
-    The bound grows with the root of the sample at which it is tuned, so the equation has a closed form.
+    The maximum sample of the design, from the bet that holds half of the wealth of `weigh_losses`, at the last look
+    alone; other bets and earlier looks only add to its power. After n customers the log wealth of a bet b is about
+    ``b * sum - b**2 * n * deviation**2 / 2``, which must reach ``log(2 / alpha)``.
 
     Examples
     --------
     >>> size_paired(0.01, 0.2)
-    5207
+    5521
     """
     from scipy.stats import norm
 
-    reach = find_bound(1.0, planned=1.0, alpha=alpha) + float(norm.ppf(power))
-    return math.ceil((reach * deviation / gain) ** 2)
+    needed, quantile = math.log(2 / alpha), float(norm.ppf(power))
+    customers = ((math.sqrt(2 * needed) + quantile) * deviation / gain) ** 2
+    if math.sqrt(2 * needed / customers) / deviation > BETS[0]:
+        # A quick decision would need a higher stake than one may bet.
+        drift, spread = BETS[0] * gain - (BETS[0] * deviation) ** 2 / 2, BETS[0] * quantile * deviation
+        customers = ((spread + math.sqrt(spread**2 + 4 * drift * needed)) / (2 * drift)) ** 2
+    return math.ceil(customers)
 
 
 def tune_mixture(planned: float, alpha: float, *, greater: bool) -> float:

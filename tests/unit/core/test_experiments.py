@@ -159,7 +159,7 @@ def test_a_guards_sample_has_its_power(share: float, error_ratio: float) -> None
 
 def test_a_policy_is_planned_for_its_power() -> None:
     policy = plan_policy(RolloutPolicy(), base_error_rate=0.01, gain=0.01, deviation=0.2)
-    assert policy.outcomes_planned == size_paired(0.01, 0.2)
+    assert (policy.outcomes_planned, policy.outcomes_deviation) == (size_paired(0.01, 0.2), 0.2)
     assert {step.name: step.requests_min for step in policy.steps} == {
         "shadow": size_guard(0.01, 2.0, 0.5),
         "canary_5": size_guard(0.01, 2.0, 0.05),

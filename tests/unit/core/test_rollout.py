@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from closedloop.core.guardrails import list_checks, measure_score_distance
 from closedloop.core.rollout import STEPS, ArmEvidence, Decision, RolloutPolicy, StepEvidence, decide_step
-from closedloop.core.sequential import PairedLosses
+from closedloop.core.sequential import sum_paired_losses
 
 POLICY = RolloutPolicy()
 BY_OUTCOMES = replace(POLICY, evidence="outcomes")
 SCORES = (600, 400) + (0,) * 16 + (300, 200)
 ARM = ArmEvidence(requests=10_000, errors=100, customers=4_000, latency_p95_ms=20.0, scores=SCORES)
-# Deviations of the differences are about .2 nats.
-LEVEL = PairedLosses(3_000, -3.0, 120.0)
-BETTER, WORSE = PairedLosses(3_000, -60.0, 120.0), PairedLosses(3_000, 60.0, 120.0)
+LABELS = (0, 0, 0, 1) * 750
+BLIND, SHARP = (0.25,) * 3_000, tuple(0.4 if label else 0.2 for label in LABELS)
+LEVEL = sum_paired_losses(LABELS, BLIND, BLIND)
+BETTER, WORSE = sum_paired_losses(LABELS, BLIND, SHARP), sum_paired_losses(LABELS, SHARP, BLIND)
 GOOD = StepEvidence("canary_50", 10.0, ARM, ARM, offline_verdict="win", losses=LEVEL)
 
 
@@ -118,7 +119,7 @@ def test_a_small_latency_may_double() -> None:
 
 def test_by_outcomes_only_a_proof_promotes() -> None:
     assert decide(BY_OUTCOMES).verdict == "hold"
-    assert decide(BY_OUTCOMES, losses=PairedLosses(199, -100.0, 60.0)).verdict == "hold"
+    assert decide(BY_OUTCOMES, losses=sum_paired_losses(LABELS[:199], BLIND[:199], SHARP[:199])).verdict == "hold"
     assert decide(BY_OUTCOMES, losses=BETTER).verdict == "advance"
     assert decide(BY_OUTCOMES, losses=WORSE).verdict == "roll_back"
     assert decide(BY_OUTCOMES, hours=24 * 45).verdict == "roll_back"

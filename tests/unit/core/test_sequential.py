@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.integrate import quad
 from scipy.stats import beta, norm
 
 from closedloop.core.sequential import (
+    BETS,
     PairedLosses,
     bound_mean,
     find_bound,
@@ -103,25 +105,88 @@ def test_no_outcomes_are_no_evidence_and_bad_ones_are_refused() -> None:
     nothing = sum_paired_losses([], [], [])
     assert nothing == PairedLosses()
     assert math.isnan(nothing.mean)
-    assert weigh_losses(nothing, better=True, planned=100, alpha=LEVEL) == 0
+    assert weigh_losses(nothing, better=True, planned=100, deviation=0.2, alpha=LEVEL) == pytest.approx(0)
     assert bound_mean(nothing, planned=100, alpha=LEVEL) == (-math.inf, math.inf)
     with pytest.raises(DataError, match="probabilities"):
         sum_paired_losses([1, 0], [0.5, 0.5], [0.5, 1.5])
 
 
+SETTINGS = {"planned": 1000, "deviation": 0.2, "alpha": LEVEL}
+
+
+def test_the_wealth_is_what_the_bets_win_by_hand() -> None:
+    """One half on the bet nearest to the best one at the planned sample, the other spread over all."""
+    found = sum_paired_losses([1, 0, 1], [0.5, 0.5, 0.8], [0.6, 0.7, 0.8])
+    gaps = [math.log(0.5 / 0.6), math.log(0.5 / 0.3), 0.0]
+    wealth = [math.prod(1 - bet * gap for gap in gaps) for bet in BETS]
+    assert math.sqrt(2 * math.log(40) / 1000) / 0.2 > BETS[0]
+    expected = (wealth[0] + sum(wealth) / len(BETS)) / 2
+    assert weigh_losses(found, better=True, **SETTINGS) == pytest.approx(math.log(expected))
+    slow = {**SETTINGS, "planned": 100_000}
+    nearest = min(range(len(BETS)), key=lambda place: abs(BETS[place] - math.sqrt(2 * math.log(40) / 100_000) / 0.2))
+    expected = (wealth[nearest] + sum(wealth) / len(BETS)) / 2
+    assert weigh_losses(found, better=True, **slow) == pytest.approx(math.log(expected))
+
+
+@pytest.mark.parametrize(("stable", "challenger"), [(0.3, 0.1), (0.02, 0.0), (0.5, 0.9)])
+def test_nothing_is_won_in_a_fair_game(stable: float, challenger: float) -> None:
+    """With labels that make both models' expected losses equal, the expected wealth over all outcomes is exactly 1."""
+    churned, stayed = (sum_paired_losses([label], [stable], [challenger]).total for label in (1, 0))
+    rate = stayed / (stayed - churned)
+    assert 0 < rate < 1
+    for better in (True, False):
+        expected = 0.0
+        for labels in itertools.product((0, 1), repeat=6):
+            chance = math.prod(rate if label else 1 - rate for label in labels)
+            sums = sum_paired_losses(labels, [stable] * 6, [challenger] * 6)
+            expected += chance * math.exp(weigh_losses(sums, better=better, **SETTINGS))
+        assert expected == pytest.approx(1.0)
+
+
+def test_rare_churners_do_not_promote_a_model_whose_scores_are_too_low() -> None:
+    """Of 1% churners both models lose as much on average, the challenger all of it on them."""
+    stable, challenger = 0.01, 0.002
+    churned, stayed = (sum_paired_losses([label], [stable], [challenger]).total for label in (1, 0))
+    labels = np.random.default_rng(1).random((400, 600)) < stayed / (stayed - churned)
+    promoted = 0
+    for run in labels:
+        looks, sums = run.reshape(12, 50), PairedLosses()
+        for look in looks:
+            sums += sum_paired_losses(look, np.full(50, stable), np.full(50, challenger))
+            if weigh_losses(sums, better=True, planned=600, deviation=0.15, alpha=LEVEL) >= math.log(20):
+                promoted += 1
+                break
+    assert promoted <= 400 * (LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / 400))
+
+
 def test_better_and_worse_mirror_each_other() -> None:
-    good, bad = PairedLosses(1000, -60.0, 40.0), PairedLosses(1000, 60.0, 40.0)
-    settings = {"planned": 1000, "alpha": LEVEL}
-    assert weigh_losses(good, better=True, **settings) == weigh_losses(bad, better=False, **settings) > math.log(20)
-    assert weigh_losses(good, better=False, **settings) < 0
-    low, high = bound_mean(good, **settings)
-    assert low < -0.06 < high < 0
+    labels = np.tile([0, 0, 0, 1], 250)
+    blind, sharp = np.full(1000, 0.25), np.where(labels == 1, 0.3, 0.2)
+    good, bad = sum_paired_losses(labels, blind, sharp), sum_paired_losses(labels, sharp, blind)
+    assert weigh_losses(good, better=True, **SETTINGS) == weigh_losses(bad, better=False, **SETTINGS) > math.log(20)
+    assert weigh_losses(good, better=False, **SETTINGS) < 0
+    low, high = bound_mean(good, planned=1000, alpha=LEVEL)
+    assert low < good.mean < high < 0
 
 
-def test_the_paired_sample_gives_its_power_at_the_last_look() -> None:
-    gain, deviation = 0.01, 0.25
+def test_sums_of_two_parts_add_up() -> None:
+    labels, stable, challenger = [1, 0, 1, 0], [0.5, 0.4, 0.9, 0.1], [0.6, 0.3, 0.7, 0.2]
+    parts = [sum_paired_losses(labels[part], stable[part], challenger[part]) for part in (slice(0, 1), slice(1, 4))]
+    whole, found = sum_paired_losses(labels, stable, challenger), parts[0] + parts[1]
+    assert found.customers == whole.customers
+    assert (found.total, found.squares) == pytest.approx((whole.total, whole.squares))
+    assert found.better == pytest.approx(whole.better)
+    assert found.worse == pytest.approx(whole.worse)
+
+
+@pytest.mark.parametrize("gain", [0.002, 0.05])
+def test_the_paired_sample_gives_its_power_at_the_last_look(gain: float) -> None:
+    """By normal draws of the sum: the bet is the best one, or where that is too high, the largest."""
+    deviation = 0.25
     customers = size_paired(gain, deviation, alpha=LEVEL, power=0.8)
-    bound = find_bound(customers, planned=customers, alpha=LEVEL)
-    # The standardised sum at the end is normal with mean gain * n / deviation and variance n.
-    power = norm.sf((bound - gain * customers / deviation) / math.sqrt(customers))
-    assert 0.8 <= power < 0.801
+    bet = min(math.sqrt(2 * math.log(40) / customers) / deviation, BETS[0])
+    assert (bet == BETS[0]) is (gain == 0.05)
+    # bet * sum - bet**2 / 2 * variance >= log(40), where the sum is normal
+    needed = math.log(40) / bet + bet * customers * deviation**2 / 2
+    power = norm.sf((needed - gain * customers) / (deviation * math.sqrt(customers)))
+    assert 0.8 <= power < 0.802
