@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve plots test test-all check format bench soak lock clean
+.PHONY: help install run ui serve plots test test-all check format bench soak pipeline lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench: install  ## every benchmark, each with its targets (takes long)
 
 soak: install  ## 100,000 events through the Kafka worker, with kills and rebalances
 	@python -m tests.soak.stream
+
+pipeline: install  ## the retraining pipeline as YAML for Kubeflow Pipelines: artifacts/retrain.yaml
+	@closedloop pipeline --output artifacts/retrain.yaml
 
 lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.checks import Checks
     from closedloop.adapters.engine import Engine
     from closedloop.adapters.feast import Features
+    from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.store import Store
     from closedloop.serving.agent import Agent
@@ -39,6 +40,14 @@ def load_run(params_path: Path, *, root: Path = Path(), overrides: Mapping[str, 
     params = parse_params(merge_values(read_yaml(params_path), dict(overrides or {})), str(params_path))
     dataset = load_dataset(params.dataset, root / "configs/datasets")
     return RunContext(params, dataset, load_settings(folder=root / "configs"))
+
+
+def load_newest(params_path: Path, overrides: Mapping[str, Any]) -> RunContext:
+    """`load_run`, but in production ``as_of`` is today (UTC) unless the overrides name a day."""
+    run = load_run(params_path, overrides=overrides)
+    if "as_of" in overrides or run.settings.profile != "production":
+        return run
+    return load_run(params_path, overrides={**overrides, "as_of": dt.datetime.now(dt.UTC).date().isoformat()})
 
 
 def build_tracking(run: RunContext) -> Tracking:
@@ -95,6 +104,21 @@ def build_releases(run: RunContext) -> Releases:
     store = build_store(run)
     store.upgrade()
     return Releases(build_tracking(run), store, Journal(run.settings.locate_url(run.settings.operations.url)))
+
+
+def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
+    """What runs the retraining pipeline: this machine, or a cluster."""
+    from closedloop.adapters.kfp import ClusterRunner, LocalRunner
+
+    settings, pipeline = run.settings.retraining, run.settings.locate("pipelines/retrain.py")
+    if settings.runner == "cluster":
+        return ClusterRunner(pipeline, settings)
+    return LocalRunner(pipeline, locate_retraining_state(run), settings)
+
+
+def locate_retraining_state(run: RunContext) -> Path:
+    """What local retrainings of this data set leave, and keep for the next."""
+    return run.settings.locate(run.settings.retraining.state) / run.dataset.model_name
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:

@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from closedloop.cli_experiment import app as experiment_app
+from closedloop.cli_retrain import app as retrain_app
 from closedloop.cli_serving import app as serving_app
 from closedloop.environment import set_environment
 from closedloop.errors import ClosedloopError, ConfigError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(serving_app)
 app.add_typer(experiment_app)
+app.add_typer(retrain_app)
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model.")]
 RawOption = Annotated[Path, typer.Option(help="Canonical tables: customers, events, dropped rows.")]
@@ -216,6 +218,8 @@ def register(
     registration: Annotated[Path, typer.Option(help="Which version it became.")] = METRICS / "registration.json",
     model_name: Annotated[str | None, typer.Option(help="Must be the data set's registered model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Staging or Production: the alias of that meaning.")] = None,
+    trigger_id: Annotated[str | None, typer.Option(help="The retraining that this is: a tag of the version.")] = None,
+    check_id: Annotated[str | None, typer.Option(help="The check that caused it: a tag of the version.")] = None,
 ) -> None:
     """Register the evaluated model as a version; running it again registers nothing twice."""
     import datetime as dt
@@ -235,6 +239,7 @@ def register(
         auto_promote=context.settings.release.auto_promote,
         model_name=model_name,
         stage=stage,
+        cause={name: value for name, value in (("trigger_id", trigger_id), ("check_id", check_id)) if value},
     )
     _say("register", f"{report['model_name']} version {report['version']}, alias {report['alias']}")
 
@@ -284,13 +289,19 @@ def plots_template() -> None:
     set_plot_template(Path(), TEMPLATE_FILE)
 
 
+def list_defaults(command: str) -> dict[str, Any]:
+    """What a command's options are if nobody says otherwise."""
+    group: Any = typer.main.get_command(app)
+    return {option.name: option.default for option in group.commands[command].params}
+
+
 def _say(stage: str, text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(f"[bold]{stage:>12}[/bold]  {text}")
 
 
-def _configure_logging() -> None:
+def configure_logging() -> None:
     """Our own steps from INFO on, so that people see where a long stage is; other libraries' from WARNING on."""
     level = os.environ.get("CLOSEDLOOP_LOG_LEVEL", "INFO")
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
@@ -304,7 +315,7 @@ def _configure_logging() -> None:
 def main() -> None:
     """Run the command line; our own errors become one message and their exit status."""
     set_environment()
-    _configure_logging()
+    configure_logging()
     try:
         app()
     except SystemExit as ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -44,6 +45,19 @@ def replace_folder(path: Path) -> Iterator[Path]:
     finally:
         for left_over in (beside, before):
             shutil.rmtree(left_over, ignore_errors=True)
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; the system lets go of it if this process dies. Without ``wait`` False: another one holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def write_text(path: Path, text: str) -> None:

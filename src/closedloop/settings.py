@@ -110,6 +110,34 @@ class StreamSettings(_Section):
         return self
 
 
+class RetrainingSettings(_Section):
+    """Where retrainings run: as processes here (``local``), or on a cluster's Kubeflow Pipelines at ``endpoint``.
+
+    Without a start date a retraining takes the last ``window_days`` of snapshots with closed labels. On a cluster every
+    pod runs ``base_image`` with the variables of ``environment``, and those keys of the Kubernetes Secret ``secret``
+    that ``secret_keys`` names. ``token`` (environment only) opens the endpoint.
+    """
+
+    runner: Literal["local", "cluster"] = "local"
+    window_days: int = Field(default=90, ge=1)
+    state: str = "state/retraining"
+    endpoint: str = ""
+    token: str = Field(default="", repr=False)
+    namespace: str = "kubeflow"
+    service_account: str = ""
+    base_image: str = "closedloop/jobs-python:latest"
+    environment: dict[str, str] = {"CLOSEDLOOP_PROFILE": "production"}
+    secret: str = ""
+    secret_keys: tuple[str, ...] = ()
+    timeout_seconds: int = Field(default=6 * 3600, ge=1)
+
+    @model_validator(mode="after")
+    def _cluster_has_an_address(self) -> RetrainingSettings:
+        if self.runner == "cluster" and not self.endpoint:
+            raise ValueError("runner 'cluster' needs the address of Kubeflow Pipelines: endpoint")
+        return self
+
+
 class _Environment(EnvSettingsSource):
     """The environment without the profile, which was decided before its file was read: an argument wins there."""
 
@@ -131,6 +159,7 @@ class Settings(BaseSettings):
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()
     stream: StreamSettings = StreamSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -102,6 +102,31 @@ def split_snapshots(
     )
 
 
+def choose_recent_days(
+    as_of: dt.date,
+    *,
+    window_days: int,
+    horizon_days: int,
+    every_days: int,
+    validation_snapshots: int = 1,
+    test_snapshots: int = 1,
+) -> tuple[dt.date, dt.date]:
+    """First and last snapshot of the last ``window_days`` with closed labels, or of as many as a split needs.
+
+    Snapshots count back from ``as_of``, ``every_days`` apart. The least that `split_snapshots` can split is
+    ``test_snapshots``, a horizon before them, ``validation_snapshots`` and one more to train on.
+
+    >>> choose_recent_days(dt.date(2025, 1, 1), window_days=90, horizon_days=30, every_days=30)
+    (datetime.date(2024, 9, 3), datetime.date(2024, 12, 2))
+    >>> choose_recent_days(dt.date(2025, 1, 1), window_days=90, horizon_days=90, every_days=30)
+    (datetime.date(2024, 6, 5), datetime.date(2024, 10, 3))
+    """
+    steps_of_horizon = -(-horizon_days // every_days)
+    last = as_of - dt.timedelta(days=steps_of_horizon * every_days)
+    needed_days = (test_snapshots - 1 + steps_of_horizon + validation_snapshots) * every_days
+    return last - dt.timedelta(days=max(window_days, needed_days)), last
+
+
 def list_time_folds(snapshots: Iterable[SnapshotT], horizon_days: int, folds: int) -> tuple[TimeFold[SnapshotT], ...]:
     """Expanding-window folds, oldest first, on the last ``folds`` snapshots that have something to train on.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def register(
     auto_promote: bool,
     model_name: str | None = None,
     stage: str | None = None,
+    cause: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Register the evaluated model; running it again registers nothing twice.
 
@@ -48,6 +50,9 @@ def register(
     stage
         ``Staging`` or ``Production``: the alias of that meaning; ``Production`` asks for the promotion of a winner
         whatever ``auto_promote`` says, and is refused to anything else.
+    cause
+        Why the model was trained (``trigger_id``, ``check_id``): tags of the version. They are not in the contract,
+        since the same data and parameters give the same folder whoever asked.
 
     Raises
     ------
@@ -71,7 +76,8 @@ def register(
         run = read_json(run_path, made_by="closedloop train")
         if run.get("folder_sha256") != folder_sha256:
             raise DataError(f"{run_path} is of another model than {model_dir}: run 'closedloop train' again")
-        tags = contract.lineage.list_tags() | {
+        tags = contract.lineage.list_tags() | {f"closedloop.{name}": value for name, value in (cause or {}).items()}
+        tags |= {
             DIGEST_TAG: folder_sha256,
             GATES_TAG: "passed",
             "closedloop.feature_service": contract.feature_service,

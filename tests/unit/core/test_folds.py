@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from closedloop.core.folds import (
     RowFold,
     assign_hash_split,
+    choose_recent_days,
     hash_shares,
     index_hash_folds,
     index_time_folds,
@@ -33,6 +34,29 @@ def test_split_leaves_one_horizon_before_test_and_none_before_validation() -> No
     assert split.test == (WEEKS[9],)
     assert split.validation == (WEEKS[6], WEEKS[7])
     assert split.train == tuple(WEEKS[:6])
+
+
+@given(
+    every_days=st.integers(1, 40),
+    horizon_days=st.integers(1, 120),
+    window_days=st.integers(1, 400),
+    validation_snapshots=st.integers(1, 3),
+    test_snapshots=st.integers(1, 3),
+)
+def test_recent_days_are_closed_span_the_window_and_can_be_split(every_days, horizon_days, window_days, **counts):
+    as_of = dt.date(2025, 1, 1)
+    first, last = choose_recent_days(
+        as_of, window_days=window_days, horizon_days=horizon_days, every_days=every_days, **counts
+    )
+    snapshots = [as_of - dt.timedelta(days=every_days * step) for step in range(800)]
+    assert last == max(day for day in snapshots if day + dt.timedelta(days=horizon_days) <= as_of)
+    assert (last - first).days >= window_days
+    chosen = [day for day in snapshots if first <= day <= last]
+    split = split_snapshots(chosen, horizon_days=horizon_days, **counts)
+    assert split.test[-1] == last
+    if (last - first).days > window_days:  # then it is the least that can be split
+        with pytest.raises(ConfigError):
+            split_snapshots(chosen[:-1], horizon_days=horizon_days, **counts)
 
 
 def test_split_keeps_the_newest_training_snapshots() -> None:

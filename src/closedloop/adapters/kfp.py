@@ -1,0 +1,205 @@
+"""Kubeflow Pipelines: compile the retraining pipeline, run it as processes here, or through a cluster's interface."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from closedloop.errors import ClosedloopError, ConfigError, ServiceUnavailable
+from closedloop.files import hold_lock
+
+if TYPE_CHECKING:
+    from closedloop.settings import RetrainingSettings
+
+EXPERIMENT = "closedloop-retrain"
+# Of the client's own `wait_for_run_completion` one that was cancelled never ends.
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+# What stages tell people begins behind the stage's name, 12 columns wide, which KFP indents by 4; it prints every
+# component's input and output as well.
+TOLD = re.compile(r"    (?P<told>[ a-z_-]{12}  (?!\w+=)[^ \"{}\[\]].*)")
+COLOUR = re.compile(r"\x1b\[\d+m")
+
+
+class PipelineFailed(ClosedloopError):
+    """A run of the pipeline did not come to its end."""
+
+
+def load_pipeline(path: Path, settings: RetrainingSettings) -> Any:
+    """The pipeline that ``path`` declares, in the image and with the variables of the settings."""
+    spec = importlib.util.spec_from_file_location("closedloop_pipeline", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"{path}: there is no such pipeline; run this in the project's folder")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # KFP reads the source of each component
+    spec.loader.exec_module(module)
+    return module.build_pipeline(settings.base_image, settings.environment, settings.secret, settings.secret_keys)
+
+
+def compile_pipeline(path: Path, settings: RetrainingSettings) -> str:
+    """The YAML that a cluster takes."""
+    from kfp.compiler import Compiler
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "pipeline.yaml"
+        Compiler().compile(load_pipeline(path, settings), str(target))
+        return target.read_text(encoding="utf-8")
+
+
+class LocalRunner:
+    """Each component a process here, one after the other; artifacts and log of the last run stay in ``folder``."""
+
+    is_exclusive = True
+
+    def __init__(self, path: Path, folder: Path, settings: RetrainingSettings) -> None:
+        # neither image nor secret mean anything to processes here, and KFP warns of an image without "python"
+        self._path, self._folder = path, folder
+        self._settings = settings.model_copy(update={"base_image": "python", "secret": "", "environment": {}})
+
+    def hold(self) -> contextlib.AbstractContextManager[bool]:
+        """One retraining of a model at a time; False: another process is at it."""
+        return hold_lock(self._folder / "lock", wait=False)
+
+    def run(self, name: str, arguments: Mapping[str, str]) -> None:  # noqa: ARG002
+        """Run the pipeline; what its stages tell goes to stderr, everything to ``log.txt``.
+
+        Raises
+        ------
+        PipelineFailed
+            Naming the component that failed.
+        """
+        from kfp import local
+
+        pipeline, artifacts = load_pipeline(self._path, self._settings), self._folder / "artifacts"
+        shutil.rmtree(artifacts, ignore_errors=True)
+        artifacts.mkdir(parents=True)
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts))
+        log_path = self._folder / "log.txt"
+        with log_path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(_Told(log, sys.stderr)):
+            try:
+                pipeline(**arguments)
+            except RuntimeError as error:
+                raise PipelineFailed(f"{COLOUR.sub('', str(error))} ({log_path})") from error
+
+
+class ClusterRunner:
+    """Kubeflow Pipelines at the settings' endpoint."""
+
+    is_exclusive = False
+
+    def __init__(self, path: Path, settings: RetrainingSettings, *, poll_seconds: float = 10) -> None:
+        self._path, self._settings, self._poll_seconds = path, settings, poll_seconds
+
+    @cached_property
+    def _client(self) -> Any:
+        import kfp
+
+        settings = self._settings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that servers before 2.0 are not understood
+            return kfp.Client(settings.endpoint, namespace=settings.namespace, existing_token=settings.token or None)
+
+    def hold(self) -> contextlib.AbstractContextManager[bool]:
+        """Nothing to hold here: the run on the cluster is found by its name."""
+        return contextlib.nullcontext(True)
+
+    def run(self, name: str, arguments: Mapping[str, str]) -> None:
+        """Start the pipeline under this name, unless a run of this name goes on, and wait for its end.
+
+        Raises
+        ------
+        PipelineFailed
+            With the state that the run ended in, or if it takes longer than ``timeout_seconds``.
+        ServiceUnavailable
+            If the endpoint cannot be reached.
+        """
+        wanted = [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]
+        with self._unavailable():
+            known = self._client.list_runs(
+                experiment_id=self._create_experiment(),
+                sort_by="created_at desc",
+                filter=json.dumps({"predicates": wanted}),
+            ).runs
+            run = known[0] if known and known[0].state not in ENDED else None
+            run = run or self._client.run_pipeline(job_name=name, **self._describe_run(arguments))
+            until = time.monotonic() + self._settings.timeout_seconds
+            while run.state not in ENDED and time.monotonic() < until:
+                time.sleep(self._poll_seconds)
+                run = self._client.get_run(run.run_id)
+        if run.state != "SUCCEEDED":
+            raise PipelineFailed(f"run {run.run_id} of {self._settings.endpoint} is {run.state}")
+
+    def schedule(self, name: str, cron: str, arguments: Mapping[str, str]) -> str:
+        """Let the cluster run the pipeline by itself; returns the id of the recurring run.
+
+        Parameters
+        ----------
+        cron
+            Six fields, the first one seconds.
+        """
+        with self._unavailable():
+            once = {"cron_expression": cron, "max_concurrency": 1, "no_catchup": True}
+            made = self._client.create_recurring_run(job_name=name, **once, **self._describe_run(arguments))
+        return str(made.recurring_run_id)
+
+    def publish(self) -> dict[str, str]:
+        """Upload the pipeline as it stands here, unless that version is there; returns the ids to run it by."""
+        text = compile_pipeline(self._path, self._settings)
+        version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        with tempfile.TemporaryDirectory() as folder, self._unavailable():
+            package = Path(folder) / "pipeline.yaml"
+            package.write_text(text, encoding="utf-8")
+            pipeline_id = self._client.get_pipeline_id(EXPERIMENT)
+            if pipeline_id is None:
+                pipeline_id = self._client.upload_pipeline(str(package), EXPERIMENT).pipeline_id
+            known = self._client.list_pipeline_versions(pipeline_id, page_size=100, sort_by="created_at desc")
+            same = [found for found in known.pipeline_versions or [] if found.display_name == version]
+            found = same[0] if same else self._client.upload_pipeline_version(str(package), version, pipeline_id)
+        return {"pipeline_id": pipeline_id, "version_id": found.pipeline_version_id}
+
+    def _create_experiment(self) -> str:
+        return str(self._client.create_experiment(EXPERIMENT).experiment_id)  # or find it
+
+    def _describe_run(self, arguments: Mapping[str, str]) -> dict[str, Any]:
+        account = self._settings.service_account or None
+        place = {"experiment_id": self._create_experiment(), "service_account": account}
+        return {**place, "params": dict(arguments), **self.publish()}
+
+    @contextlib.contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        """The client's errors of network and server as ours; what it prints is no answer, and goes to stderr."""
+        import kfp_server_api
+        import urllib3
+
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
+            text = " ".join(str(error).split())
+            raise ServiceUnavailable(f"Kubeflow Pipelines at {self._settings.endpoint}: {text}") from error
+
+
+class _Told(io.TextIOBase):
+    """A stream that keeps everything in a log, and passes on what stages tell people."""
+
+    def __init__(self, log: TextIO, people: TextIO) -> None:
+        self._log, self._people, self._rest = log, people, ""
+
+    def write(self, text: str) -> int:
+        """Log it, and pass its whole lines on."""
+        self._log.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        self._people.writelines(f"{found['told']}\n" for found in map(TOLD.match, lines) if found)
+        return len(text)

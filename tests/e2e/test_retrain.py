@@ -1,0 +1,156 @@
+"""`closedloop retrain` on the small shop: the whole pipeline through kfp.local, killed, repeated and refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from closedloop.adapters.mlflow import Tracking
+from closedloop.contract import digest_folder, read_contract
+from closedloop.settings import load_settings
+from tests.conftest import SMALL_SHOP, SOURCE_ROOT, Project
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
+TRIGGER = "0123456789abcdef"
+COMMAND = ["closedloop", "retrain", "--trigger-id", TRIGGER]
+CHECK = "INSERT INTO checks VALUES ('c-1', 'shop_churn', '1', ?, ?, ?, 9, 9, 'retrain', '{}', ?)"
+REQUEST = """INSERT INTO retrainings (trigger_id, model_name, check_id, requested_by, reason, as_of, state, updated_at)
+    VALUES (?, 'shop_churn', 'c-1', 'monitor', 'drift in 3 of 3 checks', ?, 'requested', ?)"""
+DAY = "2024-01-01 00:00:00.000000"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Project:
+    """The small shop with its graph and its pipeline, in a Git repository, and a request of the monitor's."""
+    made: Project = make_project(tmp_path_factory.mktemp("retrain") / "project")
+    made.change_params(SMALL_SHOP)
+    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
+    for name in ("src", ".dvc", "pipelines"):
+        shutil.copytree(SOURCE_ROOT / name, made.root / name, ignore=ignored)
+    shutil.copy(SOURCE_ROOT / ".gitignore", made.root / ".gitignore")
+    identity = ["-c", "user.name=tester", "-c", "user.email=tester@example.com"]
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a project"]):
+        subprocess.run(["git", *identity, *arguments], cwd=made.root, check=True)
+    made.run("store", "upgrade")
+    execute(made, CHECK, DAY, DAY, DAY, DAY)
+    execute(made, REQUEST, TRIGGER, DAY, DAY)
+    return made
+
+
+def execute(shop: Project, statement: str, *values: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(shop.root / "state/operations.db", timeout=30)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def run(shop: Project, *arguments: str, status: int = 0, **environment: str) -> str:
+    ran = subprocess.run(
+        arguments, cwd=shop.root, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    return ran.stderr
+
+
+def connect(shop: Project) -> Tracking:
+    return Tracking(load_settings("local", folder=shop.root / "configs"), "shop_churn")
+
+
+def list_versions(shop: Project) -> list[Any]:
+    return list(connect(shop).client.search_model_versions("name = 'shop_churn'"))
+
+
+def find_model(shop: Project) -> Path:
+    [found] = shop.root.glob("state/retraining/shop_churn/artifacts/*/train/model")
+    return found
+
+
+def test_killed_and_repeated_it_registers_one_challenger_with_its_cause(shop):
+    with subprocess.Popen(COMMAND, cwd=shop.root, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:  # the stage that is running goes on alone
+            if "checking" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert execute(shop, "SELECT state FROM retrainings") == [("running",)]
+    told = run(shop, *COMMAND)
+    assert "is registered, version 1" in told
+    for stage in ("ingest", "validate", "features", "training set", "train", "evaluate", "register"):
+        assert f"{stage:>12}  " in told
+    [version] = list_versions(shop)
+    tracking = connect(shop)
+    assert tracking.read_alias("challenger").version == version.version
+    assert tracking.read_alias("champion") is None  # although release.auto_promote is on here
+    assert version.tags["closedloop.trigger_id"] == TRIGGER
+    assert version.tags["closedloop.check_id"] == "c-1"
+    assert version.tags["closedloop.folder_sha256"] == digest_folder(find_model(shop))
+    assert execute(shop, "SELECT state, model_version FROM retrainings") == [("registered", "1")]
+    assert execute(shop, "SELECT * FROM deployments") == []
+
+
+def test_the_same_trigger_again_does_nothing(shop):
+    started = time.monotonic()
+    assert "nothing to do: retraining 0123456789abcdef is registered, version 1" in run(shop, *COMMAND)
+    assert time.monotonic() - started < 60  # no stage ran
+    assert len(list_versions(shop)) == 1
+
+
+def test_it_took_the_last_ninety_days_of_closed_snapshots(shop):
+    lineage = read_contract(find_model(shop)).lineage
+    assert [f"{day}" for day in lineage.train_snapshots] == ["2023-09-03", "2023-10-03"]
+    assert [f"{day}" for day in lineage.validation_snapshots] == ["2023-11-02"]
+    assert [f"{day}" for day in lineage.test_snapshots] == ["2023-12-02"]
+
+
+def test_the_model_is_the_one_that_dvc_repro_makes(shop):
+    """Other processes, another hash seed, other folders: the same bytes."""
+    before = digest_folder(find_model(shop))
+    dates = {"start_date": "2023-09-03", "end_date": "2023-12-02"}
+    path = shop.root / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    shop.change_params({"data": dates})
+    # the contract says whether the code was as committed: params.yaml has its own digest there, and may not differ
+    subprocess.run(["git", "update-index", "--assume-unchanged", "params.yaml"], cwd=shop.root, check=True)
+    try:
+        run(shop, "dvc", "repro", PYTHONHASHSEED="1", CLOSEDLOOP_ENGINE__THREADS="1")
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert digest_folder(shop.root / "models/candidate") == before
+    assert shop.read_json("metrics/registration.json")["folder_sha256"] == before
+    assert len(list_versions(shop)) == 1
+
+
+def test_killed_before_it_could_record_its_version_it_registers_nothing_twice(shop):
+    execute(shop, "UPDATE retrainings SET state = 'running', model_version = NULL")
+    assert "is registered, version 1" in run(shop, *COMMAND)
+    assert len(list_versions(shop)) == 1
+
+
+def test_a_gate_that_says_no_is_on_record_with_its_sentence(shop):
+    path = shop.root / "configs/datasets/shop.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["expectations"][0]["kwargs"]["min_value"] = 1_000_000
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    told = run(shop, "closedloop", "retrain", "--trigger-id", "t-2", "--reason", "a test", status=2)
+    assert "GateFailed: retraining t-2 is refused: validate: data gate: 1 critical expectation" in told
+    [(state, detail)] = execute(shop, "SELECT state, detail FROM retrainings WHERE trigger_id = 't-2'")
+    assert state == "refused"
+    assert "1000000" in detail.replace(",", "")
+    assert len(list_versions(shop)) == 1
+
+
+def test_a_crash_is_on_record_and_names_its_stage(shop):
+    (shop.root / "params.yaml").write_text(
+        (shop.root / "params.yaml").read_text(encoding="utf-8").replace("dataset: shop", "dataset: telco")
+    )
+    told = run(shop, "closedloop", "retrain", "--trigger-id", "t-3", status=1)
+    assert "retraining t-3 is failed: ingest: " in told
+    assert execute(shop, "SELECT state FROM retrainings WHERE trigger_id = 't-3'") == [("failed",)]
