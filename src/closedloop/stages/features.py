@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from closedloop.adapters.engine import write_batches
-from closedloop.adapters.tables import CONTENT_KEY, UTC_TIME, list_event_days
+from closedloop.adapters.tables import UTC_TIME, list_event_days
 from closedloop.core.labels import compute_labels, is_closed
-from closedloop.core.rollup import EVENTS_COLUMNS, ROLLUP_COLUMNS, rollup_events
+from closedloop.core.rollup import ROLLUP_COLUMNS
 from closedloop.core.windows import (
     ORIGINS_COLUMNS,
     PAST_COLUMNS,
@@ -30,7 +27,8 @@ from closedloop.core.windows import (
     select_past,
 )
 from closedloop.errors import ConfigError, DataError
-from closedloop.files import replace_file, replace_folder
+from closedloop.files import replace_folder
+from closedloop.stages.rollup import list_rollup, update_rollup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +38,7 @@ if TYPE_CHECKING:
     from closedloop.params import Params
 
 logger = logging.getLogger(__name__)
-SOURCES_KEY = b"closedloop.sources"
-# Raised when the roll-up's columns or their meaning change: files of an older format are then computed again.
-ROLLUP_FORMAT = b"1"
-ARROW_TYPES = {"string": pa.string(), "date": pa.date32(), "int64": pa.int64(), "float64": pa.float64()}
-ROLLUP_ARROW = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in ROLLUP_COLUMNS.items()])
-# a month or a day, and what a killed run left beside it
-ROLLUP_NAME = re.compile(r"\d{4}-\d{2}(-\d{2})?\.parquet|\.\d{4}-\d{2}(-\d{2})?\.parquet\.\d+")
 LABELS_ARROW = pa.schema([("customer_id", pa.string()), ("event_timestamp", UTC_TIME), ("churned", pa.bool_())])
-FOOTER_TAIL_BYTES = 8
 
 
 def build_features(
@@ -84,11 +74,12 @@ def build_features(
     for snapshot in snapshots:
         require_midnight(snapshot, "snapshot")
     written = update_rollup(events_dir, rollup_dir, engine=engine)
-    files = _list_rollup(rollup_dir)
+    files = list_rollup(rollup_dir)
     plan = _Plan(spec, attributes, since_column, engine)
 
     def write(session: Session, snapshot: dt.datetime) -> int:
-        plan.bind(session, files, customers_path)
+        reach = snapshot - dt.timedelta(days=spec.lookback_days), snapshot
+        plan.bind(session, list_rollup(rollup_dir, *reach), customers_path)
         batches = session.read_batches(plan.define(session, snapshot))
         rows = write_batches(folder / f"{snapshot:%Y-%m-%d}.parquet", batches, plan.schema)
         logger.info("snapshot %s: %d customers", snapshot.date(), rows)
@@ -184,7 +175,7 @@ def build_labels(
     """
     import ibis
 
-    files = _list_rollup(rollup_dir)
+    files = list_rollup(rollup_dir)
     if not files:
         raise DataError(f"{rollup_dir}: holds no roll-up; 'closedloop features' writes it")
     rollup = ibis.table(ROLLUP_COLUMNS, name="rollup")
@@ -235,84 +226,6 @@ def list_closed_snapshots(params: Params, dataset: DatasetConfig, events_dir: Pa
             f"the first is {snapshots[0]:%Y-%m-%d}"
         )
     return closed
-
-
-def update_rollup(events_dir: Path, rollup_dir: Path, *, engine: Engine) -> int:
-    """Bring the roll-up in line with the events; returns the number of files computed.
-
-    Calendar months before the newest one are a file each, days of the newest month a file each. A file carries the
-    digest of its sources and is computed again when that changed: layout and bytes follow from the events alone,
-    whatever was there before, so that a run that was killed is made good by the next.
-    """
-    days = list_event_days(events_dir)
-    if not days:
-        raise DataError(f"{events_dir}: holds no events; 'closedloop ingest' writes them")
-    rollup_dir.mkdir(parents=True, exist_ok=True)
-    if rollup_dir.samefile(events_dir):
-        raise ConfigError(f"{rollup_dir}: is the folder of the events; the roll-up needs one of its own")
-    groups: dict[str, list[Path]] = {}
-    for day in days:
-        name = f"{day}" if (day.year, day.month) == (days[-1].year, days[-1].month) else f"{day:%Y-%m}"
-        groups.setdefault(name, []).append(events_dir / f"{day}.parquet")
-    for path in rollup_dir.iterdir():
-        if path.name not in {f"{name}.parquet" for name in groups} and ROLLUP_NAME.fullmatch(path.name):
-            path.unlink()
-    digests = {name: _digest_sources(paths) for name, paths in groups.items()}
-    stale = [name for name in groups if _read_digest(rollup_dir / f"{name}.parquet") != digests[name]]
-
-    def compute(session: Session, name: str) -> None:
-        with replace_file(rollup_dir / f"{name}.parquet") as beside:
-            batches = _roll_up(session, groups[name], engine)
-            write_batches(beside, batches, ROLLUP_ARROW, {SOURCES_KEY: digests[name]})
-
-    engine.map(compute, stale)
-    logger.info("roll-up: %d of %d files computed", len(stale), len(groups))
-    return len(stale)
-
-
-def _roll_up(session: Session, paths: Sequence[Path], engine: Engine) -> Iterator[pa.RecordBatch]:
-    import ibis
-
-    events = ibis.table(EVENTS_COLUMNS, name="events")
-    session.bind("events", paths, EVENTS_COLUMNS)
-    found = session.read_batches(engine.compile(events.select("event_type").distinct()))
-    event_types = {name for batch in found for name in batch["event_type"].to_pylist() if name is not None}
-    return session.read_batches(engine.compile(rollup_events(events, sorted(event_types))))
-
-
-def _list_rollup(rollup_dir: Path) -> list[Path]:
-    return sorted(path for path in rollup_dir.glob("[0-9]*.parquet") if ROLLUP_NAME.fullmatch(path.name))
-
-
-def _digest_sources(paths: Sequence[Path]) -> bytes:
-    digest = hashlib.sha256(ROLLUP_FORMAT)
-    for path in paths:
-        digest.update(f"{path.name}:".encode() + _digest_file(path))
-    return digest.hexdigest().encode()
-
-
-def _digest_file(path: Path) -> bytes:
-    """A digest of a Parquet file's content: of its footer, if ingest put the content's own digest there."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - FOOTER_TAIL_BYTES))
-            tail = file.read()
-            file.seek(max(0, size - FOOTER_TAIL_BYTES - int.from_bytes(tail[:4], "little")))
-            footer = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); 'closedloop ingest' writes it") from error
-    if CONTENT_KEY in footer:
-        return hashlib.sha256(footer + str(size).encode()).digest()
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _read_digest(path: Path) -> bytes | None:
-    try:
-        metadata = pq.read_metadata(path).metadata
-    except (OSError, pa.ArrowInvalid):
-        return None
-    return metadata.get(SOURCES_KEY) if metadata else None
 
 
 def _features_arrow(spec: WindowSpec, attributes: Mapping[str, str]) -> pa.Schema:

@@ -96,6 +96,17 @@ def test_given_types_set_the_order_and_nothing_else(database: Any) -> None:
     assert found["customer_id"].tolist() == ["a", "b"] * 4
     plain = database.to_pandas(rollup_events(events))
     pd.testing.assert_frame_equal(found.sort_values(list(ROLLUP_KEYS), ignore_index=True), plain)
+    assert set(database.to_pandas(rollup_events(events, ["y"]))["event_type"]) == {"y"}
+
+
+def test_without_amounts_nothing_but_the_work_is_less(database: Any) -> None:
+    rows = [(name, "login", pd.Timestamp(f"2024-03-0{day}"), None) for name in "bab" for day in (2, 1)]
+    frame = pd.DataFrame(rows, columns=list(EVENTS_COLUMNS)).astype({"time": "datetime64[us]", "amount": float})
+    events = ibis.memtable(frame, schema=EVENTS_COLUMNS)
+    plain, found = rollup_events(events, ["login"]), rollup_events(events, ["login"], has_amounts=False)
+    assert found.schema() == plain.schema()
+    pd.testing.assert_frame_equal(database.to_pandas(found), database.to_pandas(plain))
+    assert "arg_max" not in str(database.compile(found)).lower()
 
 
 def test_no_events_no_rows(database: Any) -> None:

@@ -16,7 +16,8 @@ from closedloop.adapters.engine import Engine
 from closedloop.adapters.tables import EVENT_SCHEMA, write_event_days, write_table
 from closedloop.core.windows import AGGREGATIONS, WindowSpec, feature_names
 from closedloop.errors import ConfigError, DataError
-from closedloop.stages.features import build_features, build_labels, update_rollup
+from closedloop.stages.features import build_features, build_labels
+from closedloop.stages.rollup import update_rollup
 
 SPEC = WindowSpec(
     event_types=("purchase", "login"),

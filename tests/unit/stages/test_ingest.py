@@ -163,7 +163,7 @@ def test_event_types_come_from_their_column(tmp_path):
     }
     run(tmp_path, config, path)
     events = read(tmp_path, "events")
-    assert events["event_type"].tolist() == ["visit", "order"]
+    assert events["event_type"].tolist() == ["order", "visit"]
     assert events["amount"].isna().all()
 
 
