@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from closedloop.dataset import DatasetConfig, load_dataset, read_yaml
 from closedloop.params import Params, merge_values, parse_params
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.store import Store
+    from closedloop.core.rollout import RolloutPolicy
+    from closedloop.loop.release import Evidence
     from closedloop.serving.agent import Agent
     from closedloop.serving.slots import Slot
     from closedloop.serving.worker import WorkerConfig
@@ -119,6 +121,41 @@ def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
 def locate_retraining_state(run: RunContext) -> Path:
     """What local retrainings of this data set leave, and keep for the next."""
     return run.settings.locate(run.settings.retraining.state) / run.dataset.model_name
+
+
+def build_release_evidence(run: RunContext) -> Evidence:
+    """What a step of a release is decided on."""
+    from closedloop.adapters.arms import Arms
+    from closedloop.adapters.prometheus import ErrorCounts
+    from closedloop.loop.release import Evidence
+
+    settings, serving = run.settings.release, run.settings.serving
+    address = run.settings.locate_url(run.settings.operations.url)
+    errors = ErrorCounts(settings.prometheus, f"http://{serving.host}:{serving.metrics_port}/metrics")
+    horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
+    unit: Literal["customer", "request"] = "customer" if settings.traffic == "row" else "request"
+    return Evidence(Arms(address), build_store(run), errors, unit, horizon_days)
+
+
+def build_release_policy(run: RunContext) -> RolloutPolicy:
+    """What a release has to show."""
+    import dataclasses
+
+    from closedloop.core.rollout import STEPS, RolloutPolicy
+
+    settings = run.settings.release
+    chosen = [step for step in STEPS if step.name in ("shadow", "champion", *settings.steps)]
+    hours = [settings.hours_max] * (len(chosen) - 2) + [settings.last_hours_max, settings.guard_hours_max]
+    least = settings.requests_min
+    steps = tuple(
+        dataclasses.replace(
+            step, hours_max=most, requests_min=least if least and step.weight < 1 else step.requests_min
+        )
+        for step, most in zip(chosen, hours, strict=True)
+    )
+    names = {field.name for field in dataclasses.fields(RolloutPolicy)} - {"steps"}
+    limits = {name: value for name, value in settings.model_dump().items() if name in names}
+    return RolloutPolicy(steps=steps, **limits)
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:

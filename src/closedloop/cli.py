@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from closedloop.cli_experiment import app as experiment_app
+from closedloop.cli_release import app as release_app
 from closedloop.cli_retrain import app as retrain_app
 from closedloop.cli_serving import app as serving_app
 from closedloop.environment import set_environment
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(serving_app)
 app.add_typer(experiment_app)
 app.add_typer(retrain_app)
+app.add_typer(release_app)
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model.")]
 RawOption = Annotated[Path, typer.Option(help="Canonical tables: customers, events, dropped rows.")]

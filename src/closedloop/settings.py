@@ -49,10 +49,45 @@ class EngineSettings(_Section):
     temp_directory: str = "state/duckdb"
 
 
+class IstioSettings(_Section):
+    """The VirtualService whose weights follow the release: of its route to these two subsets."""
+
+    virtual_service: str = "closedloop"
+    namespace: str = "default"
+    stable: str = "stable"
+    canary: str = "canary"
+
+
 class ReleaseSettings(_Section):
-    """Whether a model that won offline becomes champion at once; production releases by evidence instead."""
+    """How a version is released; the limits are those of `closedloop.core.rollout.RolloutPolicy`.
+
+    ``auto_promote``: a version that won offline becomes champion at once; production releases by evidence instead.
+    ``steps``: those between shadow and champion; ``requests_min``: in each, null for what a power calculation says.
+    ``hours_max``, ``last_hours_max`` and ``guard_hours_max``: how long a
+    step, the last canary step and the watch over a new champion may last.
+    """
 
     auto_promote: bool = False
+    evidence: Literal["offline", "outcomes"] = "offline"
+    traffic: Literal["row", "istio"] = "row"
+    prometheus: str = ""
+    steps: tuple[Literal["canary_5", "canary_25", "canary_50"], ...] = ("canary_5", "canary_25", "canary_50")
+    requests_min: int | None = Field(default=None, ge=1)
+    hours_max: float = Field(default=72, gt=0)
+    last_hours_max: float = Field(default=24 * 45, gt=0)
+    guard_hours_max: float = Field(default=24 * 60, gt=0)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    guard_alpha: float = Field(default=0.01, gt=0, lt=1)
+    split_alpha: float = Field(default=0.001, gt=0, lt=1)
+    outcomes_planned: int = Field(default=5_000, ge=1)
+    outcomes_deviation: float = Field(default=0.3, gt=0)
+    outcomes_min: int = Field(default=200, ge=1)
+    error_ratio_max: float = Field(default=1.5, ge=1)
+    error_rate_max: float = Field(default=0.05, gt=0, lt=1)
+    latency_ratio_max: float = Field(default=1.5, ge=1)
+    latency_slack_ms: float = Field(default=5.0, ge=0)
+    score_distance_max: float = Field(default=0.2, ge=0, le=1)
+    istio: IstioSettings = IstioSettings()
 
 
 class OperationsSettings(_Section):

@@ -197,6 +197,19 @@ class Features:
         state = state.mask(age > pd.Timedelta(days=self.max_age_days), "stale").mask(snapshot_at.isna(), "unknown")
         return OnlineRows(features, snapshot_at, state)
 
+    def has_service(self, name: str) -> bool:
+        """Whether a feature service, and the views behind it, still exist in this project's registry."""
+        from feast.errors import FeastObjectNotFoundException
+
+        try:
+            with _quiet():
+                store = self._store()
+                for view in store.get_feature_service(name).feature_view_projections:
+                    store.get_feature_view(view.name)
+        except FeastObjectNotFoundException:
+            return False
+        return True
+
     def _store(self) -> FeatureStore:
         return _open_store(self._config)
 

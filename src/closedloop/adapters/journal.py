@@ -24,14 +24,10 @@ class JournalChanged(ClosedloopError):
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """A version on its way: ``step`` began at ``step_at``; ``predecessor`` is whom it is compared with.
+    """A version on its way: ``step`` is one of `closedloop.core.rollout`, and began at ``step_at``.
 
-    Parameters
-    ----------
-    step
-        "shadow", "canary" (the row says with which weight), or "guard": champion, with its predecessor in shadow.
-    started_at
-        When it went into shadow, or, of a guard, when it became champion.
+    ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
+    before the step, by "version/variant".
     """
 
     version: str
@@ -39,12 +35,14 @@ class Rollout(msgspec.Struct, frozen=True):
     step: str
     started_at: dt.datetime
     step_at: dt.datetime
+    errors_before: dict[str, float] = {}
 
 
 class Entry(msgspec.Struct, frozen=True):
     """One move: ``row`` is what serves from here on, ``rollout`` what is still to be decided about it.
 
-    ``rejected`` is the version that lost with this move and is not released again by itself.
+    ``rejected`` is the version that lost with this move and is not released again by itself; ``feature_service`` is
+    the champion's.
     """
 
     action: str
@@ -54,6 +52,7 @@ class Entry(msgspec.Struct, frozen=True):
     row: Deployment
     rollout: Rollout | None = None
     rejected: str | None = None
+    feature_service: str | None = None
     evidence: dict[str, Any] = {}
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION = "challenger", "champion"
 DIGEST_TAG = "closedloop.folder_sha256"
 GATES_TAG = "closedloop.gates"
+FEATURES_TAG = "closedloop.feature_service"
+VERDICT_TAG, COMPARED_TAG = "closedloop.comparison", "closedloop.compared_with"  # with the champion of that digest
 REJECTED_TAG = "closedloop.rejected"
 JOURNAL_TAG = "closedloop.journal_head"  # of the registered model
 CONTRACT_PATH = "contract"
@@ -247,6 +249,12 @@ class Tracking:
                 raise DataError(f"{self.model_name} has no version {version}") from error
             raise self._explain(error) from None
 
+    def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Set tags of a version that differ from what it has."""
+        for name, value in tags.items():
+            if version.tags.get(name) != value:
+                self.client.set_model_version_tag(self.model_name, version.version, name, value)
+
     def set_challenger(self, version: str) -> None:
         """Point the alias ``challenger`` at a version."""
         self.client.set_registered_model_alias(self.model_name, CHALLENGER, version)
@@ -254,8 +262,7 @@ class Tracking:
     def reject(self, version: str, reason: str) -> None:
         """Tag a version as rejected, which takes the alias ``challenger`` from it."""
         found = self.read_version(version)
-        if found.tags.get(REJECTED_TAG) != reason:
-            self.client.set_model_version_tag(self.model_name, version, REJECTED_TAG, reason)
+        self.tag_version(found, {REJECTED_TAG: reason})
         if CHALLENGER in found.aliases:
             self.client.delete_registered_model_alias(self.model_name, CHALLENGER)
 

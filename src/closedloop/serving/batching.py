@@ -40,6 +40,9 @@ class PredictionMetrics(Protocol):
     def count_predictions(self, version: str, variant: str, decisions: np.ndarray, seconds: float) -> None:
         """Count decisions (0 or 1, shape (n,)) of a version, and the seconds that scoring took a row."""
 
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        """Add to a counter."""
+
     def observe_features(self, matrix: np.ndarray, missing: np.ndarray | None = None) -> None:
         """Count packed rows, float32 (n, n_features), by feature; ``missing`` marks values that were not given."""
 
@@ -179,6 +182,7 @@ class Batcher:
                 predictions, seconds = self._predict(group)
                 self._log.append(predictions)
             except Exception as error:
+                self._metrics.count("model_errors_total", group[0].model.version, group[0].variant, by=len(group))
                 _fail(group, error)
                 continue
             decisions = np.fromiter((prediction.decision for prediction in predictions), np.int64, len(predictions))
@@ -187,9 +191,11 @@ class Batcher:
             for pending, prediction in zip(group, predictions, strict=True):
                 if not pending.future.done():
                     pending.future.set_result(prediction)
-            serving = group[0].serving
-            if serving.challenger is not None and serving.slots.challenger_mode == "shadow":
-                asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions)
+            challenger = group[0].serving.challenger
+            # in canary too: only customers that both have scored tell soon which is better
+            if challenger is not None and group[0].model is not challenger:
+                took = seconds * len(group)
+                asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions, took)
 
     def _observe(self, group: list[Pending]) -> None:
         """Count features as the champion numbers their categories; a category that was not given is no unknown one."""
@@ -232,8 +238,8 @@ class Batcher:
         ]
         return predictions, (now - start) / len(group)
 
-    def _score_shadow(self, group: list[Pending], answered: list[Prediction]) -> None:
-        """Let the challenger score what the champion has answered; whatever goes wrong, nobody waits for it."""
+    def _score_shadow(self, group: list[Pending], answered: list[Prediction], took: float) -> None:
+        """Let the challenger score what the champion has answered in ``took`` seconds; nobody waits for it."""
         serving = group[0].serving
         challenger = serving.challenger
         chosen = [place for place, pending in enumerate(group) if not pending.forced]
@@ -256,9 +262,11 @@ class Batcher:
         ]
         try:
             predictions, seconds = self._predict(shadows)
-            linked = [_link(prediction, answered[place]) for prediction, place in zip(predictions, chosen, strict=True)]
+            longer = (seconds * len(chosen) - took) * 1e3
+            linked = [_link(found, answered[place], longer) for found, place in zip(predictions, chosen, strict=True)]
             self._log.append(linked)
         except Exception:
+            self._metrics.count("model_errors_total", challenger.version, "shadow", by=len(chosen))
             logger.exception("the challenger %s could not score in shadow", challenger.version)
             return
         decisions = np.fromiter((prediction.decision for prediction in linked), np.int64, len(linked))
@@ -288,10 +296,12 @@ def assign(request: ScoringRequest, serving: Serving, version: str | None) -> tu
     return champion, "champion"
 
 
-def _link(prediction: Prediction, answered: Prediction) -> Prediction:
+def _link(prediction: Prediction, answered: Prediction, longer_ms: float) -> Prediction:
+    """With the time that the answer would have taken, had the shadow given it."""
     import msgspec
 
-    return msgspec.structs.replace(prediction, answered_id=answered.prediction_id, latency_ms=0.0)
+    latency = max(answered.latency_ms + longer_ms, 0.0)
+    return msgspec.structs.replace(prediction, answered_id=answered.prediction_id, latency_ms=latency)
 
 
 def _fail(waiting: list[Pending], error: Exception) -> None:

@@ -64,6 +64,7 @@ METRICS: dict[str, MetricDoc] = {
     "model_predictions_total": MetricDoc(
         "counter", ("model_version", "variant", "prediction_class"), "Rows scored; class 1 is churn"
     ),
+    "model_errors_total": MetricDoc("counter", ("model_version", "variant"), "Rows that a model failed to answer"),
     "feature_distribution": MetricDoc(
         "histogram",
         ("feature_name",),

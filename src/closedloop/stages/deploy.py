@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from closedloop.core.chain import Link
 
 logger = logging.getLogger(__name__)
+FEATURES = "closedloop.feature_service"  # the registry's tag; the registry itself is imported late
+Challenger = tuple[str, Literal["shadow", "canary"], float]  # version, mode, weight
 
 
 class DeploymentTable(Protocol):
@@ -54,13 +56,15 @@ class Releases:
         """Whose releases these are."""
         return self.tracking.model_name
 
-    def settle(self, *, overrule: bool = False) -> State:
+    def settle(self, *, overrule: bool = False, mirror: bool = True) -> State:
         """Complete the newest entry where that is still to be done, and return what is in force.
 
         Parameters
         ----------
         overrule
             Go on from the row as it is, where somebody changed it without the journal.
+        mirror
+            Whether the registry is looked at, which takes seconds; the next move mends it in any case.
 
         Raises
         ------
@@ -83,7 +87,8 @@ class Releases:
                 )
             logger.warning("%sdid not write; it is gone on from", found)
             return State(row, head, None)
-        self._mirror(entry, head)
+        if mirror:
+            self._mirror(entry, head)
         return State(row, head, entry.rollout)
 
     def move(
@@ -95,7 +100,7 @@ class Releases:
         reason: str,
         now: dt.datetime,
         champion: str,
-        challenger: tuple[str, Literal["shadow", "canary"], float] | None = None,
+        challenger: Challenger | None = None,
         rollout: Rollout | None = None,
         rejected: str | None = None,
         evidence: Mapping[str, Any] | None = None,
@@ -118,20 +123,21 @@ class Releases:
             If the new champion carries no passed evaluation.
         """
         row, name = state.row, self.model_name
-        if champion not in self.list_champions():  # one that was may come back while the registry is away
-            self.tracking.require_passed(champion)
+        earlier = [entry for entry in self.read_entries() if entry.row.champion_version == champion]
+        # one that was champion may come back while the registry is away
+        service = earlier[-1].feature_service if earlier else self.tracking.require_passed(champion).tags.get(FEATURES)
         revision = (row.revision if row else 0) + 1
         salt = row.salt if row and not deal_anew else f"{name}-{revision}"
         target = Deployment(name, revision, champion, salt, now, *(challenger or ()))
-        entry = Entry(action, actor, now, reason, target, rollout, rejected, dict(evidence or {}))
+        entry = Entry(action, actor, now, reason, target, rollout, rejected, service, dict(evidence or {}))
         head = self.journal.append(name, entry, after=state.head)
         written = self._write_row(target)
         self._mirror(entry, head)
         return State(written, head, rollout)
 
-    def list_champions(self) -> list[str]:
-        """The versions that have been champion by the journal, the newest first; one may stand there more than once."""
-        return [read_entry(link).row.champion_version for link in reversed(self.journal.read(self.model_name))]
+    def read_entries(self) -> list[Entry]:
+        """All that was ever moved, the oldest first."""
+        return [read_entry(link) for link in self.journal.read(self.model_name)]
 
     def _write_row(self, target: Deployment) -> Deployment:
         """The row of an entry; another process may have written the same."""

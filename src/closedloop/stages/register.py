@@ -63,7 +63,7 @@ def register(
     ConfigError
         If ``model_name`` or ``stage`` does not fit.
     """
-    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, GATES_TAG, REJECTED_TAG
+    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, FEATURES_TAG, GATES_TAG, REJECTED_TAG
     from closedloop.stages.deploy import deploy_champion
 
     contract = read_contract(model_dir)
@@ -80,9 +80,10 @@ def register(
         tags |= {
             DIGEST_TAG: folder_sha256,
             GATES_TAG: "passed",
-            "closedloop.feature_service": contract.feature_service,
+            FEATURES_TAG: contract.feature_service,
         }
         version = tracking.register(run["model_uri"], run["run_id"], tags)
+    tracking.tag_version(version, describe_comparison(verdict))
     row = releases.settle(overrule=True).row  # what a killed registration left half done is done first
     champion = tracking.read_alias(CHAMPION)
     is_champion = champion is not None and champion.version == version.version
@@ -106,6 +107,16 @@ def register(
     }
     write_json(registration_path, report)
     return {**report, "created": created}
+
+
+def describe_comparison(verdict: dict[str, Any]) -> dict[str, str]:
+    """Tags that say how a version did against the champion of its evaluation; nothing where there was none."""
+    from closedloop.adapters.mlflow import COMPARED_TAG, VERDICT_TAG
+
+    compared = (verdict["champion"] or {}).get("folder_sha256")
+    if not verdict["comparison"] or not compared:
+        return {}
+    return {VERDICT_TAG: verdict["comparison"]["verdict"], COMPARED_TAG: compared}
 
 
 def is_interrupted(version: ModelVersion, *holders: ModelVersion | None) -> bool:

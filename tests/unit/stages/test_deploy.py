@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,9 +36,10 @@ class Registry:
         self.mark: str | None = None
         self.away = False
 
-    def require_passed(self, version: str) -> None:
+    def require_passed(self, version: str) -> Any:
         if version == "5":
             raise DataError("version 5: no passed evaluation")
+        return SimpleNamespace(tags={"closedloop.feature_service": "shop_churn_a"})
 
     def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
         if self.away:

@@ -1,0 +1,36 @@
+"""What each of two models did, from the operations store: requests, customers, latency and scores, in SQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import sqlalchemy as sa
+
+from closedloop.adapters.database import Database
+from closedloop.core.rollout import SCORE_BINS, ArmEvidence
+from closedloop.migrations.tables import PREDICTIONS
+
+
+class Arms(Database):
+    """Reads what a rollout is decided on; requests that a version was forced upon by header are left out."""
+
+    def summarise(self, model_name: str, version: str, *, shadow: bool, since: dt.datetime) -> ArmEvidence:
+        """What a version answered, or scored in shadow, since a time; errors, which are not stored, are 0."""
+        table = PREDICTIONS.c
+        chosen = (
+            sa.select(table.customer_id, table.score, table.latency_ms)
+            .where(table.model_name == model_name, table.model_version == version, table.predicted_at >= since)
+            .where((table.variant == "shadow") == shadow, ~table.forced)
+            .subquery()
+        )
+        inside = [
+            sa.func.count().filter(chosen.c.score >= low / SCORE_BINS, chosen.c.score < (low + 1) / SCORE_BINS)
+            for low in range(SCORE_BINS - 1)
+        ]
+        counts = sa.select(sa.func.count(), sa.func.count(chosen.c.customer_id.distinct()), *inside)
+        with self._begin(write=False) as connection:
+            requests, customers, *bins = connection.execute(counts.select_from(chosen)).one()
+            place = max(-(-requests * 95 // 100) - 1, 0)
+            slowest = sa.select(chosen.c.latency_ms).order_by(chosen.c.latency_ms).offset(place).limit(1)
+            p95 = connection.scalar(slowest)
+        return ArmEvidence(requests, 0, customers, p95, (*bins, requests - sum(bins)))

@@ -1,0 +1,168 @@
+"""The command line of releases: start, watch, undo, and prove what was done."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from closedloop.errors import ConfigError
+
+app = typer.Typer()
+release_app = typer.Typer(
+    help="Releases: from registered over shadow and canary to champion, on evidence.", no_args_is_help=True
+)
+app.add_typer(release_app, name="release")
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
+ActorOption = Annotated[str | None, typer.Option(help="Who asks, for the journal (default: the user).")]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the journal.")]
+PARAMS = Path("params.yaml")
+EXIT_OF_VERDICT = {"advance": 0, "roll_back": 2, "hold": 3}
+
+
+@release_app.command()
+def start(
+    version: Annotated[str, typer.Argument(help="A registered version, or 'challenger' for the one of that alias.")],
+    params: ParamsOption = PARAMS,
+    actor: ActorOption = None,
+) -> None:
+    """Put a registered version into shadow beside the champion."""
+    from closedloop.bootstrap import build_release_evidence, build_releases, load_run
+    from closedloop.loop.release import start_release
+
+    context = load_run(params)
+    releases = build_releases(context)
+    if version == "challenger":
+        found = releases.tracking.read_alias("challenger")
+        if found is None:
+            raise ConfigError(f"no version of {releases.model_name} is challenger")
+        version = str(found.version)
+    _show(start_release(releases, build_release_evidence(context), version, actor=_name(actor), now=_now()))
+
+
+@release_app.command()
+def step(
+    params: ParamsOption = PARAMS,
+    every: Annotated[float | None, typer.Option(help="Go on, with a pass every so many minutes.", min=0.01)] = None,
+) -> None:
+    """One pass of the controller: complete, gather, decide, apply."""
+    from closedloop.bootstrap import build_release_evidence, build_release_policy, build_releases, load_run
+    from closedloop.loop.release import run_pass
+
+    context = load_run(params)
+    releases, evidence = build_releases(context), build_release_evidence(context)
+    policy = build_release_policy(context)
+
+    def once() -> None:
+        now = _now()
+        found = run_pass(releases, evidence, policy, now=now, as_of=now)
+        _say(found.decision)
+        _show(found.state)
+
+    if every is None:
+        once()
+        return
+    from closedloop.adapters.scheduler import repeat
+
+    repeat(once, minutes=every)
+
+
+@release_app.command()
+def check(params: ParamsOption = PARAMS) -> None:
+    """Judge the step that is under way, and change nothing: exit status 0 advance, 2 roll back, 3 undecided."""
+    from closedloop.bootstrap import build_release_evidence, build_release_policy, build_releases, load_run
+    from closedloop.loop.release import judge
+
+    context = load_run(params)
+    releases, now = build_releases(context), _now()
+    rollout = releases.settle().rollout
+    if rollout is None:
+        raise ConfigError(f"no version of {releases.model_name} is being released")
+    evidence, policy = build_release_evidence(context), build_release_policy(context)
+    _, decision = judge(releases, evidence, policy, rollout, now=now, as_of=now)
+    _say(decision)
+    raise SystemExit(EXIT_OF_VERDICT[decision.verdict])
+
+
+@release_app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="A registered version that passed its gates.")],
+    params: ParamsOption = PARAMS,
+    reason: ReasonOption = "by hand",
+    actor: ActorOption = None,
+) -> None:
+    """Make a version champion at once, without shadow and canary."""
+    from closedloop.bootstrap import build_features, build_releases, load_run
+    from closedloop.loop.rollback import promote as run
+
+    context = load_run(params)
+    releases, features = build_releases(context), build_features(context)
+    _show(run(releases, features, version, actor=_name(actor), reason=reason, now=_now()))
+
+
+@release_app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="The version to serve (default: the one before).")] = None,
+    params: ParamsOption = PARAMS,
+    reason: ReasonOption = "by hand",
+    actor: ActorOption = None,
+) -> None:
+    """End a shadow or canary, or give the champion's place back: model, features and thresholds together."""
+    from closedloop.bootstrap import build_features, build_releases, load_run
+    from closedloop.loop.rollback import roll_back
+
+    context = load_run(params)
+    releases, features = build_releases(context), build_features(context)
+    _show(roll_back(releases, features, to=to, actor=_name(actor), reason=reason, now=_now()))
+
+
+@release_app.command()
+def history(params: ParamsOption = PARAMS) -> None:
+    """Every move, the oldest first: when, what, who, and why."""
+    from closedloop.bootstrap import build_releases, load_run
+
+    for number, entry in enumerate(build_releases(load_run(params)).read_entries(), start=1):
+        row = entry.row
+        beside = f", {row.challenger_version} in {row.challenger_mode} {row.weight:g}" if row.challenger_version else ""
+        moment = entry.recorded_at.strftime("%Y-%m-%d %H:%M:%S")
+        typer.echo(f"{number:>4} {moment} {entry.action}: champion {row.champion_version}{beside}")
+        typer.echo(f"     {entry.actor}: {entry.reason}")
+
+
+@release_app.command()
+def verify(params: ParamsOption = PARAMS) -> None:
+    """Prove the journal; a broken one ends with 2 and names the place."""
+    from closedloop.bootstrap import build_releases, load_run
+    from closedloop.loop.rollback import verify as run
+
+    typer.echo(f"the journal holds: {run(build_releases(load_run(params)))} entries", err=True)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _name(actor: str | None) -> str:
+    import getpass
+
+    return actor or getpass.getuser()
+
+
+def _say(decision: Any) -> None:
+    if decision is None:
+        typer.echo("no version is being released", err=True)
+        return
+    typer.echo(decision.verdict.replace("_", " "))
+    for reason in decision.reasons:
+        typer.echo(f"  {reason}")
+
+
+def _show(state: Any) -> None:
+    row, rollout = state.row, state.rollout
+    text = f"champion {row.champion_version}" if row else "nothing serves"
+    if rollout is not None:
+        text += f"; version {rollout.version} in {rollout.step}"
+    typer.echo(text, err=True)

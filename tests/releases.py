@@ -1,0 +1,123 @@
+"""A release desk without MLflow: real journal and row on SQLite, a registry and evidence as a test says."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from closedloop.adapters.journal import Journal
+from closedloop.adapters.store import OUTCOME_COLUMNS, Store
+from closedloop.core.rollout import ArmEvidence
+from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.loop.release import Evidence
+from closedloop.stages.deploy import Releases
+
+NAME = "shop_churn"
+NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+SCORES = (3_000, *[0] * 18, 1_000)
+
+
+class Registry:
+    """Aliases and tags of versions 1 to 6, each of which won against the one before; 5 never passed its gates."""
+
+    model_name = NAME
+
+    def __init__(self) -> None:
+        self.champion: str | None = None
+        self.challenger: str | None = None
+        self.rejected: dict[str, str] = {}
+        self.mark: str | None = None
+        self.away = False
+        self.tags = {
+            str(number): {
+                "closedloop.feature_service": "shop_churn_a",
+                "closedloop.folder_sha256": f"digest {number}",
+                "closedloop.comparison": "win",
+                "closedloop.compared_with": f"digest {number - 1}",
+            }
+            for number in range(1, 7)
+        }
+
+    def read_version(self, version: str) -> Any:
+        if self.away:
+            raise ServiceUnavailable("the registry is away")
+        if version not in self.tags:
+            raise DataError(f"no version {version}")
+        return SimpleNamespace(version=version, tags=self.tags[version])
+
+    def require_passed(self, version: str) -> Any:
+        if version == "5":
+            raise DataError("version 5: no passed evaluation")
+        return self.read_version(version)
+
+    def set_challenger(self, version: str) -> None:
+        self.challenger = version
+
+    def read_journal_mark(self) -> str | None:
+        return self.mark
+
+    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
+        if self.away:
+            raise ServiceUnavailable("the registry is away")
+        self.champion, self.mark = champion, mark
+        if rejected:
+            self.rejected[rejected] = reason
+
+
+@dataclass
+class Traffic:
+    """What the service has done, for `Evidence`: arms by (version, shadow), errors, outcomes."""
+
+    arms: dict[tuple[str, bool], ArmEvidence] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    asked: list[dt.datetime] = field(default_factory=list)
+
+    def summarise(self, model_name: str, version: str, *, shadow: bool, since: dt.datetime) -> ArmEvidence:
+        self.asked.append(since)
+        return self.arms.get((version, shadow), ArmEvidence())
+
+    def read_totals(self) -> dict[str, float]:
+        return dict(self.errors)
+
+    def read_since(self, before: dict[str, float], seconds: float) -> dict[str, float]:
+        return {name: value - before.get(name, 0.0) for name, value in self.errors.items()}
+
+    def list_outcomes(self, name: str, **_: Any) -> pd.DataFrame:
+        columns = {column.name: kind for column, kind in OUTCOME_COLUMNS.items()}
+        return pd.DataFrame(self.rows, columns=list(columns)).astype(columns)
+
+    def flow(self, version: str, *, shadow: bool = False, share: float = 1.0, **changes: Any) -> None:
+        """An arm as it should be, with its share of 120,000 requests of 30,000 customers."""
+        values = {
+            "requests": int(120_000 * share),
+            "customers": int(30_000 * share),
+            "latency_p95_ms": 8.0,
+            "scores": SCORES,
+        }
+        self.arms[version, shadow] = ArmEvidence(**(values | changes))
+
+
+@contextmanager
+def open_desk(folder: Path) -> Iterator[tuple[Releases, Evidence, Traffic]]:
+    """Releases of an empty store, and evidence that a test makes up."""
+    url = f"sqlite:///{folder / 'operations.db'}"
+    store, journal, traffic = Store(url), Journal(url), Traffic()
+    store.upgrade()
+    try:
+        yield (
+            Releases(Registry(), store, journal),  # type: ignore[arg-type]
+            Evidence(traffic, traffic, traffic, "customer", 30),
+            traffic,
+        )
+    finally:
+        store.close()
+        journal.close()

@@ -1,0 +1,338 @@
+"""The controller: each pass moves a version one step, or not, and a pass that is killed is done by the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from closedloop.adapters.journal import read_entry
+from closedloop.core.chain import find_break
+from closedloop.core.rollout import RolloutPolicy
+from closedloop.errors import ConfigError, DataError, GateFailed
+from closedloop.loop.release import run_pass, start_release
+from closedloop.loop.rollback import find_predecessor, promote, roll_back, verify
+from closedloop.stages.deploy import deploy_champion
+from tests.releases import HOUR, NOW, open_desk
+
+POLICY = RolloutPolicy()
+STEPS = ("shadow", "canary_5", "canary_25", "canary_50", "champion")
+SHARES = {"canary_5": 0.05, "canary_25": 0.25, "canary_50": 0.5}
+
+
+class Services:
+    """Feature services that exist."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def has_service(self, name: str) -> bool:
+        return name in self.names
+
+
+HERE = Services("shop_churn_a")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Any:
+    with open_desk(tmp_path) as made:
+        deploy_champion(made[0], "1", now=NOW, actor="register", reason="the first version")
+        yield made
+
+
+def flow(traffic: Any, step: str, **changes: Any) -> None:
+    """Traffic as it should be in a step of version 2 against 1; ``changes`` of version 2's arm."""
+    traffic.arms.clear()
+    share = SHARES.get(step, 1.0)
+    traffic.flow("2", shadow=step == "shadow", share=share, **changes)
+    traffic.flow("1", shadow=step == "champion", share=1 - share if share < 1 else 1.0)
+
+
+def advance(desk: Any, *, until: str, now: dt.datetime = NOW) -> dt.datetime:
+    """Start version 2 and let it pass all steps up to one."""
+    releases, evidence, traffic = desk
+    start_release(releases, evidence, "2", actor="a test", now=now)
+    for step in STEPS[: STEPS.index(until)]:
+        flow(traffic, step)
+        now += HOUR
+        assert run_pass(releases, evidence, POLICY, now=now, as_of=now).decision.verdict == "advance"  # type: ignore[union-attr]
+    return now
+
+
+def describe(releases: Any) -> tuple[Any, ...]:
+    row = releases.settle().row
+    return row.champion_version, row.challenger_version, row.challenger_mode, row.weight
+
+
+def test_a_version_that_holds_passes_every_step_and_each_is_journaled_with_its_evidence(desk: Any) -> None:
+    releases, evidence, traffic = desk
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    assert releases.tracking.challenger == "2"
+    seen, now, salts = [describe(releases)], NOW, {releases.settle().row.salt}
+    for step in STEPS[:-1]:
+        flow(traffic, step)
+        now += HOUR
+        run_pass(releases, evidence, POLICY, now=now, as_of=now)
+        seen.append(describe(releases))
+        salts.add(releases.settle().row.salt)
+    assert seen == [
+        ("1", "2", "shadow", 0.0),
+        ("1", "2", "canary", 0.05),
+        ("1", "2", "canary", 0.25),
+        ("1", "2", "canary", 0.5),
+        ("2", "1", "shadow", 0.0),
+    ]
+    assert len(salts) == 1  # a larger share keeps the customers of the smaller one
+    assert releases.tracking.champion == "2"
+    entries = releases.read_entries()
+    assert [entry.action for entry in entries] == ["promote", *STEPS]
+    assert entries[2].evidence["evidence"]["challenger"]["requests"] == 120_000
+    assert "sample: 120,000 of the challenger's requests, at least 5,193 are needed" in entries[2].reason
+    # evidence of a step is what came after it had been taken up
+    assert traffic.asked[-1] == NOW + 3 * HOUR + dt.timedelta(seconds=2)
+    flow(traffic, "champion")
+    run_pass(releases, evidence, POLICY, now=now + 61 * 24 * HOUR, as_of=now)
+    assert (describe(releases), releases.settle().rollout) == (("2", None, None, 0.0), None)
+    assert verify(releases) == 7
+
+
+def test_an_undecided_step_holds_and_goes_back_when_its_time_is_over(desk: Any) -> None:
+    releases, evidence, traffic = desk
+    advance(desk, until="canary_5")
+    flow(traffic, "canary_5", requests=100, customers=25)
+    traffic.flow("1", share=0.0475)
+    found = run_pass(releases, evidence, POLICY, now=NOW + 2 * HOUR, as_of=NOW)
+    assert (found.decision.verdict, describe(releases)) == ("hold", ("1", "2", "canary", 0.05))  # type: ignore[union-attr]
+    before = len(releases.read_entries())
+    found = run_pass(releases, evidence, POLICY, now=NOW + 80 * HOUR, as_of=NOW)
+    assert (found.decision.verdict, describe(releases)) == ("roll_back", ("1", None, None, 0.0))  # type: ignore[union-attr]
+    assert len(releases.read_entries()) == before + 1
+    assert releases.tracking.rejected["2"].startswith("entry 4: undecided at the end of its time")
+    assert run_pass(releases, evidence, POLICY, now=NOW, as_of=NOW).decision is None
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "words"),
+    [
+        ("canary_5", {"latency_p95_ms": 40.0}, "latency: p95 is 40.00 ms"),
+        ("canary_25", {"customers": 1_500}, "the split is broken"),
+        ("shadow", {"scores": (0,) * 19 + (40_000,)}, "scores: the arms' distributions are 0.750 apart"),
+    ],
+)
+def test_a_guardrail_that_fails_takes_the_version_back(desk: Any, step: str, changes: Any, words: str) -> None:
+    releases, evidence, traffic = desk
+    now = advance(desk, until=step)
+    flow(traffic, step, **changes)
+    run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
+    entry = releases.read_entries()[-1]
+    assert (entry.action, entry.rejected, describe(releases)) == ("reject", "2", ("1", None, None, 0.0))
+    assert words in entry.reason
+
+
+def test_errors_are_counted_from_the_beginning_of_the_step(desk: Any) -> None:
+    releases, evidence, traffic = desk
+    traffic.errors = {"2/canary": 5_000.0, "1/champion": 3.0}
+    now = advance(desk, until="canary_5")
+    flow(traffic, "canary_5")
+    traffic.errors["1/champion"] += 2.0
+    assert run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now).decision.verdict == "advance"  # type: ignore[union-attr]
+    arms = releases.read_entries()[-1].evidence["evidence"]
+    assert (arms["stable"]["errors"], arms["stable"]["requests"], arms["challenger"]["errors"]) == (2, 114_002, 0)
+    flow(traffic, "canary_25")
+    traffic.errors["2/canary"] += 6_000.0
+    run_pass(releases, evidence, POLICY, now=now + 2 * HOUR, as_of=now)
+    entry = releases.read_entries()[-1]
+    assert (entry.action, entry.rejected) == ("reject", "2")
+    assert "error rate: 0.16667 of the challenger's requests, at most 0.05 is allowed" in entry.reason
+
+
+def test_outcomes_of_customers_that_both_scored_take_a_worse_champion_back(desk: Any) -> None:
+    releases, evidence, traffic = desk
+    now = advance(desk, until="champion")
+    flow(traffic, "champion")
+    for number in range(600):
+        outcome = int(number % 3 == 0)
+        for version, variant in (("2", "champion"), ("1", "shadow")):
+            score = 0.5 if version == "2" else 0.2 + 0.5 * outcome + 0.001 * (number % 7)
+            who = (f"p{version}{number}", f"C{number}", NOW, now, version, variant)
+            traffic.rows.append((*who, "http", False, score, 0, outcome, now))
+    later = now + 40 * 24 * HOUR
+    found = run_pass(releases, evidence, POLICY, now=later, as_of=later)
+    assert found.decision.verdict == "roll_back"  # type: ignore[union-attr]
+    entry = releases.read_entries()[-1]
+    assert (entry.action, entry.rejected, describe(releases)) == ("roll_back", "2", ("1", None, None, 0.0))
+    assert entry.evidence["evidence"]["losses"]["customers"] == 600
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"closedloop.comparison": "inconclusive"}, "the champion-challenger gate said inconclusive, win is needed"),
+        ({"closedloop.feature_service": "shop_churn_b"}, "it needs a service of its own"),
+    ],
+)
+def test_a_version_that_cannot_be_released_is_rejected_with_the_reason(desk: Any, tags: Any, words: str) -> None:
+    releases, evidence, _ = desk
+    releases.tracking.tags["2"] |= tags
+    with pytest.raises(GateFailed, match=words):
+        start_release(releases, evidence, "2", actor="a test", now=NOW)
+    assert (describe(releases), releases.read_entries()[-1].action) == (("1", None, None, 0.0), "reject")
+    assert words in releases.tracking.rejected["2"]
+
+
+def test_what_cannot_be_judged_is_refused_without_a_trace(desk: Any) -> None:
+    releases, evidence, _ = desk
+    with pytest.raises(DataError, match="version 3 was not compared with version 1"):
+        start_release(releases, evidence, "3", actor="a test", now=NOW)
+    with pytest.raises(DataError, match="no passed evaluation"):
+        start_release(releases, evidence, "5", actor="a test", now=NOW)
+    with pytest.raises(ConfigError, match="version 1 is champion already"):
+        start_release(releases, evidence, "1", actor="a test", now=NOW)
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    with pytest.raises(ConfigError, match="version 2 is in shadow"):
+        start_release(releases, evidence, "3", actor="a test", now=NOW)
+    assert len(releases.read_entries()) == 2
+
+
+def test_a_rollback_ends_a_canary_first_and_the_champion_after(desk: Any) -> None:
+    releases, _, _ = desk
+    now = advance(desk, until="canary_25")
+    roll_back(releases, HERE, to=None, actor="me", reason="complaints", now=now)
+    assert (describe(releases), releases.tracking.rejected["2"]) == (("1", None, None, 0.0), "entry 5: complaints")
+    with pytest.raises(ConfigError, match="version 1 has no predecessor in the journal"):
+        roll_back(releases, HERE, to=None, actor="me", reason="", now=now)
+    for version in ("2", "3"):
+        promote(releases, HERE, version, actor="me", reason="", now=now)
+    assert describe(releases) == ("3", "2", "shadow", 0.0)
+    for version in ("2", "1"):
+        roll_back(releases, Services(), to=None, actor="me", reason="", now=now)
+        assert describe(releases) == (version, None, None, 0.0)
+    roll_back(releases, HERE, to="3", actor="me", reason="", now=now)
+    assert describe(releases)[0] == "3"
+
+
+def test_a_rollback_needs_no_registry(desk: Any) -> None:
+    releases, _, _ = desk
+    promote(releases, HERE, "2", actor="me", reason="", now=NOW)
+    releases.tracking.away = True
+    roll_back(releases, Services(), to=None, actor="me", reason="", now=NOW)
+    assert releases.store.read_deployment("shop_churn").champion_version == "1"
+
+
+def test_a_rollback_to_features_that_are_gone_is_refused(desk: Any) -> None:
+    releases, _, _ = desk
+    releases.tracking.tags["2"] |= {"closedloop.feature_service": "shop_churn_b"}
+    promote(releases, Services("shop_churn_b"), "2", actor="me", reason="", now=NOW)
+    assert describe(releases) == ("2", None, None, 0.0)  # the predecessor cannot score its requests
+    with pytest.raises(DataError, match=r"version 1 takes the features of shop_churn_a, which the feature"):
+        roll_back(releases, Services("shop_churn_b"), to=None, actor="me", reason="", now=NOW)
+    assert describe(releases)[0] == "2"
+    roll_back(releases, HERE, to=None, actor="me", reason="", now=NOW)
+    assert describe(releases)[0] == "1"
+
+
+def test_going_back_twice_goes_two_back(desk: Any) -> None:
+    releases, _, _ = desk
+    for version in ("2", "3"):
+        promote(releases, HERE, version, actor="me", reason="", now=NOW)
+    assert find_predecessor(releases.read_entries(), "3") == "2"
+    roll_back(releases, HERE, to=None, actor="me", reason="", now=NOW)
+    assert find_predecessor(releases.read_entries(), "2") == "1"
+    promote(releases, HERE, "4", actor="me", reason="", now=NOW)
+    assert find_predecessor(releases.read_entries(), "4") == "2"
+
+
+def test_verify_names_what_is_wrong(desk: Any) -> None:
+    releases, _, _ = desk
+    promote(releases, HERE, "2", actor="me", reason="", now=NOW)
+    assert verify(releases) == 2
+    row = releases.store.read_deployment("shop_churn")
+    releases.store.write_deployment(dataclasses.replace(row, weight=0.9), expected_revision=row.revision)
+    with pytest.raises(GateFailed, match="entry 2 and the deployment row differ"):
+        verify(releases)
+    releases.tracking.mark = "3 " + "a" * 64
+    with pytest.raises(GateFailed, match="entry 3 is missing: the journal ends before entry 3"):
+        verify(releases)
+
+
+# The controller as a process that kills itself before or after its n-th write, which no process can resist.
+CONTROLLER = """
+import os, signal, sys
+from pathlib import Path
+from tests.releases import HOUR, NOW, open_desk
+from tests.unit.loop.test_release import POLICY, flow
+from closedloop.loop.release import run_pass
+
+folder, step, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+left = [moment]
+
+def tick():
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def mortal(owner, name):
+    inner = getattr(owner, name)
+    def call(*arguments, **named):
+        tick()
+        result = inner(*arguments, **named)
+        tick()
+        return result
+    setattr(owner, name, call)
+
+with open_desk(folder) as (releases, evidence, traffic):
+    for owner, name in (
+        (releases.journal, "append"), (releases.store, "write_deployment"), (releases.tracking, "mirror_release")
+    ):
+        mortal(owner, name)
+    left[0] += 2  # settling mirrors once
+    flow(traffic, step)
+    run_pass(releases, evidence, POLICY, now=NOW + 10 * HOUR, as_of=NOW)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_controller_killed_at_any_write_of_any_step_is_resumed(desk: Any, tmp_path: Path, step: str) -> None:
+    releases, evidence, traffic = desk
+    now = advance(desk, until=step)
+    before, name = describe(releases), "shop_churn"
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    releases.store.close()
+    releases.journal.close()
+    content = (tmp_path / "operations.db").read_bytes()  # closed: nothing is left in its log
+    for moment in range(1, 7):
+        for left_over in tmp_path.glob("operations.db*"):
+            left_over.unlink()
+        (tmp_path / "operations.db").write_bytes(content)
+        command = [sys.executable, "-c", CONTROLLER, str(tmp_path), step, str(moment)]
+        killed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert killed.returncode == -9, killed.stderr
+        row, links = releases.store.read_deployment(name), releases.journal.read(name)
+        # whatever moment it was, one champion serves and the shares add up
+        assert row is not None
+        assert row.champion_version != row.challenger_version
+        assert 0.0 <= row.weight <= 0.5
+        assert read_entry(links[-1]).row.revision - row.revision in (0, 1)
+        releases.settle()
+        after = describe(releases)
+        assert (after == before) == (moment == 1)
+        if moment == 1:
+            flow(traffic, step)
+            run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
+            after = describe(releases)
+        following = STEPS[STEPS.index(step) + 1]
+        expected = ("2", "1", "shadow", 0.0) if following == "champion" else ("1", "2", "canary", SHARES[following])
+        assert after == expected
+        assert releases.tracking.champion == expected[0]
+        assert releases.settle().rollout.step == following
+        assert find_break(releases.journal.read(name), releases.tracking.mark) is None
+        releases.store.close()
+        releases.journal.close()
