@@ -106,7 +106,7 @@ def test_an_undecided_step_holds_and_goes_back_when_its_time_is_over(desk: Any) 
     releases, evidence, traffic = desk
     advance(desk, until="canary_5")
     flow(traffic, "canary_5", requests=100, customers=25)
-    traffic.flow("1", share=0.0475)
+    traffic.flow("1", requests=1_900, customers=475)
     found = run_pass(releases, evidence, POLICY, now=NOW + 2 * HOUR, as_of=NOW)
     assert (found.decision.verdict, describe(releases)) == ("hold", ("1", "2", "canary", 0.05))  # type: ignore[union-attr]
     before = len(releases.read_entries())

@@ -300,6 +300,38 @@ def test_a_shadow_scores_everything_and_answers_nothing(service, tmp_path):
         assert shadow.score == pytest.approx(expected_score(row, 2.0), abs=1e-6)
 
 
+def test_in_canary_the_challenger_scores_in_shadow_whom_the_champion_answered(service, tmp_path):
+    deploy(service, tmp_path, mode="canary", weight=0.5)
+    for number in range(40):
+        service.post("/predict", {"features": ROW, "customer_id": f"C{number}"})
+    logged = service.read_log()
+    by_variant = {
+        name: {r.customer_id for r in logged if r.variant == name} for name in ("champion", "canary", "shadow")
+    }
+    assert by_variant["shadow"] == by_variant["champion"]
+    assert len(by_variant["canary"]) == 40 - len(by_variant["champion"]) > 0
+    assert {record.model_version for record in logged if record.variant == "shadow"} == {"2"}
+    assert all(record.latency_ms >= 0 for record in logged)
+
+
+class Broken:
+    """A scorer that cannot score any more."""
+
+    def score(self, _):
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(("mode", "variant"), [("shadow", "shadow"), ("canary", "canary")])
+def test_a_model_that_fails_is_counted_under_its_version_and_variant(service, tmp_path, mode, variant, monkeypatch):
+    deploy(service, tmp_path, mode=mode, weight=1.0 if mode == "canary" else 0.0)
+    counted = []
+    monkeypatch.setattr(service.worker.metrics, "count", lambda *labels, by=1: counted.append((*labels, by)))
+    object.__setattr__(service.worker.slots.serving.challenger, "scorer", Broken())
+    status = service.post("/predict", {"features": ROW}).status_code
+    assert status == (200 if mode == "shadow" else 500)
+    assert ("model_errors_total", "2", variant, 1) in counted
+
+
 def test_outcomes_of_given_predictions_alone_are_taken(service):
     prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
     taken = service.post("/outcomes", {"prediction_id": prediction_id, "outcome": 1})

@@ -88,6 +88,7 @@ def test_each_metric_has_the_labels_of_the_table(metrics, tmp_path):
     metrics.observe_features(rows([0, 10, 0]))
     metrics.set_slots({"champion": "7"})
     metrics.count("models_refused_total", "digest")
+    metrics.count("model_errors_total", "7", "champion")
     metrics.count_outcomes(accepted=3, refused=1)
     metrics.count("prediction_rows_total", "stored", by=5)
     metrics.set("spool_depth_bytes", value=17)
