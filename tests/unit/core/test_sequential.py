@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, norm
 
 from closedloop.core.sequential import (
     BETS,
@@ -20,6 +20,7 @@ from closedloop.core.sequential import (
     tune_mixture,
     weigh_losses,
     weigh_share,
+    weigh_split,
     weigh_sum,
 )
 from closedloop.errors import DataError
@@ -63,6 +64,16 @@ def test_evidence_on_a_share_is_the_likelihood_ratio_integrated(successes: int, 
     expected = quad(ratio, low, 1.0, epsabs=1e-12)[0] / prior.sf(low)
     found = weigh_share(successes, trials, share, planned=planned, alpha=LEVEL, greater=greater)
     assert found == pytest.approx(math.log(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("share", "planned"), [(0.05, 500.0), (0.5, 200.0), (0.05, 100.0)])
+def test_a_right_split_is_expected_to_give_no_evidence(share: float, planned: float) -> None:
+    """The expected e-value over all counts is exactly 1, also where only one of both points is a share."""
+    expected = sum(
+        binom.pmf(count, 60, share) * math.exp(weigh_split(count, 60, share, planned=planned, alpha=0.001))
+        for count in range(61)
+    )
+    assert expected == pytest.approx(1.0)
 
 
 @given(st.floats(-60, 60), st.floats(1, 500))
