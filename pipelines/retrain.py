@@ -95,6 +95,12 @@ def register(
     run_stage("register", locals())
 
 
+def package(run: str, registration: Input[Artifact], bento: Output[Artifact], metrics: Output[Artifact]) -> None:
+    from closedloop.component import run_stage
+
+    run_stage("package", locals())
+
+
 def build_pipeline(base_image: str, environment: dict[str, str], secret: str, secret_keys: tuple[str, ...]):
     """The pipeline with these components, in this image.
 
@@ -135,6 +141,7 @@ def build_pipeline(base_image: str, environment: dict[str, str], secret: str, se
         trained = place(train, run=run, training=training, data_quality=quality)
         model = {"run": run, "model": trained["model"]}
         judged = place(evaluate, **model, raw=raw, training=training, pipeline=trained["pipeline"])
-        place(register, **model, gates=judged["gates"], run_file=trained["run_file"])
+        registered = place(register, **model, gates=judged["gates"], run_file=trained["run_file"])
+        place(package, run=run, registration=registered["registration"])
 
     return retrain

@@ -27,7 +27,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 from closedloop.params import merge_values
 
 SOURCE_ROOT = Path(__file__).parent.parent
-STAGES = ("ingest", "validate", "features", "training-set", "train", "evaluate", "register")
+STAGES = ("ingest", "validate", "features", "training-set", "train", "evaluate", "register", "package")
 # Smaller and shorter than the default, large enough for every gate to pass.
 SMALL_SHOP: dict[str, Any] = {
     "as_of": "2024-01-01",

@@ -39,6 +39,7 @@ FiguresOption = Annotated[Path, typer.Option(help="Pictures.")]
 PlotsOption = Annotated[Path, typer.Option(help="Plot data for DVC.")]
 MetricsOption = Annotated[Path, typer.Option(help="Figures of this stage.")]
 RunOption = Annotated[Path, typer.Option(help="The MLflow run and the model that it logged.")]
+RegistrationOption = Annotated[Path, typer.Option(help="Which version it became.")]
 GatesOption = Annotated[Path, typer.Option(help="Every gate's figure and limit, and the verdict.")]
 
 PARAMS = Path("params.yaml")
@@ -217,7 +218,7 @@ def register(
     model: ModelOption = MODEL,
     gates: GatesOption = GATES,
     run_file: RunOption = RUN,
-    registration: Annotated[Path, typer.Option(help="Which version it became.")] = METRICS / "registration.json",
+    registration: RegistrationOption = METRICS / "registration.json",
     model_name: Annotated[str | None, typer.Option(help="Must be the data set's registered model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Staging or Production: the alias of that meaning.")] = None,
     trigger_id: Annotated[str | None, typer.Option(help="The retraining that this is: a tag of the version.")] = None,
@@ -244,6 +245,23 @@ def register(
         cause={name: value for name, value in (("trigger_id", trigger_id), ("check_id", check_id)) if value},
     )
     _say("register", f"{report['model_name']} version {report['version']}, alias {report['alias']}")
+
+
+@app.command()
+def package(
+    params: ParamsOption = PARAMS,
+    registration: RegistrationOption = METRICS / "registration.json",
+    bento: Annotated[Path, typer.Option(help="The Bento's folder.")] = Path("models/bento"),
+    metrics: Annotated[Path, typer.Option(help="The Bento's name and digests.")] = METRICS / "package.json",
+) -> None:
+    """Build the Bento of the registered version; its digest becomes a tag of that version."""
+    from closedloop.bootstrap import build_tracking, load_run
+    from closedloop.stages.package import package as run
+
+    report = run(
+        build_tracking(load_run(params)), registration_path=registration, bento_dir=bento, metrics_path=metrics
+    )
+    _say("package", f"{report['bento']} of version {report['version']}")
 
 
 @app.command()

@@ -32,12 +32,17 @@ def serve(
     model: Annotated[
         Path | None, typer.Option(help="A model folder to serve until the operations store names one.")
     ] = None,
+    bento: Annotated[Path | None, typer.Option(help="The same, as the Bento that 'closedloop package' built.")] = None,
 ) -> None:
     """Serve the deployed model over HTTP, with its agent beside it, until stopped."""
+    from closedloop.adapters.bentoml import open_bento
     from closedloop.bootstrap import load_run, write_serving_config
 
     context = load_run(params)
-    config = write_serving_config(context, as_of=_read_as_of(as_of, context), bundled_dir=_check_model(model))
+    if model is not None and bento is not None:
+        raise ConfigError("--model and --bento: give one of them")
+    bundled = open_bento(bento) if bento is not None else _check_model(model)
+    config = write_serving_config(context, as_of=_read_as_of(as_of, context), bundled_dir=bundled)
     # another program from here on, so that nothing of this command stays in the server's memory
     os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving", str(config)])  # noqa: S606
 

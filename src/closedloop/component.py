@@ -21,7 +21,7 @@ from closedloop.params import PARAMS_FILE
 if TYPE_CHECKING:
     from closedloop.adapters.checks import State
 
-LAST_STAGE = "register"
+LAST_STAGE = "package"
 
 
 def plan_run(

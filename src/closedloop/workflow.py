@@ -93,6 +93,7 @@ def prepare_workspace(root: Path, *, dataset: str | None, source: str | None, as
     cache = os.path.relpath((root / ".dvc/cache").absolute(), (folder / ".dvc").absolute())
     dvc_config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true", 1)
     _write_if_changed(folder / ".dvc/config", f"{dvc_config}[cache]\n    dir = {cache}\n")
+    _write_if_changed(folder / ".dvcignore", "__pycache__\n")
     _write_if_changed(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
     graph = read_yaml(root / "dvc.yaml")
     for role, described in sources.items():

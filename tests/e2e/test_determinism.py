@@ -20,6 +20,8 @@ SAME = (
     "metrics/train_metrics.json",
     "metrics/eval_metrics.json",
     "metrics/registration.json",
+    "metrics/package.json",
+    "models/bento",
     "metrics/plots",
 )
 

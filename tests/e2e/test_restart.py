@@ -138,6 +138,7 @@ MOMENTS: dict[str, list[tuple[Any, ...]]] = {
         ("open", "metrics/.registration"),
         ("os.rename", "metrics/registration"),
     ],
+    "package": [FIRST_PARTIAL, ("os.rename", "models/bento"), ("os.rename", "metrics/package.json")],
 }
 
 

@@ -83,7 +83,7 @@ def test_killed_and_repeated_it_registers_one_challenger_with_its_cause(shop):
     assert execute(shop, "SELECT state FROM retrainings") == [("running",)]
     told = run(shop, *COMMAND)
     assert "is registered, version 1" in told
-    for stage in ("ingest", "validate", "features", "training set", "train", "evaluate", "register"):
+    for stage in ("ingest", "validate", "features", "training set", "train", "evaluate", "register", "package"):
         assert f"{stage:>12}  " in told
     [version] = list_versions(shop)
     tracking = connect(shop)

@@ -9,12 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from closedloop.errors import DataError, ServiceUnavailable
 from closedloop.settings import Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from sklearn.pipeline import Pipeline
@@ -26,6 +25,7 @@ FEATURES_TAG = "closedloop.feature_service"
 VERDICT_TAG, COMPARED_TAG = "closedloop.comparison", "closedloop.compared_with"  # with the champion of that digest
 REJECTED_TAG = "closedloop.rejected"
 JOURNAL_TAG = "closedloop.journal_head"  # of the registered model
+BENTO_TAG = "closedloop.bento_sha256"
 CONTRACT_PATH = "contract"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -166,6 +166,7 @@ class Tracking:
     def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame) -> str:
         """The fitted pipeline as a model of the open run (skops format: no pickle); returns its URI."""
         import mlflow
+        import pandas as pd
         import sklearn
         from mlflow.models import infer_signature
 

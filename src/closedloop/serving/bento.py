@@ -1,0 +1,38 @@
+"""What `bentoml serve` starts: the application of `closedloop serve`, behind BentoML's stack and without an agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from closedloop.adapters.bentoml import MODEL_DIR, create_service
+from closedloop.contract import read_contract
+from closedloop.serving.app import Application
+from closedloop.serving.worker import CONFIG_VARIABLE, Worker, WorkerConfig, read_config
+
+
+def find_config() -> WorkerConfig:
+    """The file that the environment names, else what the Bento itself says; its model serves until slots name another.
+
+    Without a file, state lies in `CLOSEDLOOP_SERVING__STATE` or BentoML's home, and no customer is known by id.
+    """
+    named, model_dir = os.environ.get(CONFIG_VARIABLE), MODEL_DIR.resolve()  # BentoML enters the Bento's sources
+    if named:
+        config = read_config(Path(named))
+        return msgspec.structs.replace(config, bundled_dir=config.bundled_dir or str(model_dir))
+    name = read_contract(model_dir).model_name
+    home = Path(os.environ.get("BENTOML_HOME", Path.home() / "bentoml"))
+    state = Path(os.environ.get("CLOSEDLOOP_SERVING__STATE", home / "closedloop"))
+    return WorkerConfig(name, str(state / name), bundled_dir=str(model_dir))
+
+
+def start() -> tuple[Application, Callable[[], Awaitable[None]]]:
+    """The application, and what ends it."""
+    worker = Worker(find_config())
+    return Application(worker), worker.stop
+
+
+service = create_service(start)
