@@ -97,7 +97,7 @@ def main() -> None:
 
     name, folder, port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     app = {"tutorial": build_tutorial, "bare": build_bare, "constant": build_constant}[name](folder)
-    tuned: dict[str, Any] = {"access_log": False, "server_header": False, "date_header": False, "lifespan": "off"}
+    tuned: dict[str, Any] = {"access_log": False, "server_header": False, "date_header": False, "proxy_headers": False}
     uvicorn.run(app, port=port, log_level="warning", **({} if name == "tutorial" else tuned))
 
 

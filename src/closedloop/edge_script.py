@@ -100,7 +100,10 @@ class EdgeModel:
     def score(self, packed: list[float]) -> float:
         """The probability of churn."""
         matrix = np.array([packed], dtype=np.float32)
-        return float(self._session.run(["probability"], {"features": matrix})[0][0])
+        score = float(self._session.run(["probability"], {"features": matrix})[0][0])
+        if not 0 <= score <= 1:
+            raise UnusableModelError(f"the model gives {score}, which is no probability")
+        return score
 
     def check(self, line: bytes) -> Request:
         """A line as a request.

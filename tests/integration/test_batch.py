@@ -28,7 +28,7 @@ from closedloop.adapters.onnx import export_model
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.adapters.store import Deployment, Store
 from closedloop.adapters.trees import split_trees
-from closedloop.contract import NumericFeature, digest_file, digest_folder, read_contract
+from closedloop.contract import NumericFeature, digest_file, digest_folder, encode_row, read_contract
 from closedloop.core.estimators import build_pipeline, describe_features, encode_frame, round_thresholds
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.records import digest_position, is_issued, seal_id
@@ -201,7 +201,7 @@ def test_every_row_gets_the_verdict_of_the_service(slot, rows, nullable):
             breaches += [(place, breach) for breach in refused.breaches]
         else:
             kept.append(place)
-            packed.append(request.packed)
+            packed.append(encode_row(contract.features, dict(zip(names, request.values, strict=False)))[0])
             values.append(request.values)
     assert checked.kept.tolist() == kept
     expected = np.array(packed, dtype=np.float32).reshape(-1, 3)
@@ -423,7 +423,7 @@ def test_the_shop_is_scored_as_the_service_scores_it(small_shop, tmp_path):
     for row in table.select(["customer_id", *model.contract.feature_names]).to_pylist():
         customer = row.pop("customer_id")
         request = service.check({"customer_id": customer, "features": row}, "")
-        value = float(model.scorer.score(np.array([request.packed], dtype=np.float32))[0])
+        value = float(model.scorer.score(model.pack([request.values]))[0])
         expected.append((customer, value, int(value >= model.contract.threshold)))
     found = pq.read_table(tmp_path / "out.parquet").to_pydict()
     assert result.scored == len(expected) > 4000

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from closedloop import edge_script
 from closedloop.adapters.store import Store
-from closedloop.contract import digest_file, digest_folder, read_contract
+from closedloop.contract import digest_file, digest_folder, encode_row, read_contract
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.records import digest_position, is_issued, seal_id
 from closedloop.serving.edge import export_edge, import_records
@@ -280,7 +280,9 @@ def test_the_script_checks_as_the_service_does(exported, slot, body):
     else:
         expected, request = checker.check(msgspec.json.decode(line), ""), model.check(line)
         assert tuple(request.values) == expected.values
-        np.testing.assert_array_equal(request.packed, expected.packed)
+        names = ("visits_30d", "age", "plan")
+        packed = encode_row(checker.contract.features, dict(zip(names, expected.values, strict=True)))
+        np.testing.assert_array_equal([request.packed], packed.astype(np.float64))
         assert (request.customer_id, request.request_id or "") == (expected.customer_id, expected.request_id)
 
 

@@ -56,6 +56,7 @@ def main() -> None:
             http=Connection,
             ws="none",
             access_log=False,
+            proxy_headers=False,
             log_config=LOG_CONFIG,
             server_header=False,
             date_header=False,

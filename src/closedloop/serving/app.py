@@ -7,63 +7,36 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Prediction
+from closedloop.serving.exchange import (
+    Answer,
+    Call,
+    ClientGone,
+    Receive,
+    describe,
+    describe_item,
+    encode,
+    error_of,
+    read_body,
+    refuse,
+)
 from closedloop.serving.openapi import PAGE, describe_service
 from closedloop.serving.outcomes import OutcomeIntake
-from closedloop.serving.requests import Breach, RefusedRequest, shorten
+from closedloop.serving.requests import Breach, RefusedRequest, parse_json, shorten
 from closedloop.serving.slots import Serving
 from closedloop.serving.worker import CONFIG_VARIABLE, Worker, read_config
 
 logger = logging.getLogger(__name__)
-BODY_SECONDS = 10.0
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Handler = Callable[["Call"], Awaitable["Answer"]]
-JSON, HTML = b"application/json", b"text/html; charset=utf-8"
-encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder().decode
-
-
-class Answer(NamedTuple):
-    """What goes back."""
-
-    body: bytes
-    status: int = 200
-    kind: bytes = JSON
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-class Call(NamedTuple):
-    """One HTTP request: lower-case headers, when it came, and its own id until it names one."""
-
-    headers: Mapping[bytes, bytes]
-    receive: Receive
-    arrived: float
-    request_id: str
-
-
-class PredictAnswer(msgspec.Struct, frozen=True):
-    """The answer to one prediction request."""
-
-    prediction: int
-    probability: float
-    model_version: str
-    variant: str
-    prediction_id: str
-    request_id: str
-    features_as_of: str | None
-    latency_ms: float
-
-
-class ClientGone(Exception):
-    """The client has closed its connection before it sent all of its request."""
+Handler = Callable[[Call], Awaitable[Answer]]
+HTML = b"text/html; charset=utf-8"
 
 
 class Application:
@@ -100,7 +73,7 @@ class Application:
             answer = await self._answer(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")), call)
         except ClientGone:
             return
-        head = [(b"content-type", answer.kind), (b"content-length", str(len(answer.body)).encode()), *answer.headers]
+        head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
         self._worker.metrics.count_request(answer.status, time.perf_counter() - arrived)
@@ -142,7 +115,7 @@ class Application:
             raise RefusedRequest("not_found", f"there is no {path[:80]}", status=404)
         if method != route[0] and not (method == "HEAD" and route[0] == "GET"):
             answer = RefusedRequest("method_not_allowed", f"{path} takes {route[0]}", status=405)
-            return refuse(answer, call.request_id)._replace(headers=((b"allow", route[0].encode()),))
+            return msgspec.structs.replace(refuse(answer, call.request_id), headers=((b"allow", route[0].encode()),))
         if self._open_requests >= self._config.queue_max and route[1] is not None:
             raise RefusedRequest("queue_full", "too many requests are waiting", status=429, retry_after=1)
         self._open_requests += 1
@@ -182,15 +155,14 @@ class Application:
     async def _predict(self, call: Call) -> Answer:
         serving = self._require_serving()
         version = self._read_version(call)
-        body = parse_body(await read_body(call, self._config.body_bytes_max))
-        request = serving.checker.check(body, call.request_id)
+        request = serving.checker.read(await read_body(call, self._config.body_bytes_max), call.request_id)
         prediction = await self._worker.batcher.submit(request, serving, arrived=call.arrived, version=version)
         return Answer(encode(describe(prediction, call.arrived)))
 
     async def _predict_batch(self, call: Call) -> Answer:
         serving = self._require_serving()
         version = self._read_version(call)
-        items = parse_body(await read_body(call, self._config.body_bytes_max))
+        items = parse_json(await read_body(call, self._config.body_bytes_max))
         if type(items) is not list or not 0 < len(items) <= self._config.batch_items_max:
             found = len(items) if type(items) is list else shorten(items)
             rule = f"array of 1 to {self._config.batch_items_max} requests"
@@ -210,7 +182,7 @@ class Application:
         return Answer(encode({"predictions": answers, "count": len(answers), "total_latency_ms": milliseconds}))
 
     async def _report_outcomes(self, call: Call) -> Answer:
-        body = parse_body(await read_body(call, self._config.body_bytes_max))
+        body = parse_json(await read_body(call, self._config.body_bytes_max))
         items = body if type(body) is list else [body]
         if not 0 < len(items) <= self._config.batch_items_max:
             rule = f"1 to {self._config.batch_items_max} outcomes"
@@ -251,87 +223,6 @@ class Application:
         return Answer(PAGE, kind=HTML)
 
 
-async def read_body(call: Call, bytes_max: int) -> bytes:
-    """The whole body, or a refusal when it is something else than JSON, too large, or comes too slowly."""
-    kind = call.headers.get(b"content-type", JSON)
-    if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
-        rule = Breach("content-type", shorten(kind.decode("latin-1")), "application/json")
-        raise RefusedRequest("unsupported_type", "a body is JSON, and says so", (rule,), status=415)
-    too_large = RefusedRequest("too_large", f"a body may have {bytes_max} bytes", status=413)
-    declared = call.headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared[:20]) > bytes_max:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await call.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > bytes_max:
-                    raise too_large
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        raise RefusedRequest("timeout", f"the body did not come in {BODY_SECONDS:g} s", status=408) from None
-
-
-def parse_body(body: bytes) -> Any:
-    """JSON, or a refusal."""
-    try:
-        return decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        found = str(error)[:120] if isinstance(error, msgspec.DecodeError) else "not UTF-8, or nested too deeply"
-        breach = Breach("", None, f"JSON in UTF-8 ({found})")
-        raise RefusedRequest("invalid_json", "the body is not JSON", (breach,)) from None
-
-
 def create_application() -> Application:
     """The application of the file that the environment names: what the server's processes call."""
     return Application(Worker(read_config(Path(os.environ[CONFIG_VARIABLE]))))
-
-
-def describe(prediction: Prediction, arrived: float) -> PredictAnswer:
-    """A prediction as it is answered."""
-    as_of = prediction.features_as_of
-    return PredictAnswer(
-        prediction.decision,
-        prediction.score,
-        prediction.model_version,
-        prediction.variant,
-        prediction.prediction_id,
-        prediction.request_id,
-        as_of.isoformat() if as_of else None,
-        (time.perf_counter() - arrived) * 1e3,
-    )
-
-
-def describe_item(future: asyncio.Future[Prediction] | RefusedRequest, arrived: float) -> Any:
-    """One item of a batch: its answer or its error."""
-    error = future if isinstance(future, RefusedRequest) else future.exception()
-    if error is None:
-        assert isinstance(future, asyncio.Future)  # noqa: S101 - narrows the type
-        return describe(future.result(), arrived)
-    if isinstance(error, RefusedRequest):
-        return {"error": error_of(error)}
-    if isinstance(error, ServiceUnavailable):
-        return {"error": {"code": "unavailable", "message": str(error), "details": ()}}
-    logger.error("an item of a batch failed", exc_info=error)
-    return {"error": {"code": "internal", "message": "an error of this service", "details": ()}}
-
-
-def error_of(refused: RefusedRequest) -> dict[str, Any]:
-    """The documented shape of a refusal."""
-    return {"code": refused.code, "message": refused.message, "details": refused.breaches}
-
-
-def refuse(refused: RefusedRequest, request_id: str) -> Answer:
-    """A refusal as an answer."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if refused.retry_after:
-        headers = ((b"retry-after", str(refused.retry_after).encode()),)
-    if refused.status == 401:
-        headers = (*headers, (b"www-authenticate", b"Bearer"))
-    return Answer(encode({"error": error_of(refused), "request_id": request_id}), refused.status, headers=headers)

@@ -1,6 +1,7 @@
-"""Scoring: what arrives in one turn of the event loop is scored, logged and answered together.
+"""Scoring: what arrives in one turn of the event loop after another is scored, logged and answered together.
 
-There is no waiting for company: a lone request is a batch of one, and the busier the loop the larger the batches.
+No clock is waited for: the first turn that brings nothing more ends a batch, so that a lone request is a batch of one,
+and the busier the loop the larger the batches.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from closedloop.adapters.online import OnlineReader
-from closedloop.core.assignment import is_canary
-from closedloop.errors import ServiceUnavailable
-from closedloop.records import Prediction, Record, Variant, seal_id
+from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.records import BODY_DIGITS, Prediction, Record, Source, Variant, seal_id
 from closedloop.serving.models import LoadedModel
 from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest, Value
-from closedloop.serving.slots import Serving
+from closedloop.serving.slots import Serving, assign
 
 logger = logging.getLogger(__name__)
+# Features are counted many rows at once, which costs a tenth of one by one.
+OBSERVED_ROWS, OBSERVED_SECONDS = 256, 0.2
+BATCH_ROWS = 64  # the graph's time for one row hardly falls any further
 
 
 class PredictionLog(Protocol):
@@ -37,18 +41,17 @@ class PredictionLog(Protocol):
 class PredictionMetrics(Protocol):
     """What is counted of predictions."""
 
-    def count_predictions(self, version: str, variant: str, decisions: np.ndarray, seconds: float) -> None:
-        """Count decisions (0 or 1, shape (n,)) of a version, and the seconds that scoring took a row."""
+    def count_predictions(self, version: str, variant: str, decisions: Sequence[int], seconds: float) -> None:
+        """Count decisions (each 0 or 1) of a version, and the seconds that scoring took a row."""
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
         """Add to a counter."""
 
-    def observe_features(self, matrix: np.ndarray, missing: np.ndarray | None = None) -> None:
+    def observe_features(self, matrix: NDArray[np.float32], missing: NDArray[np.bool_] | None = None) -> None:
         """Count packed rows, float32 (n, n_features), by feature; ``missing`` marks values that were not given."""
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(msgspec.Struct):
     """A request on its way; ``future`` gets the logged prediction."""
 
     request: ScoringRequest
@@ -59,12 +62,11 @@ class Pending:
     arrived: float
     future: asyncio.Future[Prediction]
     values: tuple[Value, ...] = ()
-    packed: Sequence[float] = ()
     features_as_of: dt.datetime | None = None
 
 
 class Batcher:
-    """Scores and logs requests.
+    """Scores and logs requests; `source` is where they come from.
 
     Parameters
     ----------
@@ -80,6 +82,8 @@ class Batcher:
         "fresh" or "stale" for a snapshot.
     """
 
+    source: Source = "http"
+
     def __init__(
         self,
         log: PredictionLog,
@@ -92,6 +96,8 @@ class Batcher:
         self._log, self._metrics, self._id_key = log, metrics, id_key
         self._reader, self._state_of = reader, state_of
         self._waiting: list[Pending] = []
+        self._unobserved: list[tuple[Value, ...]] = []
+        self._observed: LoadedModel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(
@@ -113,23 +119,21 @@ class Batcher:
         """
         model, variant = assign(request, serving, version)
         loop = asyncio.get_running_loop()
-        pending = Pending(request, serving, model, variant, version is not None, arrived, loop.create_future())
+        future: asyncio.Future[Prediction] = loop.create_future()
+        values = request.values or ()
+        pending = Pending(request, serving, model, variant, version is not None, arrived, future, values)
         if not self._waiting:
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, 0)
         self._waiting.append(pending)
-        return pending.future
+        return future
 
-    def _flush(self) -> None:
+    def _flush(self, before: int) -> None:
+        if before < len(self._waiting) < BATCH_ROWS:
+            asyncio.get_running_loop().call_soon(self._flush, len(self._waiting))
+            return
         waiting, self._waiting = self._waiting, []
-        inline, by_id = [], []
-        for pending in waiting:
-            request = pending.request
-            if request.values is None or request.packed is None:
-                by_id.append(pending)
-                continue
-            pending.values = request.values
-            pending.packed = request.packed
-            inline.append(pending)
+        by_id = [pending for pending in waiting if pending.request.values is None]
+        inline = [pending for pending in waiting if pending.request.values is not None]
         if by_id:
             task = asyncio.get_running_loop().create_task(self._fetch(by_id))
             self._tasks.add(task)  # the loop itself holds a task only weakly
@@ -155,7 +159,6 @@ class Batcher:
                 continue
             assert values is not None  # noqa: S101 - an unknown customer was refused
             pending.values, pending.features_as_of = values, snapshot_at
-            pending.packed = pending.serving.champion.pack(values)
             found.append(pending)
         if found:
             self._score(found)
@@ -173,135 +176,116 @@ class Batcher:
         return RefusedRequest("no_features", "the online store has no fresh features", (breach,))
 
     def _score(self, waiting: list[Pending]) -> None:
-        """Score, log, count, answer: in this order, so that whatever was answered is logged."""
         groups: dict[tuple[int, str], list[Pending]] = {}
         for pending in waiting:
             groups.setdefault((id(pending.model), pending.variant), []).append(pending)
         for group in groups.values():
-            try:
-                predictions, seconds = self._predict(group)
-                self._log.append(predictions)
-            except Exception as error:
-                self._metrics.count("model_errors_total", group[0].model.version, group[0].variant, by=len(group))
-                _fail(group, error)
-                continue
-            decisions = np.fromiter((prediction.decision for prediction in predictions), np.int64, len(predictions))
-            self._metrics.count_predictions(group[0].model.version, group[0].variant, decisions, seconds)
-            self._observe(group)
-            for pending, prediction in zip(group, predictions, strict=True):
-                if not pending.future.done():
-                    pending.future.set_result(prediction)
-            challenger = group[0].serving.challenger
-            # in canary too: only customers that both have scored tell soon which is better
-            if challenger is not None and group[0].model is not challenger:
-                took = seconds * len(group)
-                asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions, took)
+            self._answer(group)
+
+    def _answer(self, group: list[Pending]) -> None:
+        """Score, log, count, answer: in this order, so that whatever was answered is logged."""
+        try:
+            predictions, took = self._predict(group)
+        except (DataError, ValueError) as error:
+            for pending in group if len(group) > 1 else ():  # the others are not to suffer from one
+                self._answer([pending])
+            if len(group) == 1:
+                logger.error("no score: %s", error, extra={"request_id": group[0].request.request_id})
+                refused = RefusedRequest("no_score", "the model gives no probability for this request", status=500)
+                self._fail_model(group, refused)
+            return
+        except Exception as error:
+            self._fail_model(group, error)
+            return
+        self._observe(group)
+        for pending, prediction in zip(group, predictions, strict=True):
+            if not pending.future.done():
+                pending.future.set_result(prediction)
+        challenger = group[0].serving.challenger
+        # in canary too: only customers that both have scored tell soon which is better
+        if challenger is not None and group[0].model is not challenger:
+            asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions, took)
+
+    def _fail_model(self, group: list[Pending], error: Exception) -> None:
+        self._metrics.count("model_errors_total", group[0].model.version, group[0].variant, by=len(group))
+        _fail(group, error)
 
     def _observe(self, group: list[Pending]) -> None:
-        """Count features as the champion numbers their categories; a category that was not given is no unknown one."""
-        matrix = np.array([pending.packed for pending in group], dtype=np.float32)
-        missing = None
-        if any(None in pending.values for pending in group):
-            missing = np.array([[value is None for value in pending.values] for pending in group])
-        self._metrics.observe_features(matrix, missing)
+        if not self._unobserved:
+            asyncio.get_running_loop().call_later(OBSERVED_SECONDS, self.observe)
+        self._unobserved += [pending.values for pending in group]
+        self._observed = group[0].serving.champion
+        if len(self._unobserved) >= OBSERVED_ROWS:
+            self.observe()
 
-    def _predict(self, group: list[Pending]) -> tuple[list[Prediction], float]:
-        """Predictions of one model, and the seconds that scoring took a row."""
-        model, serving = group[0].model, group[0].serving
-        if model is serving.champion:
-            matrix = np.array([pending.packed for pending in group], dtype=np.float32)
-        else:  # its categories may be numbered otherwise
-            matrix = np.array([model.pack(pending.values) for pending in group], dtype=np.float32)
+    def observe(self) -> None:
+        """Count the features of what was answered, as the champion numbers their categories."""
+        rows, self._unobserved = self._unobserved, []
+        if rows and self._observed is not None:
+            self._metrics.observe_features(self._observed.pack(rows), self._observed.find_missing(rows))
+
+    def _predict(
+        self, group: list[Pending], answered: Sequence[Prediction] = (), took: float = 0.0
+    ) -> tuple[list[Prediction], float]:
+        """Logged and counted predictions of one model, and the seconds that it took to score them.
+
+        In shadow: of what the champion ``answered`` in ``took`` seconds, with the latency of an answer by this model.
+        """
+        model, variant = group[0].model, group[0].variant
+        matrix = model.pack([pending.values for pending in group])
         start = time.perf_counter()
         scores = model.scorer.score(matrix).tolist()
-        now = time.perf_counter()
-        moment, threshold = dt.datetime.now(dt.UTC), model.contract.threshold
-        name, version = model.contract.model_name, model.version
+        now, threshold = time.perf_counter(), model.contract.threshold
+        seconds = now - start
+        decisions = [1 if score >= threshold else 0 for score in scores]
+        if not all(0 <= score <= 1 for score in scores):
+            raise DataError(f"version {model.version} gives {scores}, which must be probabilities")
+        moment, name = dt.datetime.now(dt.UTC), model.contract.model_name
         predictions = [
             Prediction(
-                prediction_id=seal_id(os.urandom(16).hex(), self._id_key),
+                prediction_id=seal_id(body, self._id_key),
                 request_id=pending.request.request_id,
                 model_name=name,
-                model_version=version,
-                variant=pending.variant,
-                source="http",
+                model_version=model.version,
+                variant=variant,
+                source=self.source,
                 predicted_at=moment,
                 features=pending.values,
                 score=score,
-                decision=1 if score >= threshold else 0,
-                latency_ms=(now - pending.arrived) * 1e3,
+                decision=decision,
+                latency_ms=max(answered[place].latency_ms + (seconds - took) * 1e3, 0.0)
+                if answered
+                else (now - pending.arrived) * 1e3,
                 customer_id=pending.request.customer_id,
                 features_as_of=pending.features_as_of,
+                answered_id=answered[place].prediction_id if answered else None,
                 forced=pending.forced,
             )
-            for pending, score in zip(group, scores, strict=True)
+            for place, (pending, body, score, decision) in enumerate(
+                zip(group, self._draw_ids(group), scores, decisions, strict=True)
+            )
         ]
-        return predictions, (now - start) / len(group)
+        self._log.append(predictions)
+        self._metrics.count_predictions(model.version, variant, decisions, seconds / len(group))
+        return predictions, seconds
+
+    def _draw_ids(self, group: Sequence[Pending]) -> list[str]:
+        """The bodies of the predictions' ids, by one call of the kernel for all."""
+        digits = os.urandom(BODY_DIGITS // 2 * len(group)).hex()
+        return [digits[start : start + BODY_DIGITS] for start in range(0, len(digits), BODY_DIGITS)]
 
     def _score_shadow(self, group: list[Pending], answered: list[Prediction], took: float) -> None:
         """Let the challenger score what the champion has answered in ``took`` seconds; nobody waits for it."""
-        serving = group[0].serving
-        challenger = serving.challenger
+        challenger = group[0].serving.challenger
         chosen = [place for place, pending in enumerate(group) if not pending.forced]
         if challenger is None or not chosen:
             return
-        shadows = [
-            Pending(
-                group[place].request,
-                serving,
-                challenger,
-                "shadow",
-                False,
-                group[place].arrived,
-                group[place].future,
-                group[place].values,
-                (),
-                group[place].features_as_of,
-            )
-            for place in chosen
-        ]
+        shadows = [msgspec.structs.replace(group[place], model=challenger, variant="shadow") for place in chosen]
         try:
-            predictions, seconds = self._predict(shadows)
-            longer = (seconds * len(chosen) - took) * 1e3
-            linked = [_link(found, answered[place], longer) for found, place in zip(predictions, chosen, strict=True)]
-            self._log.append(linked)
+            self._predict(shadows, [answered[place] for place in chosen], took)
         except Exception:
             self._metrics.count("model_errors_total", challenger.version, "shadow", by=len(chosen))
             logger.exception("the challenger %s could not score in shadow", challenger.version)
-            return
-        decisions = np.fromiter((prediction.decision for prediction in linked), np.int64, len(linked))
-        self._metrics.count_predictions(challenger.version, "shadow", decisions, seconds)
-
-
-def assign(request: ScoringRequest, serving: Serving, version: str | None) -> tuple[LoadedModel, Variant]:
-    """The model that answers a request.
-
-    Raises
-    ------
-    RefusedRequest
-        If the version asked for does not serve.
-    """
-    champion, challenger, slots = serving.champion, serving.challenger, serving.slots
-    if version is not None:
-        model = serving.select(version)
-        if model is None:
-            known = ", ".join(model.version for model in (champion, challenger) if model is not None)
-            breach = Breach("x-model-version", version[:80], f"one of {known}")
-            raise RefusedRequest("unknown_version", "that version does not serve", (breach,))
-        return model, "champion" if model is champion else "canary"
-    if challenger is not None and slots.challenger_mode == "canary":
-        key = request.customer_id or request.request_id
-        if is_canary(slots.salt, key, slots.weight):
-            return challenger, "canary"
-    return champion, "champion"
-
-
-def _link(prediction: Prediction, answered: Prediction, longer_ms: float) -> Prediction:
-    """With the time that the answer would have taken, had the shadow given it."""
-    import msgspec
-
-    latency = max(answered.latency_ms + longer_ms, 0.0)
-    return msgspec.structs.replace(prediction, answered_id=answered.prediction_id, latency_ms=latency)
 
 
 def _fail(waiting: list[Pending], error: Exception) -> None:

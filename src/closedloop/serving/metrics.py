@@ -14,7 +14,7 @@ import math
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -159,12 +159,9 @@ class WorkerMetrics:
         self.count("prediction_requests_total", str(status))
         self._observe("prediction_request_latency_seconds", seconds, 1)
 
-    def count_predictions(
-        self, version: str, variant: str, decisions: NDArray[np.integer[Any] | np.bool_], seconds: float
-    ) -> None:
-        """Count the rows of a micro-batch: decisions 0 or 1 of shape (n,), and the model's time for one row."""
-        rows = len(decisions)
-        churning = int(np.count_nonzero(decisions))
+    def count_predictions(self, version: str, variant: str, decisions: Sequence[int], seconds: float) -> None:
+        """Count the rows of a micro-batch: decisions, each 0 or 1, and the model's time for one row."""
+        rows, churning = len(decisions), sum(decisions)
         if churning:
             self.count("model_predictions_total", version, variant, "1", by=churning)
         if rows > churning:

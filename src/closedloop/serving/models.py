@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.contract import (
@@ -21,6 +21,7 @@ from closedloop.contract import (
     read_contract,
 )
 from closedloop.errors import DataError
+from closedloop.serving.requests import Value
 
 GOLDEN_TOLERANCE = 1e-6
 
@@ -35,20 +36,27 @@ class LoadedModel:
     scorer: OnnxScorer
 
     @cached_property
-    def _codes(self) -> list[dict[str, float] | None]:
+    def _codes(self) -> list[tuple[int, dict[Value, float]]]:
+        """Where categories stand, and their codes; one that is missing is coded as one that is unknown."""
         return [
-            {name: float(code) for code, name in enumerate(feature.categories)}
+            (place, {name: float(code) for code, name in enumerate(feature.categories)})
+            for place, feature in enumerate(self.contract.features)
             if isinstance(feature, CategoricalFeature)
-            else None
-            for feature in self.contract.features
         ]
 
-    def pack(self, values: Sequence[float | str | None]) -> list[float]:
-        """One row, in the contract's order, as the graph takes it: a category that it does not know is coded -1."""
-        return [
-            (math.nan if value is None else float(value)) if codes is None else codes.get(str(value), -1.0)
-            for value, codes in zip(values, self._codes, strict=True)
-        ]
+    def pack(self, rows: Sequence[Sequence[Value]]) -> NDArray[np.float32]:
+        """Rows in the contract's order as the graph takes them, shape (n, n_features): -1 is no known category."""
+        packed = [list(row) for row in rows]
+        for place, codes in self._codes:
+            for row in packed:
+                row[place] = codes.get(row[place], -1.0)
+        return np.array(packed, dtype=np.float32)  # None becomes NaN
+
+    def find_missing(self, rows: Sequence[Sequence[Value]]) -> NDArray[np.bool_] | None:
+        """Where categories were not given, in the shape that `pack` returns; None if all were."""
+        if not any(row[place] is None for place, _ in self._codes for row in rows):
+            return None
+        return np.array([[value is None for value in row] for row in rows])
 
 
 def load_model(folder: Path, *, version: str, folder_sha256: str | None, threads: int = 1) -> LoadedModel:

@@ -13,7 +13,7 @@ from typing import Any
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from closedloop.serving.app import refuse
+from closedloop.serving.exchange import refuse
 from closedloop.serving.requests import RefusedRequest
 
 HEAD_BYTES_MAX, HEADERS_MAX = 65_536, 100

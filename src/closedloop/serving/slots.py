@@ -13,10 +13,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from closedloop.core.assignment import is_canary
 from closedloop.errors import ClosedloopError, DataError
 from closedloop.files import replace_file
+from closedloop.records import Variant
 from closedloop.serving.models import LoadedModel, check_compatible, load_model
-from closedloop.serving.requests import RequestChecker
+from closedloop.serving.requests import Breach, RefusedRequest, RequestChecker, ScoringRequest
 
 logger = logging.getLogger(__name__)
 SLOTS_FILE = "slots.json"
@@ -66,6 +68,29 @@ class Serving(NamedTuple):
     def select(self, version: str) -> LoadedModel | None:
         """The loaded model of that version, or None."""
         return next((model for model in (self.champion, self.challenger) if model and model.version == version), None)
+
+
+def assign(request: ScoringRequest, serving: Serving, version: str | None) -> tuple[LoadedModel, Variant]:
+    """The model that answers a request.
+
+    Raises
+    ------
+    RefusedRequest
+        If the version asked for does not serve.
+    """
+    champion, challenger, slots = serving.champion, serving.challenger, serving.slots
+    if version is not None:
+        model = serving.select(version)
+        if model is None:
+            known = ", ".join(model.version for model in (champion, challenger) if model is not None)
+            breach = Breach("x-model-version", version[:80], f"one of {known}")
+            raise RefusedRequest("unknown_version", "that version does not serve", (breach,))
+        return model, "champion" if model is champion else "canary"
+    if challenger is not None and slots.challenger_mode == "canary":
+        key = request.customer_id or request.request_id
+        if is_canary(slots.salt, key, slots.weight):
+            return challenger, "canary"
+    return champion, "champion"
 
 
 def write_slots(state_dir: Path, slots: Slots) -> None:

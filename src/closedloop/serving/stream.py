@@ -18,16 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from closedloop.adapters.kafka import Event, EventStream, Letter
 from closedloop.errors import ClosedloopError, ServiceUnavailable
-from closedloop.records import Prediction, digest_position, seal_id
-from closedloop.serving.app import PredictAnswer, describe, encode, error_of, parse_body
+from closedloop.records import Prediction, digest_position
 from closedloop.serving.batching import Batcher, Pending
+from closedloop.serving.exchange import PredictAnswer, describe, encode, error_of
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest
@@ -74,8 +73,7 @@ class StreamAnswer(PredictAnswer, frozen=True):
     source: SourcePosition
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventRequest(ScoringRequest):
+class EventRequest(ScoringRequest, frozen=True, kw_only=True):
     """A checked request, and the event that it stood in."""
 
     event: Event
@@ -89,13 +87,10 @@ class EventRequest(ScoringRequest):
 class EventBatcher(Batcher):
     """Gives predictions ids that follow from their events' positions."""
 
-    def _predict(self, group: list[Pending]) -> tuple[list[Prediction], float]:
-        predictions, seconds = super()._predict(group)
-        sealed = [
-            msgspec.structs.replace(prediction, source="stream", prediction_id=seal_id(digest(pending), self._id_key))
-            for pending, prediction in zip(group, predictions, strict=True)
-        ]
-        return sealed, seconds
+    source = "stream"
+
+    def _draw_ids(self, group: Sequence[Pending]) -> list[str]:
+        return [digest(pending) for pending in group]
 
 
 def digest(pending: Pending) -> str:
@@ -199,8 +194,8 @@ class StreamWorker:
                 breach = Breach("", len(event.key), f"a message's key has at most {KEY_BYTES_MAX} bytes")
                 raise RefusedRequest("invalid_request", "the key is too long", (breach,))
             own_id = f"{event.topic}-{event.partition}-{event.offset}"
-            checked = serving.checker.check(parse_body(event.value or b""), own_id)
-            request = EventRequest(checked.request_id, checked.customer_id, checked.values, checked.packed, event=event)
+            checked = serving.checker.read(event.value or b"", own_id)
+            request = EventRequest(checked.request_id, checked.customer_id, checked.values, event=event)
             if request.by_id and self._worker.config.online is None:
                 breach = Breach("features", None, "is required: no online store is configured")
                 raise RefusedRequest("no_features", "there is no online store", (breach,))

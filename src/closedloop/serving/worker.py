@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import gc
 import os
 import socket
 from pathlib import Path
@@ -109,6 +110,7 @@ class Worker:
     def start(self) -> None:
         """Begin to follow the slots and to sync the spool; called again it does nothing."""
         if self._following is None:
+            gc.freeze()  # what is loaded by now stays: the collector would walk through it again and again
             self._following = asyncio.get_running_loop().create_task(self._follow())
             if not self.config.fsync_before_answer:
                 self.log.start_syncing(self.config.fsync_every_ms)
@@ -120,6 +122,7 @@ class Worker:
         for reader in self._readers.values():
             await reader.close()
         self.log.close()
+        self.batcher.observe()
         self.metrics.close()
 
     def show_slots(self) -> None:

@@ -16,6 +16,7 @@ from closedloop.adapters.online import OnlineRow
 from closedloop.contract import digest_folder
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Outcome, Prediction
+from closedloop.serving import exchange
 from closedloop.serving.app import Application
 from closedloop.serving.drain import list_spools, read_lines
 from closedloop.serving.slots import Slot, Slots, write_slots
@@ -210,6 +211,31 @@ def test_limits_and_unknown_places(make_service):
     assert service.get("/nowhere").status_code == 404
     wrong = service.get("/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(service, monkeypatch):
+    monkeypatch.setattr(exchange, "BODY_SECONDS", 0.02)
+
+    async def stream():
+        yield b"{"
+        await asyncio.sleep(5)
+        yield b"}"
+
+    (slow,) = service.call(lambda client: client.post("/predict", content=stream()))
+    assert (slow.status_code, slow.json()["error"]["code"]) == (408, "timeout")
+    assert service.post("/predict", {"features": ROW}).status_code == 200
+
+
+def test_a_score_that_is_no_number_is_neither_answered_nor_logged(service, caplog):
+    """The small model's graph turns a missing number into NaN; the requests beside it do not suffer."""
+    rows = [ROW, {**ROW, "visits_30d": None}, ROW]
+    found = service.call(*[lambda client, row=row: client.post("/predict", json={"features": row}) for row in rows])
+    assert [answer.status_code for answer in found] == [200, 500, 200]
+    assert found[1].json()["error"]["code"] == "no_score"
+    assert [record.score for record in service.read_log()] == [answer.json()["probability"] for answer in found[::2]]
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "which must be probabilities" in error.getMessage()
+    assert error.request_id == found[1].json()["request_id"]
 
 
 def test_without_a_model_nothing_is_ready(make_service):

@@ -84,7 +84,7 @@ def test_every_metric_of_the_table_is_on_the_page_with_type_and_help(tmp_path):
 
 def test_each_metric_has_the_labels_of_the_table(metrics, tmp_path):
     metrics.count_request(200, 0.1)
-    metrics.count_predictions("7", "champion", np.array([0, 1]), 0.1)
+    metrics.count_predictions("7", "champion", [0, 1], 0.1)
     metrics.observe_features(rows([0, 10, 0]))
     metrics.set_slots({"champion": "7"})
     metrics.count("models_refused_total", "digest")
@@ -118,8 +118,8 @@ def test_times_are_shown_from_the_start(metrics, tmp_path):
 
 
 def test_predictions_are_counted_by_version_variant_and_class(metrics, tmp_path):
-    metrics.count_predictions("7", "champion", np.array([0, 1, 1, 0, 0]), 0.00002)
-    metrics.count_predictions("8", "canary", np.array([True]), 0.002)
+    metrics.count_predictions("7", "champion", [0, 1, 1, 0, 0], 0.00002)
+    metrics.count_predictions("8", "canary", [1], 0.002)
     page = read_page(tmp_path)
     found = {key: value for key, value in page.items() if key.startswith("model_predictions_total")}
     assert found == {
@@ -283,7 +283,7 @@ folder, name, requests = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 metrics = WorkerMetrics(folder, name)
 for number in range(requests):
     metrics.count_request(200 if number % 2 else 503, 0.25)
-metrics.count_predictions("7", "champion", np.ones(requests, dtype=int), 0.25)
+metrics.count_predictions("7", "champion", [1] * requests, 0.25)
 metrics.set_slots({"champion": name})
 print("counted", flush=True)
 if name == "killed":

@@ -16,7 +16,7 @@ from tests.model_folders import FEATURES, ROWS, expected_score, write_model_fold
 def test_a_whole_folder_scores_as_worked_out_by_hand(tmp_path):
     folder = write_model_folder(tmp_path / "model", bias=0.3)
     model = load_model(folder, version="7", folder_sha256=digest_folder(folder))
-    packed = np.array([model.pack(tuple(row.values())) for row in ROWS], dtype=np.float32)
+    packed = model.pack([tuple(row.values()) for row in ROWS])
     np.testing.assert_allclose(model.scorer.score(packed), [expected_score(row, 0.3) for row in ROWS], atol=1e-6)
 
 

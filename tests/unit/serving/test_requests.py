@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from closedloop.contract import NumericFeature, read_contract
+from closedloop.contract import CategoricalFeature, NumericFeature, encode_row, read_contract
 from closedloop.serving.models import load_model
 from closedloop.serving.requests import RefusedRequest, RequestChecker, find_range
 from tests.model_folders import ROWS, write_model_folder
@@ -34,17 +35,15 @@ def refuse(checker, body):
     return {(breach.field, breach.rule): breach.value for breach in refused.value.breaches}
 
 
-def test_a_good_request_is_packed_as_the_graph_takes_it(checker):
+def test_a_good_request_is_taken_in_the_contracts_order(checker):
     request = checker.check({"features": {"age": 40, "plan": "plus", "visits_30d": None}, "customer_id": "C1"}, "given")
     assert (request.request_id, request.customer_id) == ("given", "C1")
     assert request.values == (None, 40.0, "plus")
-    assert math.isnan(request.packed[0])
-    assert request.packed[1:] == [40.0, 1.0]
 
 
 def test_a_request_by_customer_carries_no_features(checker):
     request = checker.check({"customer_id": "C1", "request_id": "mine"}, "given")
-    assert (request.request_id, request.customer_id, request.values, request.packed) == ("mine", "C1", None, None)
+    assert (request.request_id, request.customer_id, request.values) == ("mine", "C1", None)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +122,71 @@ def test_whatever_comes_is_accepted_or_refused_in_words_that_json_can_hold(check
         breaches = refused.breaches
     assert msgspec.json.decode(msgspec.json.encode(breaches)) or request
     if request and request.values is not None:
-        assert len(request.values) == len(request.packed) == 3
+        assert len(request.values) == 3
 
 
-def test_stored_values_are_packed_like_sent_ones(folder, checker):
+def numbered(*values):
+    return st.sampled_from([*values, 0, -0.0, 0.5, 1, 17.9, 1e300, 10**30, 2**63, True, None, "", "plus", "x", [], {}])
+
+
+BODIES = st.builds(
+    dict,
+    features=st.none()
+    | st.builds(dict, visits_30d=numbered(-10, 30, 30.1), age=numbered(40, 0, 111), plan=numbered("plus", "basic")),
+    customer_id=st.sampled_from([None, "C1", "C\n1", "", 7, "C" * 201]),
+    request_id=st.sampled_from([None, "mine", "\x00", "", 7, "r" * 201]),
+) | st.fixed_dictionaries({}, optional={"customer_id": st.just("C1"), "features": st.just(GOOD), "other": st.just(1)})
+
+
+def outcome(call):
+    """A request, or the words and breaches of a refusal."""
+    try:
+        return call()
+    except RefusedRequest as refused:
+        return refused.code, refused.message, sorted(map(repr, refused.breaches))
+
+
+@given(BODIES)
+def test_the_short_way_takes_and_refuses_what_the_rules_do(checker, body):
+    line = msgspec.json.encode(body)
+    expected = outcome(lambda: checker.check(msgspec.json.decode(line), "given"))
+    assert outcome(lambda: checker.read(line, "given")) == expected
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[" * 100_000, b'{"customer_id": "\xff"}', b'{"features": {"age": 1e999}}']
+)
+def test_what_is_not_json_is_refused_as_such(checker, body):
+    with pytest.raises(RefusedRequest) as refused:
+        checker.read(body, "given")
+    assert (refused.value.code, refused.value.status) == ("invalid_json", 400)
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+def test_a_feature_without_categories_takes_none(folder, nullable):
+    """A column that training saw only empty."""
+    features = (CategoricalFeature(name="plan", categories=(), nullable=nullable),)
+    contract = read_contract(folder).model_copy(update={"features": features})
+    checker = RequestChecker(contract, range_margin=0.5)
+    for value in (None, "", "plus", 1.0):
+        line = msgspec.json.encode({"features": {"plan": value}})
+        expected = outcome(lambda: checker.check(msgspec.json.decode(line), "given"))  # noqa: B023
+        assert outcome(lambda: checker.read(line, "given")) == expected  # noqa: B023
+        assert isinstance(expected, tuple) != (value is None and nullable)
+
+
+def test_values_are_packed_as_the_graph_takes_them(folder):
     model = load_model(folder, version="1", folder_sha256=None)
+    packed = model.pack([(None, 40.0, "plus"), (1.0, 2.0, "gold"), (3.0, None, None)])
+    assert packed.dtype == np.float32
+    expected = [[math.nan, 40.0, 1.0], [1.0, 2.0, -1.0], [3.0, math.nan, -1.0]]
+    np.testing.assert_array_equal(packed, expected)
     for row in ROWS:
-        request = checker.check({"features": row}, "r")
-        assert model.pack(request.values) == request.packed
-    assert model.pack((1.0, 2.0, "gold")) == [1.0, 2.0, -1.0]
+        np.testing.assert_array_equal(model.pack([tuple(row.values())]), encode_row(model.contract.features, row))
+
+
+def test_missing_categories_are_found_for_the_metrics(folder):
+    model = load_model(folder, version="1", folder_sha256=None)
+    assert model.find_missing([(None, 40.0, "plus"), (1.0, 2.0, "gold")]) is None
+    found = model.find_missing([(None, 40.0, "plus"), (1.0, 2.0, None)])
+    assert found.tolist() == [[True, False, False], [False, False, True]]

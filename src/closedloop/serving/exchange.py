@@ -1,0 +1,140 @@
+"""One HTTP exchange: what came, read within limits, and what goes back, refusals in one documented shape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from closedloop.errors import ServiceUnavailable
+from closedloop.records import Prediction
+from closedloop.serving.requests import Breach, RefusedRequest, shorten
+
+logger = logging.getLogger(__name__)
+BODY_SECONDS = 10.0
+TOO_SLOW = "too slow"
+JSON = b"application/json"
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+encode = msgspec.json.Encoder().encode
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One HTTP request: lower-case headers, when it came, and its own id until it names one."""
+
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    arrived: float
+    request_id: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back."""
+
+    body: bytes
+    status: int = 200
+    kind: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class PredictAnswer(msgspec.Struct, frozen=True):
+    """The answer to one prediction request."""
+
+    prediction: int
+    probability: float
+    model_version: str
+    variant: str
+    prediction_id: str
+    request_id: str
+    features_as_of: str | None
+    latency_ms: float
+
+
+class ClientGone(Exception):
+    """The client has closed its connection before it sent all of its request."""
+
+
+async def read_body(call: Call, bytes_max: int) -> bytes:
+    """The whole body, or a refusal when it is something else than JSON, too large, or comes too slowly."""
+    kind = call.headers.get(b"content-type", JSON)
+    if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
+        rule = Breach("content-type", shorten(kind.decode("latin-1")), "application/json")
+        raise RefusedRequest("unsupported_type", "a body is JSON, and says so", (rule,), status=415)
+    declared = call.headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > bytes_max:
+        raise refuse_length(bytes_max)
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - narrows the type
+    # a third of what asyncio.timeout costs, which every request would pay
+    timer = asyncio.get_running_loop().call_later(BODY_SECONDS, task.cancel, TOO_SLOW)
+    parts, size = [], 0
+    try:
+        while True:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > bytes_max:
+                raise refuse_length(bytes_max)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+    except asyncio.CancelledError as cancelled:
+        if cancelled.args != (TOO_SLOW,):
+            raise
+        task.uncancel()
+        raise RefusedRequest("timeout", f"the body did not come in {BODY_SECONDS:g} s", status=408) from None
+    finally:
+        timer.cancel()
+
+
+def refuse_length(bytes_max: int) -> RefusedRequest:
+    """The refusal of a body that is too large."""
+    return RefusedRequest("too_large", f"a body may have {bytes_max} bytes", status=413)
+
+
+def describe(prediction: Prediction, arrived: float) -> PredictAnswer:
+    """A prediction as it is answered."""
+    as_of = prediction.features_as_of
+    return PredictAnswer(
+        prediction.decision,
+        prediction.score,
+        prediction.model_version,
+        prediction.variant,
+        prediction.prediction_id,
+        prediction.request_id,
+        as_of.isoformat() if as_of else None,
+        (time.perf_counter() - arrived) * 1e3,
+    )
+
+
+def describe_item(future: asyncio.Future[Prediction] | RefusedRequest, arrived: float) -> Any:
+    """One item of a batch: its answer or its error."""
+    error = future if isinstance(future, RefusedRequest) else future.exception()
+    if error is None:
+        assert isinstance(future, asyncio.Future)  # noqa: S101 - narrows the type
+        return describe(future.result(), arrived)
+    if isinstance(error, RefusedRequest):
+        return {"error": error_of(error)}
+    if isinstance(error, ServiceUnavailable):
+        return {"error": {"code": "unavailable", "message": str(error), "details": ()}}
+    logger.error("an item of a batch failed", exc_info=error)
+    return {"error": {"code": "internal", "message": "an error of this service", "details": ()}}
+
+
+def error_of(refused: RefusedRequest) -> dict[str, Any]:
+    """The documented shape of a refusal."""
+    return {"code": refused.code, "message": refused.message, "details": refused.breaches}
+
+
+def refuse(refused: RefusedRequest, request_id: str) -> Answer:
+    """A refusal as an answer."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if refused.retry_after:
+        headers = ((b"retry-after", str(refused.retry_after).encode()),)
+    if refused.status == 401:
+        headers = (*headers, (b"www-authenticate", b"Bearer"))
+    return Answer(encode({"error": error_of(refused), "request_id": request_id}), refused.status, headers=headers)
