@@ -23,6 +23,41 @@ PARAMS = Path("params.yaml")
 EXIT_OF_VERDICT = {"advance": 0, "roll_back": 2, "hold": 3}
 
 
+@app.command()
+def why(
+    prediction_id: Annotated[str, typer.Argument(help="As the service answered it.")], params: ParamsOption = PARAMS
+) -> None:
+    """All that led to a prediction: model, data, features, gates, and the release; as JSON."""
+    import json
+
+    from closedloop.adapters.mlflow import VersionSource
+    from closedloop.bootstrap import build_releases, build_store, load_run
+    from closedloop.loop.lineage import explain
+
+    context = load_run(params)
+    releases = build_releases(context)
+    registry = VersionSource(releases.tracking)
+    found = explain(build_store(context), releases.journal, releases.tracking, registry, prediction_id)
+    typer.echo(json.dumps(found, indent=2, default=str))
+
+
+@app.command()
+def reproduce(
+    prediction_id: Annotated[str, typer.Argument(help="As the service answered it.")], params: ParamsOption = PARAMS
+) -> None:
+    """Compute a prediction's score again from what was recorded, or say what is missing."""
+    from closedloop.adapters.mlflow import VersionSource
+    from closedloop.bootstrap import build_store, build_tracking, load_run
+    from closedloop.loop.lineage import reproduce as run
+
+    context = load_run(params)
+    registry = VersionSource(build_tracking(context))
+    again = run(build_store(context), registry, context.dataset.model_name, prediction_id)
+    recorded = again.prediction
+    typer.echo(f"version {recorded.model_version}: {again.score:.9f} again, {recorded.score:.9f} was recorded")
+    typer.echo(f"decision {again.decision} at threshold {again.threshold:g}, as recorded")
+
+
 @release_app.command()
 def start(
     version: Annotated[str, typer.Argument(help="A registered version, or 'challenger' for the one of that alias.")],

@@ -336,6 +336,18 @@ class Tracking:
                 f"{self.model_name} version {version.version}: artifacts are not there: {error}"
             ) from error
 
+    def read_gates(self, version: ModelVersion) -> dict[str, str] | None:
+        """A sentence for each gate that judged a version, from its run; None where none is recorded."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            found = mlflow.artifacts.load_dict(f"runs:/{version.run_id}/gates/gates.json")
+        except (MlflowException, OSError):
+            return None
+        return {name: gate["sentence"] for name, gate in found["gates"].items()}
+
 
 class VersionSource:
     """The registry as the service needs it: a version's folder with the digest that its tag says."""
