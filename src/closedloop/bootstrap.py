@@ -101,11 +101,14 @@ def build_checks(run: RunContext) -> Checks:
 def build_releases(run: RunContext) -> Releases:
     """What moves the champion; the store's tables are brought up to date."""
     from closedloop.adapters.journal import Journal
-    from closedloop.stages.deploy import Releases
+    from closedloop.adapters.kubectl import IstioSplit
+    from closedloop.stages.deploy import Releases, ServiceSplit
 
-    store = build_store(run)
+    store, release = build_store(run), run.settings.release
     store.upgrade()
-    return Releases(build_tracking(run), store, Journal(run.settings.locate_url(run.settings.operations.url)))
+    journal = Journal(run.settings.locate_url(run.settings.operations.url))
+    traffic = IstioSplit(release.istio) if release.traffic == "istio" else ServiceSplit()
+    return Releases(build_tracking(run), store, journal, traffic)
 
 
 def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
@@ -165,7 +168,8 @@ def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, P
 
     state_dir = locate_serving_state(run)
     registry = VersionSource(build_tracking(run))
-    return Agent(state_dir, run.dataset.model_name, build_store(run), registry, parent=parent), state_dir
+    slot = run.settings.serving.slot
+    return Agent(state_dir, run.dataset.model_name, build_store(run), registry, parent=parent, slot=slot), state_dir
 
 
 @contextmanager

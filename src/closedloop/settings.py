@@ -89,6 +89,12 @@ class ReleaseSettings(_Section):
     score_distance_max: float = Field(default=0.2, ge=0, le=1)
     istio: IstioSettings = IstioSettings()
 
+    @model_validator(mode="after")
+    def _errors_of_both_services(self) -> ReleaseSettings:
+        if self.traffic == "istio" and not self.prometheus:
+            raise ValueError("release.traffic istio needs release.prometheus: errors are those of two services")
+        return self
+
 
 class OperationsSettings(_Section):
     """The operations store: predictions, outcomes, the deployment row. A password belongs in the environment."""
@@ -102,11 +108,13 @@ class ServingSettings(_Section):
 
     ``tokens`` (environment only) is ``{token: [scope, ...]}`` with the scopes predict, outcomes and admin; without
     any, requests need none. ``id_key`` (environment only) seals prediction ids: all replicas share one; without it
-    the state folder keeps one of its own. ``range_margin``: a numeric feature may leave the range seen in training
-    by this many of its widths.
+    the state folder keeps one of its own. ``slot``: which version of the deployment row this service answers with;
+    a canary's own service behind a proxy takes the challenger. ``range_margin``: a numeric feature may leave the range
+    seen in training by this many of its widths.
     """
 
     host: str = "127.0.0.1"
+    slot: Literal["champion", "challenger"] = "champion"
     port: int = Field(default=3000, ge=0, le=65535)
     metrics_port: int = Field(default=8001, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)

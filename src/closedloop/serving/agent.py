@@ -52,10 +52,15 @@ class Registry(Protocol):
 
 
 class SlotFollower:
-    """Keeps the slots file equal to the deployment row, as far as its versions can be had and hold."""
+    """Keeps the slots file equal to the deployment row, as far as its versions can be had and hold.
 
-    def __init__(self, state_dir: Path, model_name: str, store: OperationsStore, registry: Registry) -> None:
-        self._state_dir, self._model_name = state_dir, model_name
+    ``slot`` "challenger" answers with the challenger alone, where there is one: a proxy does the splitting.
+    """
+
+    def __init__(
+        self, state_dir: Path, model_name: str, store: OperationsStore, registry: Registry, slot: str = "champion"
+    ) -> None:
+        self._state_dir, self._model_name, self._slot = state_dir, model_name, slot
         self._store, self._registry = store, registry
         self._note = ""
         self._alias_at = 0.0
@@ -75,9 +80,13 @@ class SlotFollower:
             return
         if row is None:
             return
+        alone = self._slot == "challenger" and row.challenger_version is not None
+        if alone:
+            row = Deployment(row.model_name, row.revision, row.challenger_version or "", row.salt, row.updated_at)
         slots = self._build(row, before)
         if slots is not None:
-            self._check_alias(row)
+            if not alone:
+                self._check_alias(row)
             notes = (*slots.notes, self._note) if self._note else slots.notes
             self._write(before, msgspec.structs.replace(slots, notes=notes))
 
@@ -153,11 +162,18 @@ class Agent:
     """Runs the agent's two loops until it is told to stop, or the process ``parent`` has ended."""
 
     def __init__(
-        self, state_dir: Path, model_name: str, store: OperationsStore, registry: Registry, *, parent: int | None = None
+        self,
+        state_dir: Path,
+        model_name: str,
+        store: OperationsStore,
+        registry: Registry,
+        *,
+        parent: int | None = None,
+        slot: str = "champion",
     ) -> None:
         self._state_dir, self._model_name, self._store = state_dir, model_name, store
         self._parent = parent
-        self._follower = SlotFollower(state_dir, model_name, store, registry)
+        self._follower = SlotFollower(state_dir, model_name, store, registry, slot)
         name = f"agent-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._metrics = WorkerMetrics(state_dir / "metrics", name)
         self._stopping = threading.Event()

@@ -31,6 +31,20 @@ class DeploymentTable(Protocol):
         """Replace the row that was read with ``expected_revision``."""
 
 
+class Traffic(Protocol):
+    """Who splits traffic between champion and challenger."""
+
+    def route(self, row: Deployment) -> None:
+        """Let traffic be split as the row says; nothing is written where it is already."""
+
+
+class ServiceSplit:
+    """The service splits by itself, customer by customer, and follows the row."""
+
+    def route(self, row: Deployment) -> None:
+        """Nothing is left to do."""
+
+
 class State(NamedTuple):
     """What serves, and the newest entry of the journal, which said so."""
 
@@ -41,7 +55,8 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Releases:
-    """What a release is written to, in this order: journal, deployment row, aliases, the tag with the journal's head.
+    """What a release is written to, in this order: journal, deployment row, a proxy's weights, aliases, the tag with
+    the journal's head.
 
     An entry holds the whole row that it is about, so that whoever comes next completes what a killed process began
     (`settle`). Of processes that release at once one writes the next entry, the others are told to decide again.
@@ -50,6 +65,7 @@ class Releases:
     tracking: Tracking
     store: DeploymentTable
     journal: Journal
+    traffic: Traffic = dataclasses.field(default_factory=ServiceSplit)
 
     @property
     def model_name(self) -> str:
@@ -87,6 +103,7 @@ class Releases:
                 )
             logger.warning("%sdid not write; it is gone on from", found)
             return State(row, head, None)
+        self.traffic.route(entry.row)
         if mirror:
             self._mirror(entry, head)
         return State(row, head, entry.rollout)
@@ -132,6 +149,7 @@ class Releases:
         entry = Entry(action, actor, now, reason, target, rollout, rejected, service, dict(evidence or {}))
         head = self.journal.append(name, entry, after=state.head)
         written = self._write_row(target)
+        self.traffic.route(written)
         self._mirror(entry, head)
         return State(written, head, rollout)
 

@@ -170,6 +170,27 @@ def test_outcomes_of_customers_that_both_scored_take_a_worse_champion_back(desk:
     assert entry.evidence["evidence"]["losses"]["customers"] == 600
 
 
+def test_behind_a_proxy_the_stable_service_scores_in_shadow_and_weights_are_routed(desk: Any) -> None:
+    routed: list[tuple[str, float]] = []
+
+    class Proxy:
+        def route(self, row: Any) -> None:
+            routed.append((row.champion_version, row.weight))
+
+    releases, evidence, traffic = desk
+    made = dataclasses.replace(releases, traffic=Proxy()), dataclasses.replace(evidence, unit="request"), traffic
+    advance(made, until="canary_25")
+    assert describe(releases) == ("1", "2", "shadow", 0.25)
+    assert routed[-1] == ("1", 0.25)
+    # the split is that of requests: customers meet both
+    flow(traffic, "canary_25", customers=20_000)
+    found = run_pass(made[0], made[1], POLICY, now=NOW + 5 * HOUR, as_of=NOW)
+    assert found.decision.verdict == "advance"  # type: ignore[union-attr]
+    routed.clear()
+    made[0].settle()  # a pass that was killed before the proxy heard of it is completed
+    assert routed == [("1", 0.5)]
+
+
 @pytest.mark.parametrize(
     ("tags", "words"),
     [

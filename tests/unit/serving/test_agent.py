@@ -109,6 +109,19 @@ def test_a_canary_and_its_end_without_another_download(follower, store, registry
     assert registry.asked == ["1", "2"]
 
 
+def test_a_canarys_own_service_answers_with_the_challenger_alone_and_with_the_champion_without_one(
+    store, registry, state
+):
+    follower = SlotFollower(state, "test_churn", store, registry, "challenger")
+    store.row = replace(FIRST, challenger_version="2", challenger_mode="shadow", weight=0.05)
+    follower.step()
+    slots = read_slots(state)
+    assert (slots.champion.version, slots.challenger, slots.notes) == ("2", None, ())
+    store.row = replace(FIRST, revision=2)
+    follower.step()
+    assert read_slots(state).champion.version == "1"
+
+
 def test_a_wrong_digest_is_refused_once_and_the_old_champion_stays(follower, store, registry, state):
     follower.step()
     registry.tags["2"] = "f" * 64

@@ -1,0 +1,64 @@
+"""kubectl: the weights of an Istio VirtualService, which then splits requests in place of the service itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+from closedloop.adapters.store import Deployment
+from closedloop.errors import ConfigError, ServiceUnavailable
+from closedloop.settings import IstioSettings
+
+TIMEOUT_SECONDS = 30
+
+
+class IstioSplit:
+    """Lets the route to the subsets ``stable`` and ``canary`` have the weights of the deployment row."""
+
+    def __init__(self, settings: IstioSettings) -> None:
+        self._settings = settings
+
+    def route(self, row: Deployment) -> None:
+        """Set both weights in one write, unless they are so already.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If kubectl fails, or somebody else wrote the resource in between.
+        ConfigError
+            If no route has both subsets.
+        """
+        settings = self._settings
+        canary = round(100 * row.weight) if row.challenger_version is not None else 0
+        wanted = {settings.stable: 100 - canary, settings.canary: canary}
+        found = json.loads(self._run("get", "virtualservice", settings.virtual_service, "--output=json"))
+        routes = [route["route"] for route in found["spec"].get("http", []) if find_subsets(route) == set(wanted)]
+        if not routes:
+            raise ConfigError(
+                f"release.istio: VirtualService {settings.virtual_service} has no HTTP route to exactly the subsets "
+                f"{settings.stable} and {settings.canary}"
+            )
+        if all(one.get("weight") == wanted[one["destination"]["subset"]] for route in routes for one in route):
+            return
+        for route in routes:
+            for one in route:
+                one["weight"] = wanted[one["destination"]["subset"]]
+        self._run("replace", "--filename=-", content=json.dumps(found))  # with the resourceVersion that was read
+
+    def _run(self, *arguments: str, content: str | None = None) -> str:
+        command = ["kubectl", *arguments, f"--namespace={self._settings.namespace}"]
+        try:
+            ran = subprocess.run(
+                command, input=content, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
+            )
+        except subprocess.CalledProcessError as error:
+            raise ServiceUnavailable(f"{' '.join(command)}: {error.stderr.strip()}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ServiceUnavailable(f"{' '.join(command)}: {error}") from error
+        return ran.stdout
+
+
+def find_subsets(route: dict[str, Any]) -> set[str]:
+    """The subsets that an HTTP route of a VirtualService goes to."""
+    return {one.get("destination", {}).get("subset", "") for one in route.get("route", [])}
