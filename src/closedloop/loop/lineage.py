@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-
 from closedloop.adapters.journal import Entry, read_entry
 from closedloop.contract import REFERENCE_FILE
 from closedloop.errors import DataError, GateFailed
@@ -83,7 +81,7 @@ def score_again(model: LoadedModel, prediction: Prediction) -> Again:
     names = model.contract.feature_names
     if len(prediction.features) != len(names):
         raise DataError(f"{len(prediction.features)} values were logged, version {model.version} takes {len(names)}")
-    score = float(model.scorer.score(_pack(model, [prediction.features]))[0])
+    score = float(model.scorer.score(model.pack([prediction.features]))[0])
     threshold = model.contract.threshold
     # within the tolerance either side of the threshold is the same score, and the recorded one decided
     decided = prediction.score if abs(score - threshold) <= TOLERANCE else score
@@ -166,7 +164,7 @@ def weigh_features(model: LoadedModel, prediction: Prediction, folder: Path) -> 
         if len(known):
             usual = float(known.median()) if feature.kind == "numeric" else str(known.mode().iloc[0])
         rows.append((*prediction.features[:place], usual, *prediction.features[place + 1 :]))
-    score, *others = model.scorer.score(_pack(model, rows)).tolist()
+    score, *others = model.scorer.score(model.pack(rows)).tolist()
     weighed = [
         {"feature": feature.name, "value": value, "usual": row[place], "adds": score - other}
         for place, (feature, value, row, other) in enumerate(
@@ -192,7 +190,3 @@ def find_entry(entries: Sequence[tuple[int, Entry]], prediction: Prediction) -> 
 
 def _describe(entry: Entry) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in ("action", "actor", "recorded_at", "reason")}
-
-
-def _pack(model: LoadedModel, rows: Sequence[Sequence[float | str | None]]) -> np.ndarray:
-    return np.array([model.pack(row) for row in rows], dtype=np.float32)
