@@ -20,10 +20,10 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from closedloop.adapters.onnx import Parity, export_model, measure_latency_ratio, measure_parity
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.contract import Feature, NumericFeature, digest_file, encode_row
+from closedloop.core.calibration import calibrate_pipeline
 from closedloop.core.estimators import (
     MODEL_TYPES,
     build_pipeline,
-    calibrate_pipeline,
     describe_features,
     encode_columns,
     encode_frame,

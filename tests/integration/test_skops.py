@@ -16,13 +16,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from closedloop.adapters.skops import TRUSTED_TYPES, load_pipeline, save_pipeline
-from closedloop.core.estimators import (
-    MODEL_TYPES,
-    build_pipeline,
-    calibrate_pipeline,
-    describe_features,
-    round_thresholds,
-)
+from closedloop.core.calibration import calibrate_pipeline
+from closedloop.core.estimators import MODEL_TYPES, build_pipeline, describe_features, round_thresholds
 from closedloop.errors import DataError
 
 PARAMS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from closedloop.core.metrics import tabulate_calibration, tabulate_curve, tabulate_lift
+from closedloop.core.charts import tabulate_calibration, tabulate_curve, tabulate_lift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

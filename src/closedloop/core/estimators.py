@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature
-from closedloop.core.folds import hash_shares
 from closedloop.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,16 +36,6 @@ DEFAULT_PARAMS: Mapping[str, Mapping[str, Any]] = {
         "early_stopping": False,
     },
 }
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The pipeline to use, the method ("raw" or "sigmoid"), and the held-out log losses that chose it."""
-
-    pipeline: Pipeline
-    method: str
-    log_losses: Mapping[str, float]
-    note: str
 
 
 def describe_features(
@@ -197,90 +185,6 @@ def floor_float32(values: np.ndarray) -> np.ndarray:
     return np.where(nearest > values, lower, nearest).astype(np.float64)
 
 
-def calibrate_pipeline(
-    pipeline: Pipeline,
-    frame: pd.DataFrame,
-    labels: np.ndarray,
-    ids: Sequence[str],
-    *,
-    salt: str = "calibration",
-) -> Calibration:
-    """Platt scaling of a fitted pipeline, where it lowers the log loss on held-out validation rows.
-
-    Half of the customers (by a stable hash) fit the sigmoid, the other half compares it with the raw scores.
-    If its mean gain there exceeds two standard errors, it is taken and fitted again on all rows. Isotonic is
-    not offered: its graph takes the nearest knot where scikit-learn interpolates (skl2onnx 1.20).
-    Platt (1999), "Probabilistic outputs for support vector machines".
-
-    Parameters
-    ----------
-    frame, labels, ids
-        Validation rows that the pipeline was not trained on, labels (bool, shape (n,)) and customer ids.
-    """
-    truth = np.asarray(labels).astype(bool)
-    fitting = hash_shares(ids, salt) < 0.5
-    counts = [int((truth[half] == value).sum()) for half in (fitting, ~fitting) for value in (True, False)]
-    if min(counts) < 5:
-        note = f"raw scores: half of the validation rows has {min(counts)} rows of a class, 5 needed"
-        return Calibration(pipeline, "raw", {}, note)
-    held_out = frame.loc[~fitting]
-    sigmoid = _fit_sigmoid(pipeline, frame.loc[fitting], truth[fitting])
-    raw, scaled = (_measure_losses(truth[~fitting], score(each, held_out)) for each in (pipeline, sigmoid))
-    gain = raw - scaled
-    method = "sigmoid" if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)) else "raw"
-    losses = {"raw": float(raw.mean()), "sigmoid": float(scaled.mean())}
-    figures = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
-    note = f"{method} scores: held-out log loss {figures} ({len(gain)} rows)"
-    chosen = _fit_sigmoid(pipeline, frame, truth) if method == "sigmoid" else pipeline
-    return Calibration(chosen, method, losses, note)
-
-
-def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) -> float:
-    """The decision threshold in [0, 1]: a score at or above it is a churner.
-
-    Parameters
-    ----------
-    labels, scores
-        Validation rows: bool, and probabilities in [0, 1]; shape (n,).
-    rule
-        A number in (0, 1), which is returned; or the figure to maximise, "accuracy" or "f1". Of equally good
-        thresholds the one nearest to 0.5 wins. It lies between two scores, where float32 noise moves no row.
-
-    Raises
-    ------
-    ConfigError
-        If the rule is neither.
-    DataError
-        If there is nothing to choose from: no rows, a NaN, or one class only.
-
-    Examples
-    --------
-    >>> choose_threshold(np.array([False, False, True]), np.array([0.1, 0.2, 0.4]), "f1")
-    0.30000000000000004
-    """
-    if isinstance(rule, int | float) and not isinstance(rule, bool) and 0 < rule < 1:
-        return float(rule)
-    if rule not in ("accuracy", "f1"):
-        raise ConfigError(f"threshold is {rule!r}, allowed: a number between 0 and 1, accuracy, f1")
-    truth = np.asarray(labels).astype(bool)
-    if truth.all() or not truth.any() or np.isnan(scores).any():
-        found = f"{truth.sum()} of {len(truth)} rows churned, {np.isnan(scores).sum()} scores are NaN"
-        raise DataError(f"no threshold can be chosen: {found}, allowed: both classes and no NaN")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order].astype(np.float64)
-    flagged = np.arange(len(ranked) + 1)
-    hits = np.concatenate([[0], np.cumsum(truth[order])])
-    accuracy = (hits + (len(truth) - truth.sum()) - (flagged - hits)) / len(truth)
-    figure = accuracy if rule == "accuracy" else 2 * hits / (flagged + truth.sum())
-    upper, lower = np.concatenate([[1.0], ranked]), np.concatenate([ranked, [0.0]])
-    middle = (upper + lower) / 2
-    thresholds = np.where(middle > lower, middle, upper)
-    usable = upper > lower
-    usable[-1] = True
-    best = np.flatnonzero(usable & (figure == figure[usable].max()))
-    return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
-
-
 def score(pipeline: Pipeline, frame: pd.DataFrame) -> np.ndarray:
     """Probability of churn of each row: float64 in [0, 1], shape (n,)."""
     return np.asarray(pipeline.predict_proba(frame)[:, 1], dtype=np.float64)
@@ -370,19 +274,3 @@ def _list_thresholds(model: Any) -> list[np.ndarray]:
     if hasattr(model, "_predictors"):
         return [tree.nodes["num_threshold"] for iteration in model._predictors for tree in iteration]
     return [tree.tree_.threshold for tree in np.ravel(getattr(model, "estimators_", []))]
-
-
-def _measure_losses(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Log loss of each row in nats."""
-    tiny = np.finfo(np.float64).eps
-    return np.asarray(-np.log(np.clip(np.where(truth, scores, 1 - scores), tiny, 1)))
-
-
-def _fit_sigmoid(pipeline: Pipeline, frame: pd.DataFrame, truth: np.ndarray) -> Pipeline:
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.frozen import FrozenEstimator
-    from sklearn.pipeline import Pipeline
-
-    calibrated = CalibratedClassifierCV(FrozenEstimator(pipeline[-1]), method="sigmoid")
-    calibrated.fit(pipeline[:-1].transform(frame), truth.astype(pipeline[-1].classes_.dtype))
-    return Pipeline([*pipeline.steps[:-1], ("model", calibrated)])

@@ -1,4 +1,4 @@
-"""How well scores agree with what happened: point figures, their uncertainty, and tables for plots.
+"""How well scores agree with what happened: point figures and their uncertainty.
 
 Everywhere below, ``labels`` is shape (n,), bool or 0/1, 1 = churned; ``scores`` is shape (n,), probabilities of
 churn in [0, 1]; and the decision is "churns" where ``score >= threshold``.
@@ -7,7 +7,7 @@ churn in [0, 1]; and the decision is "churns" where ``score >= threshold``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from closedloop.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 CALIBRATION_BINS = 10
-CURVE_POINTS_MAX = 200
 INTERVAL_NAMES = ("accuracy", "f1_weighted", "roc_auc", "brier", "log_loss")
 
 
@@ -189,7 +188,7 @@ def rank_auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Callable[[Floats],
     return weigh
 
 
-def list_log_losses(labels: npt.NDArray[np.int8], scores: Floats) -> Floats:
+def list_log_losses(labels: npt.NDArray[np.int8 | np.bool_], scores: Floats) -> Floats:
     """Log loss of each row in nats, shape (n,), clipped as scikit-learn clips."""
     tiny = np.finfo(np.float64).eps
     clipped = np.clip(scores, tiny, 1 - tiny)
@@ -223,69 +222,17 @@ def measure_groups(
     for name in sorted(set(names)):
         of_group = names == name
         actual, decided = truth[of_group], score[of_group] >= threshold
-        lines.append(
-            {
-                "group": name,
-                "rows": len(actual),
-                "enough_rows": len(actual) >= minimum_rows,
-                "accuracy": float(np.mean(actual == decided)),
-                "roc_auc": rank_auc(actual, score[of_group])(np.ones(len(actual))),
-                "churn_rate": float(actual.mean()),
-                "predicted_rate": float(decided.mean()),
-            }
-        )
+        line = {
+            "group": name,
+            "rows": len(actual),
+            "enough_rows": len(actual) >= minimum_rows,
+            "accuracy": float(np.mean(actual == decided)),
+            "roc_auc": rank_auc(actual, score[of_group])(np.ones(len(actual))),
+            "churn_rate": float(actual.mean()),
+            "predicted_rate": float(decided.mean()),
+        }
+        lines.append(line)
     return pd.DataFrame(lines)
-
-
-def tabulate_calibration(labels: npt.ArrayLike, scores: npt.ArrayLike, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
-    """Predicted against actual churn in equal-count bins, lowest scores first.
-
-    Rows of equal score share a bin (the one of their mean rank), so the table does not depend on row order; bins
-    that ties leave empty are dropped. Columns: ``bin`` (from 1), ``rows``, ``lowest_score``, ``highest_score``,
-    ``mean_score``, ``churn_rate``.
-    """
-    truth, score = check_scores(labels, scores, both_classes=False)
-    table = _bin_scores(truth, score, bins)
-    return table[["bin", "rows", "lowest_score", "highest_score", "mean_score", "churn_rate"]]
-
-
-def tabulate_lift(labels: npt.ArrayLike, scores: npt.ArrayLike) -> pd.DataFrame:
-    """What calling the customers of each score decile would catch, highest scores first.
-
-    Columns: ``decile`` (1 = highest scores; ties as in `tabulate_calibration`), ``rows``, ``churners``,
-    ``churn_rate``, ``lift`` (churn rate over that of all rows), ``contacted_share`` and ``captured_share`` (of all
-    rows and of all churners, down to this decile).
-    """
-    truth, score = check_scores(labels, scores)
-    table = _bin_scores(truth, score, 10).iloc[::-1].reset_index(drop=True)
-    table["decile"] = 11 - table["bin"]
-    table["lift"] = table["churn_rate"] / truth.mean()
-    table["contacted_share"] = table["rows"].cumsum() / len(truth)
-    table["captured_share"] = table["churners"].cumsum() / truth.sum()
-    return table[["decile", "rows", "churners", "churn_rate", "lift", "contacted_share", "captured_share"]]
-
-
-def tabulate_curve(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, kind: Literal["roc", "precision_recall"]
-) -> pd.DataFrame:
-    """Points of the ROC or the precision-recall curve, thinned evenly to at most 200; both ends stay.
-
-    Columns: ``false_positive_rate``, ``true_positive_rate`` or ``recall``, ``precision``; and ``threshold``, nan at
-    the end that no score reaches.
-    """
-    from sklearn import metrics
-
-    truth, score = check_scores(labels, scores)
-    if kind == "roc":
-        false_rate, true_rate, thresholds = metrics.roc_curve(truth, score, drop_intermediate=False)
-        columns = {"false_positive_rate": false_rate, "true_positive_rate": true_rate}
-    else:
-        precision, recall, thresholds = metrics.precision_recall_curve(truth, score)
-        columns = {"recall": recall, "precision": precision}
-        thresholds = np.append(thresholds, np.nan)
-    table = pd.DataFrame({**columns, "threshold": np.where(np.isfinite(thresholds), thresholds, np.nan)})
-    kept = np.unique(np.linspace(0, len(table) - 1, min(len(table), CURVE_POINTS_MAX)).round().astype(int))
-    return table.iloc[kept].reset_index(drop=True)
 
 
 def check_scores(
@@ -307,6 +254,20 @@ def check_scores(
     if both_classes and truth.min() == truth.max():
         raise UnusableScores(f"labels: found only class {truth[0]} in {len(truth)} rows, both 0 and 1 must occur")
     return truth, score
+
+
+def bin_scores(truth: npt.NDArray[np.int8], score: Floats, bins: int) -> pd.DataFrame:
+    """Equal-count bins of the scores: ``bin`` (from 1), ``rows``, ``churners``, scores and ``churn_rate``."""
+    mean_rank = pd.Series(score).rank(method="average").to_numpy()
+    frame = pd.DataFrame({"bin": ((mean_rank - 0.5) * bins // len(score)).astype(int) + 1, "s": score, "y": truth})
+    return frame.groupby("bin", as_index=False).agg(
+        rows=("y", "size"),
+        churners=("y", "sum"),
+        lowest_score=("s", "min"),
+        highest_score=("s", "max"),
+        mean_score=("s", "mean"),
+        churn_rate=("y", "mean"),
+    )
 
 
 def _list_measures(
@@ -336,21 +297,8 @@ def _list_measures(
     }
 
 
-def _bin_scores(truth: npt.NDArray[np.int8], score: Floats, bins: int) -> pd.DataFrame:
-    mean_rank = pd.Series(score).rank(method="average").to_numpy()
-    frame = pd.DataFrame({"bin": ((mean_rank - 0.5) * bins // len(score)).astype(int) + 1, "s": score, "y": truth})
-    return frame.groupby("bin", as_index=False).agg(
-        rows=("y", "size"),
-        churners=("y", "sum"),
-        lowest_score=("s", "min"),
-        highest_score=("s", "max"),
-        mean_score=("s", "mean"),
-        churn_rate=("y", "mean"),
-    )
-
-
 def _expected_calibration_error(truth: npt.NDArray[np.int8], score: Floats) -> float:
     # Naeini et al. 2015, with equal-count bins: most churn scores are low, and equal-width bins would be near empty.
-    table = _bin_scores(truth, score, CALIBRATION_BINS)
+    table = bin_scores(truth, score, CALIBRATION_BINS)
     gaps = (table["churn_rate"] - table["mean_score"]).abs()
     return float((gaps * table["rows"]).sum() / len(truth))

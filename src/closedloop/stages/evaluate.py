@@ -176,7 +176,7 @@ def read_champion_rows(features: Features, contract: ModelContract, test: pd.Dat
 def draw(candidate: Candidate, plots: Path, pictures: Path) -> None:
     """Plot data for DVC, and pictures, of the test rows."""
     from closedloop.adapters.pictures import draw_scores
-    from closedloop.core.metrics import tabulate_calibration, tabulate_curve, tabulate_lift
+    from closedloop.core.charts import tabulate_calibration, tabulate_curve, tabulate_lift
 
     labels, scores = candidate.labels, candidate.scores
     tabulate_curve(labels, scores, "roc").to_csv(plots / "roc.csv", index=False)

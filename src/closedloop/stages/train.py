@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.core.estimators import Calibration
+    from closedloop.core.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
@@ -222,7 +222,8 @@ def fit(
     params: Params, feature_set: FeatureSet, hyper_parameters: dict[str, Any], rows: dict[str, pd.DataFrame]
 ) -> Fitted:
     """Fit on train rows; calibrate and choose the threshold on validation rows."""
-    from closedloop.core.estimators import calibrate_pipeline, choose_threshold, round_thresholds, score
+    from closedloop.core.calibration import calibrate_pipeline, choose_threshold
+    from closedloop.core.estimators import round_thresholds, score
 
     train_rows, validation = rows["train"], rows["validation"]
     unfitted, features = build_unfitted(params, feature_set, hyper_parameters, train_rows)

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature, encode_row
+from closedloop.core.calibration import calibrate_pipeline, choose_threshold
 from closedloop.core.estimators import (
     MODEL_TYPES,
     build_pipeline,
-    calibrate_pipeline,
-    choose_threshold,
     describe_features,
     encode_frame,
     floor_float32,

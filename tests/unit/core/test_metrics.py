@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from closedloop.core.charts import tabulate_calibration, tabulate_curve, tabulate_lift
 from closedloop.core.metrics import (
     INTERVAL_NAMES,
     bootstrap_intervals,
@@ -16,9 +17,6 @@ from closedloop.core.metrics import (
     measure_classification,
     measure_groups,
     rank_auc,
-    tabulate_calibration,
-    tabulate_curve,
-    tabulate_lift,
 )
 from closedloop.errors import DataError
 
