@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve plots test test-all check format bench soak pipeline lock clean
+.PHONY: help install run ui serve plots test test-all check format bench soak soak-serving pipeline lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ bench: install  ## every benchmark, each with its targets (takes long)
 
 soak: install  ## 100,000 events through the Kafka worker, with kills and rebalances
 	@python -m tests.soak.stream
+
+soak-serving: install  ## ten minutes of right and wrong requests: memory, log, store; then 60 s without PostgreSQL
+	@python -m tests.soak.serving
+	@CLOSEDLOOP_OUTAGE_SECONDS=60 pytest -q -rP tests/e2e/test_outages.py -k store_that_is_away
 
 pipeline: install  ## the retraining pipeline as YAML for Kubeflow Pipelines: artifacts/retrain.yaml
 	@closedloop pipeline --output artifacts/retrain.yaml

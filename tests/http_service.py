@@ -21,6 +21,7 @@ from tests.model_folders import ROWS
 from tests.services import find_free_port
 
 DEADLINE_SECONDS = 90.0
+NOTHING: dict[str, Any] = {}
 
 
 def wait_until(condition: Any, what: str) -> Any:
@@ -83,6 +84,14 @@ class HttpService:
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
 
+    def read_metric(self, series: str) -> float:
+        """The value of a series, as the live page writes it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"{series} ")).rpartition(" ")[2])
+
     def read_log(self) -> str:
         """All that its processes wrote."""
         return (self.root / "service.log").read_text(encoding="utf-8", errors="replace")
@@ -98,10 +107,11 @@ class HttpService:
 
 @dataclass
 class Load:
-    """Clients that send requests one after the other until stopped; every answer is kept."""
+    """Clients that send requests one after the other until stopped; every answer is kept, or only counted."""
 
     service: HttpService
     clients: int = 4
+    keep: bool = True
     answers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -141,7 +151,7 @@ class Load:
                 if answer.status != 200:
                     self.failures.append(f"{answer.status} {content[:200]!r}")
                     return
-                self.answers.append({**json.loads(content), "row": row})
+                self.answers.append({**json.loads(content), "row": row} if self.keep else NOTHING)
 
 
 @contextlib.contextmanager

@@ -60,16 +60,20 @@ def write_model_folder(
     contract_version: str = "1.0",
     model_name: str = "test_churn",
     feature_service: str = "test_churn_0",
+    missing: float = 0.0,
 ) -> Path:
-    """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much."""
+    """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much, ``missing`` stands for NaN."""
     from onnx import TensorProto, helper, numpy_helper
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = numpy_helper.from_array(np.array(WEIGHTS, dtype=np.float32).reshape(-1, 1), "weights")
     shift = numpy_helper.from_array(np.array(bias, dtype=np.float32), "bias")
+    zero = numpy_helper.from_array(np.array(missing, dtype=np.float32), "zero")
     axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")
     nodes = [
-        helper.make_node("MatMul", [INPUT_NAME, "weights"], ["product"]),
+        helper.make_node("IsNaN", [INPUT_NAME], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", INPUT_NAME], ["values"]),
+        helper.make_node("MatMul", ["values", "weights"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["sum"]),
         helper.make_node("Sigmoid", ["sum"], ["column"]),
         helper.make_node("Squeeze", ["column", "axis"], [OUTPUT_NAME]),
@@ -79,7 +83,7 @@ def write_model_folder(
         "logistic",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [None, len(features)])],
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None])],
-        [weights, shift, axis],
+        [weights, shift, axis, zero],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())

@@ -42,7 +42,11 @@ def serve(
     if model is not None and bento is not None:
         raise ConfigError("--model and --bento: give one of them")
     bundled = open_bento(bento) if bento is not None else _check_model(model)
-    config = write_serving_config(context, as_of=_read_as_of(as_of, context), bundled_dir=bundled)
+    date = _read_as_of(as_of, context)
+    try:
+        config = write_serving_config(context, as_of=date, bundled_dir=bundled)
+    except OSError as error:
+        raise ServiceUnavailable(f"serving.state {context.settings.serving.state}: {error.strerror}") from error
     # another program from here on, so that nothing of this command stays in the server's memory
     os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving", str(config)])  # noqa: S606
 
@@ -173,6 +177,7 @@ def serve_agent(
     from closedloop.serving.logs import LOG_CONFIG
 
     logging.config.dictConfig(LOG_CONFIG)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the agent asks again anyway: minutes sooner
     context = load_run(params)
     agent, state_dir = build_agent(context, parent=parent)
     settings = context.settings.serving

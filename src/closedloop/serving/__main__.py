@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from closedloop.errors import ClosedloopError
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.worker import CONFIG_VARIABLE
@@ -64,6 +65,8 @@ def main() -> None:
             timeout_graceful_shutdown=10,
             backlog=1024,
         )
+    except ClosedloopError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     finally:
         stopping.set()
         if config.agent:

@@ -31,7 +31,7 @@ from closedloop.serving.openapi import PAGE, describe_service
 from closedloop.serving.outcomes import OutcomeIntake
 from closedloop.serving.requests import Breach, RefusedRequest, parse_json, shorten
 from closedloop.serving.slots import Serving
-from closedloop.serving.worker import CONFIG_VARIABLE, Worker, read_config
+from closedloop.serving.worker import CONFIG_VARIABLE, Worker, end_with_parent, read_config
 
 logger = logging.getLogger(__name__)
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -225,4 +225,5 @@ class Application:
 
 def create_application() -> Application:
     """The application of the file that the environment names: what the server's processes call."""
+    end_with_parent()
     return Application(Worker(read_config(Path(os.environ[CONFIG_VARIABLE]))))

@@ -80,7 +80,9 @@ METRICS: dict[str, MetricDoc] = {
     "model_slot_info": MetricDoc(
         "gauge", ("variant", "model_version"), "1 for each version that a living worker has in this slot"
     ),
-    "models_refused_total": MetricDoc("counter", ("reason",), "Model versions that failed a check and do not serve"),
+    "models_refused_total": MetricDoc(
+        "counter", ("reason",), "Model versions that a worker refused, by the check they failed"
+    ),
     "outcomes_total": MetricDoc("counter", ("result",), "Outcomes reported, by what became of them"),
     "prediction_rows_total": MetricDoc(
         "counter", ("result",), "Spooled lines, by what the drain did with them: stored, refused, corrupt or torn"

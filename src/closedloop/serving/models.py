@@ -86,12 +86,12 @@ def load_model(folder: Path, *, version: str, folder_sha256: str | None, threads
 
 
 def check_golden_rows(contract: ModelContract, scorer: OnnxScorer) -> None:
-    """Score the golden rows, which warms the model too.
+    """Score the golden rows, which warms the model too, and a row of which nothing is known that may be unknown.
 
     Raises
     ------
     DataError
-        If there is none, or one differs by more than 1e-6.
+        If there is none, or one differs by more than 1e-6, or the unknown row gets no score.
     """
     if not contract.golden_rows:
         raise DataError("golden rows: the contract has none, so the model cannot be proved")
@@ -99,7 +99,11 @@ def check_golden_rows(contract: ModelContract, scorer: OnnxScorer) -> None:
         score = float(scorer.score(encode_row(contract.features, golden.features))[0])
         if not abs(score - golden.score) <= GOLDEN_TOLERANCE:
             raise DataError(f"golden rows: row {number} scores {score:.7f}, the contract says {golden.score:.7f}")
-    scorer.score(np.zeros((16, scorer.n_features), dtype=np.float32))
+    known = contract.golden_rows[0].features
+    unknown = {feature.name: None if feature.nullable else known[feature.name] for feature in contract.features}
+    scores = scorer.score(np.repeat(encode_row(contract.features, unknown), 16, axis=0))
+    if not np.isfinite(scores).all():
+        raise DataError("contract: features may be missing, but the model has no score where they are")
 
 
 def check_compatible(model: LoadedModel, serving: ModelContract) -> None:

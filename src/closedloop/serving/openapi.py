@@ -10,7 +10,8 @@ from closedloop.serving.requests import ID_LENGTH_MAX, find_range
 
 PAGE = files("closedloop").joinpath("pages/openapi.html").read_bytes()
 TEXT = {"type": "string"}
-ID = {"type": "string", "minLength": 1, "maxLength": ID_LENGTH_MAX, "pattern": r"^[A-Za-z0-9_.:-]+$"}
+# an id is printable as Unicode says; a pattern can only name the control characters
+ID = {"type": "string", "minLength": 1, "maxLength": ID_LENGTH_MAX, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
 
 
 def describe_service(

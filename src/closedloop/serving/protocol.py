@@ -25,6 +25,7 @@ class Connection(HttpToolsProtocol):
     exchange_seconds = 30.0  # cut off after once to twice as long
     _seen: Any = ()
     _watch: asyncio.TimerHandle | None = None
+    _running: Any = None
     _open_head: Any = None
     _open_bytes = 0
 
@@ -37,11 +38,13 @@ class Connection(HttpToolsProtocol):
         """End to watch."""
         if self._watch is not None:
             self._watch.cancel()
+        self._forget()
         super().connection_lost(exc)
 
     def _look(self) -> None:
         """Cut off where no other request has begun since the last look; each has a list of headers of its own."""
         if self.headers is self._seen:
+            self._forget()
             self.transport.abort()
             return
         self._seen = self.headers
@@ -74,6 +77,18 @@ class Connection(HttpToolsProtocol):
             raise ValueError(f"{len(self.headers)} header fields")
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Remember which of several requests in a row is being answered."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _forget(self) -> None:
+        """Let nobody answer any more: uvicorn tells only the last request in a row, and the others would fail."""
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
     def _should_upgrade(self) -> bool:
         """Let uvicorn put off a request that asks for an upgrade, as Java's client does with every first one."""
         return True
@@ -91,5 +106,6 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         answer = refuse(RefusedRequest(code, message, status=status), os.urandom(8).hex())
         head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (answer.kind, len(answer.body))
+        self._forget()
         self.transport.write(STATUS_LINE[status] + head + answer.body)
         self.transport.close()

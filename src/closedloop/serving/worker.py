@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import datetime as dt
 import gc
+import multiprocessing
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,25 @@ def read_tokens() -> dict[str, tuple[str, ...]]:
     return msgspec.json.decode(found, type=dict[str, tuple[str, ...]]) if found else {}
 
 
+def end_with_parent() -> None:
+    """End when the process that started this one of several workers has ended, else it would keep the port for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def name_reason(text: str) -> str:
+    """The kind of check that a version failed, as the metric has it."""
+    kinds = {"digest:": "digest", "SHA-256": "digest", "golden rows": "golden rows", "contract": "contract"}
+    return next((kind for words, kind in kinds.items() if words in text), "other")
+
+
 class Worker:
     """Everything behind the application of one process."""
 
@@ -104,6 +126,7 @@ class Worker:
             self.log, self.metrics, id_key=self.id_key, reader=self._find_reader, state_of=self._state_of
         )
         self._shown: Serving | None = None
+        self._refused: dict[str, str] = {}
         self.show_slots()
         self._following: asyncio.Task[None] | None = None
 
@@ -126,7 +149,11 @@ class Worker:
         self.metrics.close()
 
     def show_slots(self) -> None:
-        """Let metrics follow what serves now."""
+        """Let metrics follow what serves now, and what was refused."""
+        refused = dict(self.slots.refused)
+        for version in refused.keys() - self._refused.keys():
+            self.metrics.count("models_refused_total", name_reason(refused[version]))
+        self._refused = refused
         serving = self.slots.serving
         if serving is None or serving is self._shown:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -43,8 +44,9 @@ def edit_contract(old, new):
         ({"contract_version": "2.0"}, None, "contract_version is 2.0, this code reads 1.x"),
         ({"golden_shift": 2e-6}, None, "golden rows: row 0 scores"),
         ({}, lambda folder: (folder / CONTRACT_FILE).unlink(), "cannot be read"),
+        ({"missing": math.nan}, None, "features may be missing, but the model has no score"),
     ],
-    ids=["truncated", "contract", "major version", "golden rows", "no contract"],
+    ids=["truncated", "contract", "major version", "golden rows", "no contract", "no score"],
 )
 def test_what_does_not_hold_is_refused(tmp_path, options, damage, words):
     folder = write_model_folder(tmp_path / "model", **options)

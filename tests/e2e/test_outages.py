@@ -1,0 +1,227 @@
+"""The service while its neighbours are away: store, online store, registry, and room on the disk.
+
+CLOSEDLOOP_OUTAGE_SECONDS says how long (default 3; `make soak-serving` takes 60).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+
+from closedloop.adapters.online import _encode_key
+from tests.http_service import HttpService, Load, run_service, wait_until
+from tests.model_folders import ROWS, pack_value, write_model_folder
+from tests.services import require, run_postgres, run_redis
+
+pytestmark = pytest.mark.thorough
+
+OUTAGE_SECONDS = float(os.environ.get("CLOSEDLOOP_OUTAGE_SECONDS", "3"))
+NAME = "shop_churn"
+SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+ROOM_BYTES = 24_000_000
+
+
+@pytest.fixture
+def root(project, tmp_path):
+    """A project folder and a small model of the shop's name."""
+    write_model_folder(tmp_path / "model", model_name=NAME, feature_service=f"{NAME}_0")
+    return project.root
+
+
+def test_a_store_that_is_away_costs_no_answer(root, tmp_path):
+    with run_postgres(tmp_path) as postgres:
+        url = postgres.create_database().replace("postgresql://", "postgresql+psycopg://")
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+        def count_stored():
+            with engine.connect() as connection:
+                if not sa.inspect(connection).has_table("predictions"):
+                    return Counter()
+                return Counter(connection.execute(sa.text("SELECT request_id FROM predictions")).scalars())
+
+        with run_service(root, "--model", str(tmp_path / "model"), CLOSEDLOOP_OPERATIONS__URL=url) as service:
+            with Load(service) as load:
+                load.wait_for(300)
+                wait_until(count_stored, "the first rows in the store")
+                postgres.stop("immediate")
+                away_since = time.monotonic()
+                load.wait_for(1_000)
+                while time.monotonic() < away_since + OUTAGE_SECONDS:
+                    load.wait_for(1)
+                waiting = wait_until(lambda: service.read_metric("spool_depth_bytes") > 100_000, "a spool that fills")
+                postgres.start()
+                load.wait_for(300)
+                wait_until(lambda: len(count_stored()) > 1_300, "a spool that drains under load")
+            assert waiting
+            assert load.failures == []
+            wait_until(lambda: service.read_metric("spool_depth_bytes") == 0, "an empty spool")
+            stored = count_stored()
+            assert stored == Counter(answer["request_id"] for answer in load.answers)  # each once, and no other
+        log = service.read_log()
+        assert "s3cret" not in log
+        assert "Traceback" not in log
+        print(f"{len(load.answers)} answers, {OUTAGE_SECONDS:g} s without the store")
+
+
+def write_redis_row(server, customer):
+    """A customer with the first row's features, as Feast writes it."""
+    import mmh3
+    from redis import Redis
+
+    seconds, stamp = int(SNAPSHOT.timestamp()), b"\x08"
+    while seconds > 0x7F:
+        stamp, seconds = stamp + bytes([seconds & 0x7F | 0x80]), seconds >> 7
+    view = f"{NAME}_0"
+    fields = {mmh3.mmh3_32_digest(f"{view}:{name}".encode()): pack_value(value) for name, value in ROWS[0].items()}
+    with Redis(port=server.port) as client:
+        client.hset(_encode_key(customer) + NAME.encode(), mapping={**fields, f"_ts:{view}": stamp + bytes([seconds])})
+
+
+def test_an_online_store_that_is_away_stops_requests_by_id_alone(root, tmp_path):
+    with run_redis(tmp_path) as redis:
+        write_redis_row(redis, "anna")
+        online = json.dumps({"online_store": {"type": "redis", "connection_string": redis.address}})
+        arguments = ("--model", str(tmp_path / "model"), "--as-of", "2024-01-01")
+        with run_service(root, *arguments, CLOSEDLOOP_FEATURES__OVERRIDES=online) as service, Load(service) as load:
+
+            def ask():
+                return service.call("POST", "/predict", {"customer_id": "anna"})
+
+            status, before = ask()
+            assert (status, before["features_as_of"]) == (200, SNAPSHOT.isoformat())
+            redis.stop()
+            for _ in range(20):
+                status, answer = ask()
+                assert (status, answer["error"]["code"]) == (503, "unavailable")
+                assert answer["error"]["message"] == "online store: no rows in 250 ms"
+            items = [{"customer_id": "anna"}, {"features": ROWS[0]}]
+            found = service.call("POST", "/predict/batch", items)[1]["predictions"]
+            assert found[0]["error"]["code"] == "unavailable"
+            assert found[1]["probability"] == before["probability"]
+            assert service.call("GET", "/readyz")[0] == 200
+            load.wait_for(300)
+            redis.start()
+            assert wait_until(lambda: ask()[0] == 400, "an answer of the empty store")
+            write_redis_row(redis, "anna")
+            status, after = ask()
+            assert (status, after["probability"]) == (200, before["probability"])
+        assert load.failures == []
+        assert "Traceback" not in service.read_log()
+
+
+def test_the_last_good_model_serves_while_registry_and_store_are_gone(shop_copy):
+    with run_service(shop_copy.root) as service:
+        assert service.call("GET", "/health")[1]["model_version"] == "1"
+    with run_service(shop_copy.root, CLOSEDLOOP_TRACKING__URI="http://127.0.0.1:1") as service:
+        assert service.call("GET", "/health")[1]["model_version"] == "1"
+        notes = wait_until(lambda: service.call("GET", "/model/info")[1]["notes"], "a note on the registry")
+        assert [note.split(":")[0] for note in notes] == ["registry"]
+        assert service.call("POST", "/predict", {"customer_id": "nobody"})[0] == 400
+    (shop_copy.root / "mlflow.db").unlink()
+    shutil.rmtree(shop_copy.root / "state/mlflow")
+    away = {"CLOSEDLOOP_OPERATIONS__URL": "postgresql+psycopg://127.0.0.1:1/operations"}
+    with run_service(shop_copy.root, **away) as service:
+        assert service.call("GET", "/health")[1]["model_version"] == "1"
+        notes = wait_until(lambda: service.call("GET", "/model/info")[1]["notes"], "a note on the outage")
+        assert notes[0].startswith("operations store: ")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with little room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "closedloop-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        require(os.geteuid() != 0 and not os.environ.get("CI"), "the right to mount a file system")
+        pytest.skip("a file system is mounted by root alone")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(path):
+    """Write until there is no room."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as stream:
+        for size in (1_000_000, 4096, 1):
+            with contextlib.suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), path.open("ab", buffering=0) as stream:
+        stream.write(bytes(4096))
+
+
+@pytest.mark.parametrize("free_bytes_min", [0, 2_000_000])
+def test_a_full_disk_is_answered_503_until_there_is_room(root, tmp_path, small_disk, free_bytes_min):
+    """Whether the kernel says so at the write, or the limit was kept; the answers say no more than was logged."""
+    variables = {
+        "CLOSEDLOOP_SERVING__STATE": str(small_disk / "serving"),
+        "CLOSEDLOOP_SERVING__DISK_FREE_BYTES_MIN": str(free_bytes_min),
+        "CLOSEDLOOP_SERVING__SPOOL_SEGMENT_BYTES": "100000",
+    }
+    answered, refused = set(), []
+    with run_service(root, "--model", str(tmp_path / "model"), **variables) as service:
+
+        def ask():
+            body = {"features": ROWS[0], "request_id": f"r{len(answered) + len(refused)}"}
+            status, answer = service.call("POST", "/predict", body)
+            if status == 200:
+                answered.add(answer["request_id"])
+                return True
+            assert status == 503
+            refused.append(body["request_id"])
+            assert answer["error"]["message"].startswith("prediction log: ")
+            assert str(small_disk) not in json.dumps(answer)
+            return False
+
+        for _ in range(3):
+            wait_until(ask, "an answer")
+            for _ in range(200):
+                ask()
+            fill(small_disk / "full")
+            wait_until(lambda: not ask(), "a refusal")
+            for _ in range(200):
+                ask()
+            assert service.call("GET", "/health")[0] == 200
+            (small_disk / "full").unlink()
+            wait_until(ask, "recovery")
+        assert len(refused) > 300
+        assert len(answered) > 600
+
+        def read_stored():
+            engine = sa.create_engine(f"sqlite:///{root / 'state/operations.db'}", poolclass=sa.NullPool)
+            with engine.connect() as connection:
+                if not sa.inspect(connection).has_table("predictions"):  # the agent needs some room for itself
+                    return Counter()
+                return Counter(connection.execute(sa.text("SELECT request_id FROM predictions")).scalars())
+
+        wait_until(lambda: len(read_stored()) >= len(answered), "all answers in the store")
+        assert read_stored() == dict.fromkeys(answered, 1)  # and nothing of what was refused
+    assert "Traceback" not in service.read_log()
+
+
+def test_a_server_that_starts_on_a_full_disk_says_so_and_serves_once_there_is_room(root, tmp_path, small_disk):
+    variables = {
+        "CLOSEDLOOP_SERVING__STATE": str(small_disk / "serving"),
+        "CLOSEDLOOP_SERVING__DISK_FREE_BYTES_MIN": "0",
+    }
+    fill(small_disk / "full")
+    service = HttpService(root, variables, ("--model", str(tmp_path / "model")))
+    with pytest.raises(AssertionError, match="No space left on device"):
+        service.start()
+    assert service.process is not None
+    assert service.process.returncode == 1
+    assert "Traceback" not in service.read_log()
+    (small_disk / "full").unlink()
+    service.start()
+    assert service.call("POST", "/predict", {"features": ROWS[0]})[0] == 200
+    service.stop()
