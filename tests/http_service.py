@@ -85,12 +85,18 @@ class HttpService:
             return answer.status, json.loads(answer.read())
 
     def read_metric(self, series: str) -> float:
-        """The value of a series, as the live page writes it."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request("GET", "/metrics")
-            lines = connection.getresponse().read().decode().splitlines()
-        return float(next(line for line in lines if line.startswith(f"{series} ")).rpartition(" ")[2])
+        """The value of a series, as the live page writes it, once it is there: the agent comes after the workers."""
+
+        def read() -> str | None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
+            with contextlib.closing(connection), contextlib.suppress(OSError):
+                connection.request("GET", "/metrics")
+                lines = connection.getresponse().read().decode().splitlines()
+                return next((line for line in lines if line.startswith(f"{series} ")), None)
+            return None
+
+        found: str = wait_until(read, f"a value of {series}")
+        return float(found.rpartition(" ")[2])
 
     def read_log(self) -> str:
         """All that its processes wrote."""

@@ -11,7 +11,7 @@ from closedloop.serving.requests import ID_LENGTH_MAX, find_range
 PAGE = files("closedloop").joinpath("pages/openapi.html").read_bytes()
 TEXT = {"type": "string"}
 # an id is printable as Unicode says; a pattern can only name the control characters
-ID = {"type": "string", "minLength": 1, "maxLength": ID_LENGTH_MAX, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
+ID = {"type": ["string", "null"], "minLength": 1, "maxLength": ID_LENGTH_MAX, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
 
 
 def describe_service(
@@ -56,7 +56,7 @@ def describe_service(
 
 def _describe_schemas(contract: ModelContract, range_margin: float, items_max: int) -> dict[str, Any]:
     features = {
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {feature.name: _describe_feature(feature, range_margin) for feature in contract.features},
         "required": list(contract.feature_names),
         "additionalProperties": False,
