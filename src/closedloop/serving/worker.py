@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import gc
-import multiprocessing
 import os
 import signal
 import socket
@@ -85,6 +84,8 @@ def read_tokens() -> dict[str, tuple[str, ...]]:
 
 def end_with_parent() -> None:
     """End when the process that started this one of several workers has ended, else it would keep the port for ever."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -133,7 +134,6 @@ class Worker:
     def start(self) -> None:
         """Begin to follow the slots and to sync the spool; called again it does nothing."""
         if self._following is None:
-            gc.freeze()  # what is loaded by now stays: the collector would walk through it again and again
             self._following = asyncio.get_running_loop().create_task(self._follow())
             if not self.config.fsync_before_answer:
                 self.log.start_syncing(self.config.fsync_every_ms)
@@ -145,7 +145,6 @@ class Worker:
         for reader in self._readers.values():
             await reader.close()
         self.log.close()
-        self.batcher.observe()
         self.metrics.close()
 
     def show_slots(self) -> None:
