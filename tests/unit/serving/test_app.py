@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from closedloop.adapters.online import OnlineRow
@@ -227,7 +229,15 @@ def test_a_body_that_comes_too_slowly_is_given_up(service, monkeypatch):
 
 
 def test_a_score_that_is_no_number_is_neither_answered_nor_logged(service, caplog):
-    """The small model's graph turns a missing number into NaN; the requests beside it do not suffer."""
+    """A model with a hole that no check has found; the requests beside it do not suffer."""
+
+    class Holed:
+        def __init__(self, scorer):
+            self.score = lambda matrix: np.where(np.isnan(matrix[:, 0]), np.nan, scorer.score(matrix))
+
+    slots = service.worker.slots
+    champion = dataclasses.replace(slots.serving.champion, scorer=Holed(slots.serving.champion.scorer))
+    slots.serving = slots.serving._replace(champion=champion)
     rows = [ROW, {**ROW, "visits_30d": None}, ROW]
     found = service.call(*[lambda client, row=row: client.post("/predict", json={"features": row}) for row in rows])
     assert [answer.status_code for answer in found] == [200, 500, 200]
