@@ -126,6 +126,7 @@ class ServingSettings(_Section):
     queue_max: int = Field(default=512, ge=1)
     outcomes_per_minute: int = Field(default=6_000, ge=1)
     range_margin: float = Field(default=1.0, ge=0)
+    access_log: bool = False
     fsync_before_answer: bool = False
     fsync_every_ms: int = Field(default=50, ge=1, le=50)
     spool_segment_bytes: int = Field(default=16_000_000, ge=10_000)

@@ -33,7 +33,7 @@ from closedloop.serving.requests import Breach, RefusedRequest, parse_json, shor
 from closedloop.serving.slots import Serving
 from closedloop.serving.worker import CONFIG_VARIABLE, Worker, end_with_parent, read_config
 
-logger = logging.getLogger(__name__)
+logger, access_logger = logging.getLogger(__name__), logging.getLogger("closedloop.access")
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Handler = Callable[[Call], Awaitable[Answer]]
 HTML = b"text/html; charset=utf-8"
@@ -76,7 +76,12 @@ class Application:
         head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
-        self._worker.metrics.count_request(answer.status, time.perf_counter() - arrived)
+        seconds = time.perf_counter() - arrived
+        self._worker.metrics.count_request(answer.status, seconds)
+        if self._config.access_log:
+            ids = {"request_id": answer.request_id or call.request_id, "prediction_id": answer.prediction_id or None}
+            where = scope["method"], scope["path"][:80], answer.status, seconds * 1e3
+            access_logger.info("%s %s %d %.2f ms", *where, extra=ids)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -157,7 +162,8 @@ class Application:
         version = self._read_version(call)
         request = serving.checker.read(await read_body(call, self._config.body_bytes_max), call.request_id)
         prediction = await self._worker.batcher.submit(request, serving, arrived=call.arrived, version=version)
-        return Answer(encode(describe(prediction, call.arrived)))
+        body = encode(describe(prediction, call.arrived))
+        return Answer(body, request_id=prediction.request_id, prediction_id=prediction.prediction_id)
 
     async def _predict_batch(self, call: Call) -> Answer:
         serving = self._require_serving()

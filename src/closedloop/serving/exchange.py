@@ -32,12 +32,14 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back."""
+    """What goes back; the ids of a prediction are for the access log."""
 
     body: bytes
     status: int = 200
     kind: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    request_id: str = ""
+    prediction_id: str = ""
 
 
 class PredictAnswer(msgspec.Struct, frozen=True):

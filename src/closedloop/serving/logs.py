@@ -18,7 +18,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in ("request_id", "prediction_id") if hasattr(record, name)}
+        line |= {name: getattr(record, name) for name in ("request_id", "prediction_id") if getattr(record, name, None)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

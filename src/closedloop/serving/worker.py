@@ -44,6 +44,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     queue_max: int = 512
     outcomes_per_minute: int = 6_000
     range_margin: float = 1.0
+    access_log: bool = False
     fsync_before_answer: bool = False
     fsync_every_ms: int = 50
     spool_segment_bytes: int = 16_000_000

@@ -21,6 +21,7 @@ from closedloop.records import Outcome, Prediction
 from closedloop.serving import exchange
 from closedloop.serving.app import Application
 from closedloop.serving.drain import list_spools, read_lines
+from closedloop.serving.logs import JsonFormatter
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments
 from closedloop.serving.worker import Worker, WorkerConfig
@@ -226,6 +227,21 @@ def test_a_body_that_comes_too_slowly_is_given_up(service, monkeypatch):
     (slow,) = service.call(lambda client: client.post("/predict", content=stream()))
     assert (slow.status_code, slow.json()["error"]["code"]) == (408, "timeout")
     assert service.post("/predict", {"features": ROW}).status_code == 200
+
+
+def test_the_access_log_carries_the_ids_where_it_is_on(make_service, caplog):
+    caplog.set_level("INFO", "closedloop.access")
+    quiet = make_service()
+    quiet.post("/predict", {"features": ROW})
+    assert not caplog.records
+    service = make_service(access_log=True)
+    answer = service.post("/predict", {"features": ROW, "request_id": "r1"}).json()
+    refused = service.post("/predict", {}).json()
+    lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.name == "closedloop.access"]
+    assert (lines[0]["request_id"], lines[0]["prediction_id"]) == ("r1", answer["prediction_id"])
+    assert lines[0]["message"].startswith("POST /predict 200 ")
+    assert lines[1]["request_id"] == refused["request_id"]
+    assert "prediction_id" not in lines[1]
 
 
 def test_a_score_that_is_no_number_is_neither_answered_nor_logged(service, caplog):
