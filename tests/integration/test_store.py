@@ -8,6 +8,7 @@ import datetime as dt
 import fcntl
 import os
 import secrets
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -225,16 +226,88 @@ def test_a_store_without_tables_names_the_command(url: str) -> None:
     store.close()
 
 
-def test_a_newer_schema_is_refused(store: Store, url: str) -> None:
+def pretend_newer(store: Store, oldest: str | None) -> None:
+    """As a release after this one leaves it, with tables that code from revision ``oldest`` on can use."""
     with store._begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(sa.text("DELETE FROM schema_compatibility"))
+        if oldest:
+            connection.execute(sa.text("INSERT INTO schema_compatibility VALUES (:oldest)"), {"oldest": oldest})
+
+
+@pytest.mark.parametrize("oldest", ["9998", None])
+def test_a_newer_schema_is_refused(store: Store, url: str, oldest: str | None) -> None:
+    pretend_newer(store, oldest)
     older = Store(url)
     for use in (older.upgrade, lambda: older.insert([predict("a")])):
         with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0002"):
             use()
     older.close()
-    with store._begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+
+
+def test_a_newer_schema_that_this_code_can_use_is_used_and_kept(store: Store, url: str) -> None:
+    store.insert([predict("a")])
+    pretend_newer(store, "0002")
+    older = Store(url)
+    older.upgrade()
+    older.insert([predict("b")])
+    assert [record.prediction_id for record in read(older)] == ["a", "b"]
+    with older._begin(write=False) as connection:
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"
+    older.close()
+
+
+@pytest.fixture
+def first_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """The code as far as it knew revision 0001 and no later one; undo it to come back."""
+    versions = Path(database.__file__).parents[1] / "migrations"
+    folder = tmp_path / "first/migrations"
+    shutil.copytree(versions, folder, ignore=shutil.ignore_patterns("000[2-9]*", "__pycache__"))
+    configure = database._configure_alembic
+
+    def configure_first(connection: sa.Connection | None = None) -> Any:
+        config = configure(connection)
+        config.set_main_option("script_location", str(folder))
+        return config
+
+    monkeypatch.setattr(database, "_configure_alembic", configure_first)
+    return monkeypatch
+
+
+def test_rows_of_the_previous_revision_are_kept_and_its_code_runs_on(
+    first_release: pytest.MonkeyPatch, url: str
+) -> None:
+    before = Store(url)
+    before.upgrade()
+    before.insert([predict("a"), predict("b"), report("a")], POSITION)
+    before.write_deployment(DEPLOYMENT, expected_revision=0)
+    with before._begin(write=False) as connection:
+        assert "checks" not in sa.inspect(connection).get_table_names()
+    kept = read(before), before.read_deployment(MODEL), before.read_position(MODEL, POSITION.spool), list_ids(before)
+    first_release.undo()
+    now = Store(url)
+    with pytest.raises(ConfigError, match=r"at revision 0001, this release needs 0002; run `closedloop store upgrade`"):
+        read(now)
+    now.upgrade()
+    assert kept == (read(now), now.read_deployment(MODEL), now.read_position(MODEL, POSITION.spool), list_ids(now))
+    with now._begin(write=False) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    before.insert([predict("c"), report("c")])
+    assert len(read(before)) == 3
+    now.close()
+    before.close()
+
+
+def test_code_of_the_previous_revision_starts_on_the_new_tables(
+    store: Store, first_release: pytest.MonkeyPatch, url: str
+) -> None:
+    before = Store(url)
+    before.upgrade()
+    before.insert([predict("a"), report("a")])
+    before.write_deployment(DEPLOYMENT, expected_revision=0)
+    assert list_ids(before) == ["a"]
+    assert before.purge(MODEL, keep_days=0, as_of=SNAPSHOT + 100 * DAY) == Removed(1, 1)
+    before.close()
 
 
 # --- predictions

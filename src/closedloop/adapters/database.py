@@ -68,7 +68,7 @@ class Database:
         Raises
         ------
         ConfigError
-            If a newer release has upgraded the store, or its folder cannot be made.
+            If a newer release has upgraded the store to what this one cannot use, or its folder cannot be made.
         ServiceUnavailable
             If the database is unreachable or full, or another upgrade takes longer than 10 seconds.
         """
@@ -83,8 +83,9 @@ class Database:
         ):
             if self._dialect == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
-            self._read_revision(connection)
-            command.upgrade(_configure_alembic(connection), "head")
+            found, newest = self._read_revision(connection)
+            if found is None or found <= newest:  # a newer release's tables are left as they are
+                command.upgrade(_configure_alembic(connection), "head")
 
     @contextmanager
     def _prepare_file(self) -> Iterator[None]:
@@ -147,24 +148,35 @@ class Database:
             return
         with self._connect("BEGIN") as connection:
             found, newest = self._read_revision(connection)
-        if found != newest:
+        if found is None or found < newest:
             state = "has no tables yet" if found is None else f"is at revision {found}, this release needs {newest}"
             raise ConfigError(f"{self._name}: it {state}; run `closedloop store upgrade`")
         self._schema_known = True
 
     def _read_revision(self, connection: sa.Connection) -> tuple[str | None, str]:
-        """The store's revision and this release's."""
+        """The store's revision and this release's; a newer one is refused unless it says that this code runs on it.
+
+        So releases can be rolled out, and back, one after the other.
+        """
         from alembic.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
         known = [script.revision for script in ScriptDirectory.from_config(_configure_alembic()).walk_revisions()]
         found = MigrationContext.configure(connection).get_current_revision()
-        if found is not None and found not in known:
+        if found is not None and found not in known and self._read_oldest(connection) not in known:
             raise ConfigError(
                 f"{self._name}: it is at revision {found}, which a newer release made; this one knows up to "
                 f"{known[0]}: install the newer one"
             )
         return found, known[0]
+
+    def _read_oldest(self, connection: sa.Connection) -> str | None:
+        """The oldest revision whose code runs on this store, as the migrations wrote it."""
+        from closedloop.migrations.tables import SCHEMA_COMPATIBILITY
+
+        if not sa.inspect(connection).has_table(SCHEMA_COMPATIBILITY.name):
+            return None
+        return connection.scalar(sa.select(SCHEMA_COMPATIBILITY.c.oldest_revision))
 
 
 def _create_engine(address: str) -> sa.Engine:

@@ -42,6 +42,12 @@ class FeatureValues(sa.TypeDecorator[tuple[float | str | None, ...]]):
 
 
 METADATA = sa.MetaData()
+
+# One row: the oldest revision whose code runs on these tables, for older releases that meet them.
+SCHEMA_COMPATIBILITY = sa.Table(
+    "schema_compatibility", METADATA, sa.Column("oldest_revision", sa.Text, primary_key=True)
+)
+
 VERDICTS = ("none", "watch", "alert", "retrain")
 RETRAINING_STATES = ("requested", "running", "registered", "refused", "failed")
 
@@ -65,7 +71,9 @@ PREDICTIONS = sa.Table(
     sa.Column("forced", sa.Boolean, nullable=False),
     # from which the horizon counts: features_as_of, else the midnight before predicted_at
     sa.Column("snapshot_at", UtcDateTime, nullable=False),
-    sa.Index("predictions_by_time", "model_name", "predicted_at"),
+    # with the id, so that a window is counted and sampled without its rows being read
+    sa.Index("predictions_by_time", "model_name", "predicted_at", "prediction_id"),
+    sa.Index("predictions_by_snapshot", "model_name", "snapshot_at", "prediction_id"),
     sa.Index("predictions_by_customer", "customer_id"),
 )
 

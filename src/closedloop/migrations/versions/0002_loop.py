@@ -12,7 +12,12 @@ TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Create the tables; those of revision 0001 stay as they are, so that its code runs on."""
+    """Create the tables; the columns of revision 0001 stay as they are, so that its code runs on."""
+    compatibility = op.create_table("schema_compatibility", sa.Column("oldest_revision", sa.Text, primary_key=True))
+    op.bulk_insert(compatibility, [{"oldest_revision": "0001"}])
+    op.drop_index("predictions_by_time", "predictions")
+    op.create_index("predictions_by_time", "predictions", ["model_name", "predicted_at", "prediction_id"])
+    op.create_index("predictions_by_snapshot", "predictions", ["model_name", "snapshot_at", "prediction_id"])
     verdicts = sa.CheckConstraint("verdict IN ('none', 'watch', 'alert', 'retrain')", "known_verdict")
     op.create_table(
         "checks",
