@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.samples import Samples
     from closedloop.adapters.store import Store
     from closedloop.core.rollout import RolloutPolicy
     from closedloop.loop.release import Evidence
@@ -159,6 +160,13 @@ def build_release_policy(run: RunContext) -> RolloutPolicy:
     names = {field.name for field in dataclasses.fields(RolloutPolicy)} - {"steps"}
     limits = {name: value for name, value in settings.model_dump().items() if name in names}
     return RolloutPolicy(steps=steps, **limits)
+
+
+def build_samples(run: RunContext) -> Samples:
+    """What the monitor reads of the operations store."""
+    from closedloop.adapters.samples import Samples
+
+    return Samples(run.settings.locate_url(run.settings.operations.url))
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:

@@ -182,6 +182,39 @@ class RetrainingSettings(_Section):
         return self
 
 
+class MonitoringSettings(_Section):
+    """When the monitor alarms, and when it asks for a retraining; ``retrain`` runs it at once, here."""
+
+    false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
+    effect_min: float = Field(default=0.1, ge=0, le=1)
+    limits: Literal["calibrated", "fixed", "both"] = "calibrated"
+    drifted_share_max: float = Field(default=0.3, gt=0, le=1)
+    missing_share_max: float = Field(default=0.05, gt=0, le=1)
+    mean_sigmas_max: float = Field(default=3.0, gt=0)
+    estimate_drop_min: float = Field(default=0.02, ge=0, le=1)
+    loss_excess_min: float = Field(default=0.01, ge=0, le=1)
+    churn_gap_min: float = Field(default=0.03, ge=0, le=1)
+    accuracy_threshold: float | None = Field(default=None, ge=0, le=1)
+    window_rows_min: int = Field(default=500, ge=50)
+    outcome_rows_min: int = Field(default=500, ge=50)
+    window_days_max: int = Field(default=31, ge=1)
+    sample_rows_max: int = Field(default=20_000, ge=1_000)
+    breaches: int = Field(default=3, ge=1)
+    of_checks: int = Field(default=3, ge=1)
+    outcome_breaches: int = Field(default=1, ge=1)
+    outcome_of_checks: int = Field(default=1, ge=1)
+    model_age_days_max: int | None = Field(default=365, ge=1)
+    cooldown_days: int = Field(default=14, ge=0)
+    retrainings_per_month: int = Field(default=2, ge=1)
+    retrain: bool = False
+
+    @model_validator(mode="after")
+    def _breaches_fit(self) -> MonitoringSettings:
+        if self.breaches > self.of_checks or self.outcome_breaches > self.outcome_of_checks:
+            raise ValueError("breaches must not be more than of_checks, nor outcome_breaches than outcome_of_checks")
+        return self
+
+
 class _Environment(EnvSettingsSource):
     """The environment without the profile, which was decided before its file was read: an argument wins there."""
 
@@ -203,6 +236,7 @@ class Settings(BaseSettings):
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()
     stream: StreamSettings = StreamSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
 
     @classmethod

@@ -30,15 +30,7 @@ def refresh(
         If the data gate or the skew gate says no.
     """
     raw_dir, features_dir = work_dir / "raw", work_dir / "features"
-    ingest(params, dataset, raw_dir=raw_dir, metrics_path=work_dir / "ingest.json")
-    validate(
-        params,
-        dataset,
-        raw_dir=raw_dir,
-        docs_dir=work_dir / "data_docs",
-        page_path=work_dir / "data_quality.html",
-        metrics_path=work_dir / "data_quality.json",
-    )
+    ingest_tables(params, dataset, work_dir=work_dir)
     compute_features(
         params,
         dataset,
@@ -51,3 +43,23 @@ def refresh(
     features.publish(features_dir)
     newest = params.as_of_at
     return materialize_newest(features, features_dir, newest=newest, as_of=params.as_of_at, seed=params.seed)
+
+
+def ingest_tables(params: Params, dataset: DatasetConfig, *, work_dir: Path) -> None:
+    """Write ``work_dir/raw`` as of ``params.as_of``, through the data gate.
+
+    Raises
+    ------
+    GateFailed
+        If the gate says no.
+    """
+    raw_dir = work_dir / "raw"
+    ingest(params, dataset, raw_dir=raw_dir, metrics_path=work_dir / "ingest.json")
+    validate(
+        params,
+        dataset,
+        raw_dir=raw_dir,
+        docs_dir=work_dir / "data_docs",
+        page_path=work_dir / "data_quality.html",
+        metrics_path=work_dir / "data_quality.json",
+    )

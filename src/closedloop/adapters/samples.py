@@ -1,0 +1,154 @@
+"""What the monitor reads of the operations store: samples of fixed size, however many rows stand behind them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import sqlalchemy as sa
+
+from closedloop.adapters.database import Database
+from closedloop.migrations.tables import OUTCOMES, PREDICTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_ROWS = 5_000
+
+
+class Sample(NamedTuple):
+    """Rows drawn by their ids, which are random, and how many predictions they were drawn from."""
+
+    rows: pd.DataFrame
+    predictions: int
+
+
+class Samples(Database):
+    """Predictions that were answered by one version, by samples; shadows and forced versions are left out."""
+
+    def sample_window(
+        self,
+        model_name: str,
+        model_version: str,
+        features: Sequence[str],
+        *,
+        since: dt.datetime,
+        until: dt.datetime,
+        rows_max: int,
+    ) -> Sample:
+        """About ``rows_max`` customers at most with a prediction in [since, until): the first of each in it.
+
+        Returns
+        -------
+        Sample
+            With ``features``, ``score``, ``decision`` and ``customer_id``; ``predictions`` counts all in the window.
+        """
+        import pandas as pd
+
+        inside = (PREDICTIONS.c.predicted_at >= since, PREDICTIONS.c.predicted_at < until)
+        columns = ("customer_id", "score", "decision", "features")
+        with self._begin(write=False) as connection:
+            count, drawn = self._draw(connection, model_name, model_version, inside, rows_max)
+            others = PREDICTIONS.alias()
+            earlier = _select_earlier(others, model_version).where(
+                others.c.predicted_at >= since,
+                sa.tuple_(others.c.predicted_at, others.c.prediction_id)
+                < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
+            )
+            rows = connection.execute(drawn.with_only_columns(*_pick(columns)).where(~earlier.exists())).all()
+        values = pd.DataFrame.from_records([row.features for row in rows], columns=list(features))
+        known = [tuple(row)[:3] for row in rows]
+        return Sample(values.join(pd.DataFrame.from_records(known, columns=list(columns[:3]))), count)
+
+    def sample_outcomes(
+        self, model_name: str, model_version: str, *, after: dt.datetime, until: dt.datetime, rows_max: int
+    ) -> Sample:
+        """About ``rows_max`` known outcomes at most of snapshots in (after, until], one a customer and snapshot.
+
+        Returns
+        -------
+        Sample
+            With ``score``, ``decision``, ``outcome`` (the first that arrived) and ``customer_id``.
+        """
+        import pandas as pd
+
+        inside = (PREDICTIONS.c.snapshot_at > after, PREDICTIONS.c.snapshot_at <= until)
+        columns = ("customer_id", "score", "decision")
+        with self._begin(write=False) as connection:
+            count, drawn = self._draw(connection, model_name, model_version, inside, rows_max)
+            others = PREDICTIONS.alias()
+            earlier = _select_earlier(others, model_version).where(
+                others.c.snapshot_at == PREDICTIONS.c.snapshot_at,
+                sa.tuple_(others.c.predicted_at, others.c.prediction_id)
+                < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
+                sa.exists().where(OUTCOMES.c.prediction_id == others.c.prediction_id),
+            )
+            first = sa.select(OUTCOMES.c.outcome).where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id)
+            outcome = first.order_by(OUTCOMES.c.sequence).limit(1).scalar_subquery()
+            known = drawn.where(
+                sa.exists().where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id), ~earlier.exists()
+            )
+            rows = connection.execute(known.with_only_columns(*_pick(columns), outcome)).all()
+        records = [tuple(row) for row in rows]
+        return Sample(pd.DataFrame.from_records(records, columns=[*columns, "outcome"]), count)
+
+    def list_unlabelled_snapshots(self, model_name: str, *, until: dt.datetime) -> list[dt.datetime]:
+        """Snapshots up to and including ``until`` of predictions whose outcome is not known."""
+        query = sa.select(PREDICTIONS.c.snapshot_at).where(*_unlabelled(model_name), PREDICTIONS.c.snapshot_at <= until)
+        with self._begin(write=False) as connection:
+            return sorted(connection.scalars(query.distinct()))
+
+    def read_unlabelled(self, model_name: str, snapshot: dt.datetime) -> Iterator[list[tuple[str, str]]]:
+        """(prediction id, customer id) of a snapshot's predictions without an outcome, in chunks."""
+        query = sa.select(PREDICTIONS.c.prediction_id, PREDICTIONS.c.customer_id).where(
+            *_unlabelled(model_name), PREDICTIONS.c.snapshot_at == snapshot
+        )
+        with self._begin(write=False) as connection:
+            for rows in connection.execution_options(yield_per=CHUNK_ROWS).execute(query).partitions():
+                yield [(row.prediction_id, row.customer_id) for row in rows]
+
+    def _draw(
+        self,
+        connection: sa.Connection,
+        model_name: str,
+        model_version: str,
+        inside: tuple[sa.ColumnElement[bool], ...],
+        rows_max: int,
+    ) -> tuple[int, sa.Select[Any]]:
+        """How many predictions there are, and a query of those whose id is among the lowest.
+
+        An id is random whatever it was given for, so that it is a fair lot; counting and drawing read an index alone.
+        """
+        of_model = (PREDICTIONS.c.model_name == model_name, *inside)
+        count = connection.scalar(sa.select(sa.func.count()).select_from(PREDICTIONS).where(*of_model)) or 0
+        query = sa.select(PREDICTIONS).where(*of_model, *_answered(PREDICTIONS, model_version))
+        if count > rows_max:
+            query = query.where(PREDICTIONS.c.prediction_id < f"{int(rows_max / count * 16**8):08x}")
+        return count, query.order_by(PREDICTIONS.c.prediction_id)
+
+
+def _pick(columns: Sequence[str]) -> list[sa.Column[Any]]:
+    return [PREDICTIONS.c[name] for name in columns]
+
+
+def _answered(table: sa.FromClause, model_version: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (table.c.model_version == model_version, table.c.variant != "shadow", ~table.c.forced)
+
+
+def _select_earlier(others: sa.FromClause, model_version: str) -> sa.Select[Any]:
+    """Predictions of the same customer; of several the first counts, so that each is drawn with the same chance."""
+    # an expression that no index serves: by customer there are few rows, by time or snapshot there are all
+    of_model = sa.func.lower(others.c.model_name) == sa.func.lower(PREDICTIONS.c.model_name)
+    same = (others.c.customer_id == PREDICTIONS.c.customer_id, of_model)
+    return sa.select(sa.literal(1)).select_from(others).where(*same, *_answered(others, model_version))
+
+
+def _unlabelled(model_name: str) -> tuple[sa.ColumnElement[bool], ...]:
+    known = sa.exists().where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id)
+    return (
+        PREDICTIONS.c.model_name == model_name,
+        PREDICTIONS.c.variant != "shadow",
+        PREDICTIONS.c.customer_id.is_not(None),
+        ~known,
+    )

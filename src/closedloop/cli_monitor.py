@@ -1,0 +1,119 @@
+"""The command line of monitoring: what really happened, and whether the model still holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from closedloop.errors import ConfigError, GateFailed
+
+VERDICTS = ("none", "watch", "alert", "retrain")
+app = typer.Typer()
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
+PARAMS = Path("params.yaml")
+
+
+@app.command()
+def outcomes(
+    as_of: Annotated[str, typer.Option(help="UTC date: what happened before it is known.")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Store what happened to the customers of predictions whose horizon has closed, by the label rule."""
+    from closedloop.bootstrap import build_engine, build_samples, build_store, load_run
+    from closedloop.loop.outcomes import label_predictions
+
+    context = load_run(params, overrides={"as_of": as_of})
+    work_dir = context.settings.locate("state/outcomes") / context.dataset.model_name
+    samples, store = build_samples(context), build_store(context)
+    with build_engine(context) as engine:
+        found = label_predictions(context.params, context.dataset, engine, samples, store, work_dir=work_dir)
+    samples.close()
+    store.close()
+    left = f"{found.outside:,} of customers who were not active, {found.irregular:,} not of a midnight"
+    typer.echo(f"{found.stored:,} outcomes of {len(found.snapshots)} snapshots stored; left out: {left}", err=True)
+
+
+@app.command()
+def monitor(
+    as_of: Annotated[str | None, typer.Option(help="UTC date: predictions before it are looked at.")] = None,
+    params: ParamsOption = PARAMS,
+    every: Annotated[str | None, typer.Option(help="Go on by the clock: 1d, 12h, 30m; without --as-of.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="End with status 2 at this verdict or worse: watch, alert or retrain.")
+    ] = None,
+) -> None:
+    """Check the released model once: drift, estimated and real performance; a due retraining is asked for once."""
+    if (as_of is None) == (every is None):
+        raise ConfigError("monitor: give --as-of DATE for one pass, or --every 1d to go on by the clock")
+    if fail_on is not None and fail_on not in VERDICTS[1:]:
+        raise ConfigError(f"--fail-on {fail_on}: allowed are {', '.join(VERDICTS[1:])}")
+    if every is not None:
+        from closedloop.adapters.apscheduler import repeat
+
+        repeat(lambda now: _check_once(params, now.date().isoformat()), every)
+        return
+    verdict = _check_once(params, str(as_of))
+    if fail_on is not None and VERDICTS.index(verdict) >= VERDICTS.index(fail_on):
+        raise GateFailed(f"monitor: the verdict is {verdict}, --fail-on is {fail_on}")
+
+
+def _check_once(params: Path, as_of: str) -> str:
+    """One pass; returns its verdict."""
+    from closedloop.bootstrap import build_checks, build_samples, load_run, open_slot
+    from closedloop.core.monitoring import AlarmLimits, Policy
+    from closedloop.loop.monitor import run_check
+
+    context = load_run(params, overrides={"as_of": as_of})
+    values = context.settings.monitoring.model_dump()
+    checks, samples = build_checks(context), build_samples(context)
+    checks.upgrade()
+    try:
+        with open_slot(context, None) as slot:
+            check, retraining = run_check(
+                checks,
+                samples,
+                model_dir=Path(slot.folder),
+                version=slot.version,
+                as_of=context.params.as_of_at,
+                now=dt.datetime.now(dt.UTC),
+                limits=AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)}),
+                policy=Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)}),
+                window_days_max=values["window_days_max"],
+                sample_rows_max=values["sample_rows_max"],
+            )
+    finally:
+        samples.close()
+        checks.close()
+    typer.echo(f"{check.verdict}: version {check.model_version} as of {as_of}, {check.predictions:,} predictions")
+    for reason in check.evidence["reasons"]:
+        typer.echo(f"  {reason}")
+    if retraining is not None:
+        typer.echo(f"  retraining {retraining.trigger_id} is {retraining.state}")
+        if retraining.state == "requested" and context.settings.monitoring.retrain:
+            _retrain(params, as_of, retraining.trigger_id)
+    return check.verdict
+
+
+def _retrain(params: Path, as_of: str, trigger_id: str) -> None:
+    """As `closedloop retrain --trigger-id`; it does nothing where another process has begun."""
+    from closedloop.bootstrap import build_checks, build_runner, load_run
+    from closedloop.loop.retrain import run_retraining
+
+    context = load_run(params, overrides={"as_of": as_of})
+    checks, days = build_checks(context), context.settings.retraining.window_days
+    found, _ = run_retraining(
+        context.params,
+        context.dataset,
+        checks,
+        build_runner(context),
+        trigger_id,
+        window_days=days,
+        now=lambda: dt.datetime.now(dt.UTC),
+    )
+    checks.close()
+    typer.echo(f"  retraining {trigger_id} is {found.state}")

@@ -1,0 +1,121 @@
+"""From logged predictions to a verdict, through the real store, registry and label rule."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from closedloop.adapters.checks import Checks
+from closedloop.adapters.onnxruntime import OnnxScorer
+from closedloop.adapters.store import Store
+from closedloop.contract import MODEL_FILE, read_contract
+from closedloop.core.estimators import encode_frame
+from closedloop.records import Prediction, digest_position
+from tests.conftest import Project
+
+pytestmark = pytest.mark.thorough
+
+SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+def log_predictions(project: Project, rows: pd.DataFrame, at: dt.datetime, version: str) -> None:
+    """As the service logs what it answers, at a simulated time."""
+    folder = project.root / "models/candidate"
+    contract = read_contract(folder)
+    scores = OnnxScorer(folder / MODEL_FILE).score(encode_frame(contract.features, rows))
+    names = list(contract.feature_names)
+    values = rows[names].astype(object).where(rows[names].notna(), None).to_numpy()
+    records = [
+        Prediction(
+            digest_position("test", at.isoformat(), customer),
+            "r",
+            contract.model_name,
+            version,
+            "champion",
+            "http",
+            at,
+            tuple(row),
+            float(score),
+            int(score >= contract.threshold),
+            0.5,
+            customer_id=customer,
+            features_as_of=SNAPSHOT,
+        )
+        for customer, row, score in zip(rows["customer_id"], values, scores, strict=True)
+    ]
+    store = open_store(project)
+    assert store.insert(records).predictions == len(records)
+    store.close()
+
+
+def open_store(project: Project) -> Store:
+    return Store(f"sqlite:///{project.root / 'state/operations.db'}")
+
+
+def list_churned(project: Project, customers: set[str]) -> dict[str, int]:
+    """By the rule's own words: no purchase in the 30 days from the snapshot, among those with one in the 60 before."""
+    folder = project.root / "state/outcomes/shop_churn/raw/events"
+    events = pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))])
+    bought = events[events["event_type"] == "purchase"]
+    before = bought[(bought["time"] >= SNAPSHOT - 60 * DAY) & (bought["time"] < SNAPSHOT)]
+    after = bought[(bought["time"] >= SNAPSHOT) & (bought["time"] < SNAPSHOT + 30 * DAY)]
+    active, stayed = set(before["customer_id"]) & customers, set(after["customer_id"])
+    return {customer: int(customer not in stayed) for customer in active}
+
+
+def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project, tmp_path: Path) -> None:
+    store = open_store(shop_copy)
+    deployed = store.read_deployment("shop_churn")
+    store.close()
+    assert deployed is not None
+    version = deployed.champion_version
+    rows = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")
+
+    log_predictions(shop_copy, rows, SNAPSHOT + DAY / 2, version)
+    quiet = shop_copy.run("monitor", "--as-of", "2024-01-02", "--fail-on", "watch")
+    assert "none: version" in quiet.output
+    assert f"{len(rows):,} predictions" in quiet.output
+
+    shifted = rows.assign(age=rows["age"] - 15, customer_id=[f"N{number}" for number in range(len(rows))])
+    log_predictions(shop_copy, shifted, SNAPSHOT + 1.5 * DAY, version)
+    noticed = shop_copy.run("monitor", "--as-of", "2024-01-03", "--fail-on", "watch", status=2)
+    assert "age (" in noticed.output
+    assert "GateFailed: monitor: the verdict is" in noticed.output
+    assert shop_copy.run("monitor", "--as-of", "2024-01-03").output.splitlines()[0] == noticed.output.splitlines()[0]
+
+    too_early = shop_copy.run("outcomes", "--as-of", "2024-01-30")
+    assert too_early.output.count("0 outcomes of 0 snapshots stored")
+    labelled = shop_copy.run("outcomes", "--as-of", "2024-01-31").output
+    expected = list_churned(shop_copy, set(rows["customer_id"]))
+    assert f"{len(expected):,} outcomes of 1 snapshots stored; left out: {len(rows):,} of customers" in labelled
+    assert "0 outcomes of 1 snapshots stored" in shop_copy.run("outcomes", "--as-of", "2024-02-02").output
+    store = open_store(shop_copy)
+    found = store.list_outcomes("shop_churn", as_of=SNAPSHOT + 30 * DAY, horizon_days=30)
+    store.close()
+    assert dict(zip(found["customer_id"], found["outcome"], strict=True)) == expected
+
+    shop_copy.run("monitor", "--as-of", "2024-01-31")
+    checks = Checks(f"sqlite:///{shop_copy.root / 'state/operations.db'}")
+    newest, *before = checks.list_checks("shop_churn")
+    checks.close()
+    assert [check.until for check in before] == [SNAPSHOT + 2 * DAY, SNAPSHOT + DAY]
+    assert newest.since == SNAPSHOT + 2 * DAY
+    realised = newest.evidence["realised"]
+    assert newest.outcomes == realised["rows"] == len(expected)
+    assert realised["accuracy"] == pytest.approx((found["decision"] == found["outcome"]).mean(), abs=1e-6)
+    assert np.abs(realised["accuracy"] - realised["expected"]["accuracy"]) < 0.03
+    assert not realised["breach"]
+
+
+def test_a_wrong_call_says_what_is_allowed(project: Project) -> None:
+    assert "give --as-of DATE" in project.run("monitor", status=1).output
+    assert (
+        "allowed are watch, alert, retrain"
+        in project.run("monitor", "--as-of", "2024-01-02", "--fail-on", "panic", status=1).output
+    )
+    assert "allowed are whole days" in project.run("monitor", "--every", "soon", status=1).output

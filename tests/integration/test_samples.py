@@ -1,0 +1,186 @@
+"""What the monitor reads, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from closedloop.adapters.samples import Samples
+from closedloop.adapters.store import Store
+from closedloop.records import Outcome, Prediction, digest_position
+from tests.services import run_postgres
+
+pytestmark = pytest.mark.thorough
+
+DAY = dt.timedelta(days=1)
+START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+MODEL = "shop_churn"
+FEATURES = ("spend", "plan")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('samples') / 'operations.db'}"
+        return
+    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.create_database()
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    made = Store(database)
+    made.upgrade()
+    with made._begin() as connection:
+        connection.execute(sa.text("DELETE FROM outcomes"))
+        connection.execute(sa.text("DELETE FROM predictions"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def samples(store: Store, database: str) -> Iterator[Samples]:
+    made = Samples(database)
+    yield made
+    made.close()
+
+
+def predict(name: str, *, hours: float = 0, **changes: Any) -> Prediction:
+    values: dict[str, Any] = {
+        "request_id": "r",
+        "model_name": MODEL,
+        "model_version": "7",
+        "variant": "champion",
+        "source": "http",
+        "predicted_at": START + hours * dt.timedelta(hours=1),
+        "features": (1.5, None),
+        "score": 0.25,
+        "decision": 0,
+        "latency_ms": 0.5,
+        "customer_id": f"customer {name}",
+        "features_as_of": START,
+    }
+    return Prediction(name, **(values | changes))
+
+
+def draw(samples: Samples, rows_max: int = 1_000, since: dt.datetime = START, until: dt.datetime = START + DAY) -> Any:
+    return samples.sample_window(MODEL, "7", FEATURES, since=since, until=until, rows_max=rows_max)
+
+
+def close(samples: Samples, rows_max: int = 1_000) -> Any:
+    return samples.sample_outcomes(MODEL, "7", after=START - DAY, until=START, rows_max=rows_max)
+
+
+def test_a_window_holds_what_one_version_answered(samples: Samples, store: Store) -> None:
+    store.insert(
+        [
+            predict("a"),
+            predict("b", hours=23.9, features=(2.5, "plus"), score=0.75, decision=1),
+            predict("late", hours=24),
+            predict("early", hours=-0.1),
+            predict("other version", model_version="8"),
+            predict("other model", model_name="telco_churn"),
+            predict("shadow", variant="shadow", answered_id="a"),
+            predict("forced", forced=True),
+        ]
+    )
+    found = draw(samples)
+    assert found.predictions == 5  # of the model, of whatever version
+    assert found.rows.sort_values("customer_id").to_dict("list") == {
+        "spend": [1.5, 2.5],
+        "plan": [None, "plus"],
+        "customer_id": ["customer a", "customer b"],
+        "score": [0.25, 0.75],
+        "decision": [0, 1],
+    }
+
+
+def test_a_customer_counts_once_in_a_window_and_by_the_first(samples: Samples, store: Store) -> None:
+    again = {"customer_id": "ann", "features_as_of": START + DAY}
+    store.insert([predict("a", customer_id="ann", hours=2), predict("b", hours=1, score=0.5, **again)])
+    store.insert([predict("c", customer_id="ann", hours=-2, score=0.9), predict("x", customer_id=None)])
+    store.insert([predict("y", customer_id=None), predict("d", customer_id="ann", variant="shadow", hours=0.5)])
+    found = draw(samples)
+    assert sorted(found.rows["score"]) == [0.25, 0.25, 0.5]
+    assert found.rows["customer_id"].notna().sum() == 1
+
+
+def test_a_large_window_is_a_fair_draw_of_bounded_size(samples: Samples, store: Store) -> None:
+    """Half of the customers come five times as often, and are drawn no more often for it."""
+    records = []
+    for number in range(2_000):
+        for visit in range(5 if number % 2 else 1):
+            values = {"score": float(number % 2), "hours": visit, "customer_id": f"c{number}"}
+            records.append(predict(digest_position("row", number, visit), **values))
+    store.insert(records)
+    found = draw(samples, rows_max=1_500)
+    assert found.predictions == 6_000
+    assert 400 < len(found.rows) < 600  # a quarter of 2,000 customers
+    assert 0.4 < found.rows["score"].mean() < 0.6
+    assert draw(samples, rows_max=1_500).rows.equals(found.rows)
+
+
+def test_outcomes_are_those_of_closed_snapshots_once_a_customer(samples: Samples, store: Store) -> None:
+    other = START - DAY
+    store.insert(
+        [
+            predict("a", customer_id="ann", score=0.1),  # nobody reported of this one, but of the next
+            predict("b", customer_id="ann", hours=1, score=0.2),
+            predict("c", customer_id="ann", hours=2, score=0.3),
+            predict("d", customer_id="bob", score=0.4),
+            predict("open", features_as_of=START + DAY),
+            predict("judged before", features_as_of=other),
+            predict("unknown"),
+        ]
+    )
+    reported = [("c", 1), ("b", 1), ("b", 0), ("d", 0), ("open", 1), ("judged before", 1)]
+    store.insert([Outcome(name, outcome, START + (40 + place) * DAY) for place, (name, outcome) in enumerate(reported)])
+    found = close(samples)
+    assert found.rows.sort_values("score")[["customer_id", "score", "outcome"]].to_numpy().tolist() == [
+        ["ann", 0.2, 1],
+        ["bob", 0.4, 0],
+    ]
+    assert found.predictions == 5
+
+
+def test_many_outcomes_are_drawn(samples: Samples, store: Store) -> None:
+    names = [digest_position("row", number) for number in range(3_000)]
+    store.insert([predict(name) for name in names])
+    store.insert([Outcome(name, 1, START + 40 * DAY) for name in names])
+    assert 400 < len(close(samples, rows_max=500).rows) < 600
+
+
+def test_what_is_not_labelled_yet_is_listed(samples: Samples, store: Store) -> None:
+    store.insert([predict("a"), predict("b"), predict("c", features_as_of=START - DAY), predict("n", customer_id=None)])
+    store.insert([predict("s", variant="shadow", answered_id="a"), predict("later", features_as_of=START + DAY)])
+    store.insert([Outcome("b", 1, START + 40 * DAY)])
+    assert samples.list_unlabelled_snapshots(MODEL, until=START) == [START - DAY, START]
+    assert list(samples.read_unlabelled(MODEL, START)) == [[("a", "customer a")]]
+    assert samples.list_unlabelled_snapshots("telco_churn", until=START) == []
+
+
+def test_a_window_is_found_by_an_index_that_covers_it(samples: Samples, store: Store) -> None:
+    """A scan of all rows, or of those of all times with low ids, would cost more the more is kept."""
+    if samples._dialect != "sqlite":
+        pytest.skip("PostgreSQL's planner goes by what is in the table; a table as small as this is scanned")
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT") and "predictions" in statement:
+            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            plans.append(" / ".join(str(row[3]) for row in rows))
+
+    store.insert([predict(digest_position("row", number)) for number in range(50)])
+    sa.event.listen(samples._engine, "before_cursor_execute", explain)
+    draw(samples, rows_max=10)
+    close(samples, rows_max=10)
+    assert len(plans) == 4
+    assert "COVERING INDEX predictions_by_time" in plans[0]
+    assert "predictions USING INDEX predictions_by_time" in plans[1]
+    assert "COVERING INDEX predictions_by_snapshot" in plans[2]
+    assert "predictions USING INDEX predictions_by_snapshot" in plans[3]
+    assert all("predictions_by_customer" in plan for plan in (plans[1], plans[3]))
