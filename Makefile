@@ -5,6 +5,8 @@ DATASET ?=
 SOURCE ?=
 AS_OF ?=
 PORT ?= 5000
+# what an image installs: some of the lock, in the same versions
+subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= true
 export DVC_NO_ANALYTICS = true
@@ -73,6 +75,11 @@ pipeline: install  ## the retraining pipeline as YAML for Kubeflow Pipelines: ar
 
 lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock
+	@printf 'hatchling\nuv\n' > .venv/build.in
+	$(subset) .venv/build.in -o docker/build.lock
+	$(subset) --extra kafka --extra postgres --extra redis --extra s3 pyproject.toml -o docker/jobs.lock
+	@python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['serving'], sep='\n')" > .venv/serving.in
+	$(subset) .venv/serving.in -o docker/serving.lock
 
 clean:  ## delete results and stores; the environment stays
 	rm -rf data metrics models reports state workspaces artifacts mlflow.db dvc.lock .dvc/cache .dvc/tmp

@@ -1,0 +1,1 @@
+CREATE DATABASE mlflow; -- beside the operations store: both keep their schema's version in a table of one name
