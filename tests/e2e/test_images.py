@@ -17,7 +17,7 @@ from tests.docker_engine import run_engine
 from tests.http_service import HttpService, Load, wait_until
 from tests.model_folders import ROWS, expected_score, write_model_folder
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1500)]  # the first test waits for both builds
 
 ROOT = Path(__file__).parents[2]
 USER = 10001
