@@ -99,3 +99,26 @@ def test_the_root_is_where_the_real_configs_stand(configs, tmp_path):
     assert settings.locate_url("sqlite:///m.db") == f"sqlite:///{tmp_path.resolve()}/m.db"
     assert settings.locate_url("sqlite:////abs/m.db") == "sqlite:////abs/m.db"
     assert settings.locate_url("postgresql://host/db") == "postgresql://host/db"
+
+
+def test_a_proxy_that_splits_needs_prometheus(tmp_path, monkeypatch):
+    (tmp_path / "local.yaml").write_text("release: {traffic: istio}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"release\.traffic istio needs release\.prometheus"):
+        load_settings("local", folder=tmp_path)
+    monkeypatch.setenv("CLOSEDLOOP_RELEASE__PROMETHEUS", "http://prometheus:9090")
+    assert load_settings("local", folder=tmp_path).release.traffic == "istio"
+
+
+def test_a_release_has_the_policy_of_the_settings(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from closedloop.bootstrap import build_release_policy
+    from closedloop.core.rollout import RolloutPolicy
+
+    (tmp_path / "local.yaml").write_text("{}", encoding="utf-8")
+    assert build_release_policy(SimpleNamespace(settings=load_settings("local", folder=tmp_path))) == RolloutPolicy()
+    text = "release: {steps: [canary_25], requests_min: 7, hours_max: 1, last_hours_max: 2, guard_hours_max: 3}"
+    (tmp_path / "local.yaml").write_text(text, encoding="utf-8")
+    policy = build_release_policy(SimpleNamespace(settings=load_settings("local", folder=tmp_path)))
+    steps = [(step.name, step.weight, step.requests_min, step.hours_max) for step in policy.steps]
+    assert steps == [("shadow", 0.0, 7, 1), ("canary_25", 0.25, 7, 2), ("champion", 1.0, 0, 3)]

@@ -282,7 +282,8 @@ def test_verify_names_what_is_wrong(desk: Any) -> None:
         verify(releases)
 
 
-# The controller as a process that kills itself before or after its n-th write, which no process can resist.
+# The controller as a process that kills itself before or after its n-th write, which no process can resist: a child
+# for each, of one that has imported everything.
 CONTROLLER = """
 import os, signal, sys
 from pathlib import Path
@@ -290,8 +291,7 @@ from tests.releases import HOUR, NOW, open_desk
 from tests.unit.loop.test_release import POLICY, flow
 from closedloop.loop.release import run_pass
 
-folder, step, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-left = [moment]
+folder, step, left = Path(sys.argv[1]), sys.argv[2], [0]
 
 def tick():
     left[0] -= 1
@@ -307,14 +307,19 @@ def mortal(owner, name):
         return result
     setattr(owner, name, call)
 
-with open_desk(folder) as (releases, evidence, traffic):
-    for owner, name in (
-        (releases.journal, "append"), (releases.store, "write_deployment"), (releases.tracking, "mirror_release")
-    ):
-        mortal(owner, name)
-    left[0] += 2  # settling mirrors once
-    flow(traffic, step)
-    run_pass(releases, evidence, POLICY, now=NOW + 10 * HOUR, as_of=NOW)
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    with open_desk(folder) as (releases, evidence, traffic):
+        mortal(releases.journal, "append")
+        mortal(releases.store, "write_deployment")
+        mortal(releases.tracking, "mirror_release")
+        left[0] = int(line) + 2  # settling mirrors once
+        flow(traffic, step)
+        run_pass(releases, evidence, POLICY, now=NOW + 10 * HOUR, as_of=NOW)
+    os._exit(0)
 """
 
 
@@ -329,13 +334,23 @@ def test_a_controller_killed_at_any_write_of_any_step_is_resumed(desk: Any, tmp_
     releases.store.close()
     releases.journal.close()
     content = (tmp_path / "operations.db").read_bytes()  # closed: nothing is left in its log
+    controller = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, str(tmp_path), step],
+        cwd=root,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert controller.stdin is not None
+    assert controller.stdout is not None
     for moment in range(1, 7):
         for left_over in tmp_path.glob("operations.db*"):
             left_over.unlink()
         (tmp_path / "operations.db").write_bytes(content)
-        command = [sys.executable, "-c", CONTROLLER, str(tmp_path), step, str(moment)]
-        killed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert killed.returncode == -9, killed.stderr
+        controller.stdin.write(f"{moment}\n")
+        controller.stdin.flush()
+        assert controller.stdout.readline() == "-9\n"
         row, links = releases.store.read_deployment(name), releases.journal.read(name)
         # whatever moment it was, one champion serves and the shares add up
         assert row is not None
@@ -357,3 +372,5 @@ def test_a_controller_killed_at_any_write_of_any_step_is_resumed(desk: Any, tmp_
         assert find_break(releases.journal.read(name), releases.tracking.mark) is None
         releases.store.close()
         releases.journal.close()
+    controller.communicate()
+    assert controller.returncode == 0
