@@ -23,7 +23,7 @@ from tests.model_folders import write_model_folder
 pytestmark = pytest.mark.thorough
 
 NAME, SERVICE = "shop_churn", "shop_churn_0"
-BIASES = {"1": 0.0, "2": 1.0, "3": -1.0}
+BIASES = {"1": 0.0, "2": 0.01, "3": -1.0}
 
 
 class Everything:
@@ -62,7 +62,9 @@ def shop(project, tmp_path):
         with tracking.start_run(f"train {number}") as run_id:
             tracking.log_files({"contract": folder})
         tags = {"closedloop.folder_sha256": digest_folder(folder), "closedloop.gates": "passed"}
-        tags |= {"closedloop.feature_service": SERVICE}
+        tags |= {"closedloop.feature_service": SERVICE, "closedloop.comparison": "win"}
+        if number > "1":  # each won against the one before
+            tags["closedloop.compared_with"] = digest_folder(tmp_path / str(int(number) - 1))
         assert str(tracking.register(f"runs:/{run_id}/contract", run_id, tags).version) == number
     release(releases, "1")
     return project, releases, build_store(run)
@@ -151,3 +153,33 @@ def test_every_answer_of_three_versions_is_explained_and_computed_once_more(shop
     assert "was purged or erased" in " ".join(
         project.run("reproduce", chosen[1]["prediction_id"], status=1).output.split()
     )
+
+
+def test_a_good_version_goes_all_the_way_under_load_and_a_bad_one_is_rejected(shop, monkeypatch):
+    project, releases, _ = shop
+    with run_service(project.root) as service, Load(service) as load:
+        monkeypatch.setenv("CLOSEDLOOP_SERVING__METRICS_PORT", str(service.metrics_port))
+        monkeypatch.setenv("CLOSEDLOOP_RELEASE__REQUESTS_MIN", "200")
+        monkeypatch.setenv("CLOSEDLOOP_RELEASE__LATENCY_SLACK_MS", "5000")  # the machine may be busy
+        project.run("release", "start", "2")
+        project.run("release", "check", status=3)
+
+        def step():
+            return project.run("release", "step").output
+
+        wait_until(lambda: "advance" in step() and releases.settle().rollout.step == "champion", "a new champion")
+        load.wait_for(100)
+        row = releases.settle().row
+        assert (row.champion_version, row.challenger_version, row.challenger_mode) == ("2", "1", "shadow")
+        project.run("release", "start", "3")
+        wait_until(lambda: "roll back" in step(), "a rejection")
+    assert load.failures == []
+    actions = [entry.action for entry in releases.read_entries()]
+    steps = ["shadow", "canary_5", "canary_25", "canary_50", "champion"]
+    assert actions == ["promote", *steps, "shadow", "reject"]
+    assert "scores: the arms' distributions are" in releases.read_entries()[-1].reason
+    assert releases.settle().row.champion_version == "2"
+    assert "3" not in {answer["model_version"] for answer in load.answers}
+    assert {answer["variant"] for answer in load.answers} == {"champion", "canary"}
+    assert releases.tracking.read_version("3").tags["closedloop.rejected"].startswith("entry 8: ")
+    project.run("release", "verify")
