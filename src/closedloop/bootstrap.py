@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.samples import Samples
     from closedloop.adapters.store import Store
     from closedloop.core.rollout import RolloutPolicy
+    from closedloop.loop.overview import Overview
     from closedloop.loop.release import Evidence
     from closedloop.serving.agent import Agent
     from closedloop.serving.slots import Slot
@@ -97,6 +98,19 @@ def build_checks(run: RunContext) -> Checks:
     from closedloop.adapters.checks import Checks
 
     return Checks(run.settings.locate_url(run.settings.operations.url))
+
+
+def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Overview]:
+    """What reads how the loop stands, by the service's clock and the data's."""
+    from closedloop.adapters.figures import Figures
+    from closedloop.adapters.journal import Journal
+    from closedloop.loop.overview import Sources, gather
+
+    address = run.settings.locate_url(run.settings.operations.url)
+    sources = Sources(build_store(run), Journal(address), build_checks(run), Figures(address))
+    horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
+    name = run.dataset.model_name
+    return lambda now, as_of: gather(sources, name, horizon_days=horizon_days, now=now, as_of=as_of)
 
 
 def build_releases(run: RunContext) -> Releases:

@@ -133,6 +133,13 @@ class ServingSettings(_Section):
     disk_free_bytes_min: int = Field(default=50_000_000, ge=0)
 
 
+class ExporterSettings(_Section):
+    """Where Prometheus finds the loop's figures."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8002, ge=0, le=65535)
+
+
 class StreamSettings(_Section):
     """The Kafka worker; ``{model_name}`` in a name is the data set's.
 
@@ -235,6 +242,7 @@ class Settings(BaseSettings):
     release: ReleaseSettings = ReleaseSettings()
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()
+    exporter: ExporterSettings = ExporterSettings()
     stream: StreamSettings = StreamSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()

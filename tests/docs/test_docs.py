@@ -18,6 +18,7 @@ from closedloop.core.limits import GateLimits
 from closedloop.core.metrics import measure_classification
 from closedloop.core.rollout import STEPS, RolloutPolicy
 from closedloop.environment import TELEMETRY_OFF
+from closedloop.loop.exporter import GAUGES
 from closedloop.params import Params
 from closedloop.serving.app import Application
 from closedloop.serving.metrics import METRICS
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+OBSERVABILITY = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FREE_FORM = {"tuning.space", "model.params", "features.overrides"}
@@ -65,7 +67,8 @@ def test_every_command_is_in_the_reference(command):
 
 
 def test_no_command_is_documented_that_does_not_exist():
-    named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", README + REFERENCE + SERVING + EXPERIMENTS)
+    pages = README + REFERENCE + SERVING + EXPERIMENTS + OBSERVABILITY
+    named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", pages)
     commands = set(list_commands())
     assert [name for name in named if name not in commands and name.split()[0] not in commands] == []
 
@@ -112,6 +115,12 @@ def test_every_make_target_is_documented(target):
 def test_every_metric_is_documented_as_it_is_shown(name):
     labels = ", ".join(f"`{label}`" for label in METRICS[name].labels)
     assert f"| `{name}` | {METRICS[name].type} | {labels} | {METRICS[name].help} |" in SERVING
+
+
+@pytest.mark.parametrize("name", list(GAUGES))
+def test_every_figure_of_the_loop_is_documented_as_it_is_shown(name):
+    labels = ", ".join(f"`{label}`" for label in GAUGES[name].labels)
+    assert f"| `{name}` | gauge | {labels} | {GAUGES[name].help} |" in OBSERVABILITY
 
 
 def test_the_routes_are_documented(tmp_path):

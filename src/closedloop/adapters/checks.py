@@ -136,6 +136,14 @@ class Checks(Database):
             rows = connection.execute(ordered.limit(limit)).all()
         return [Retraining(**row._mapping) for row in rows]
 
+    def count_retrainings(self, model_name: str) -> dict[State, int]:
+        """How many retrainings of a model are in each state."""
+        table = RETRAININGS.c
+        query = sa.select(table.state, sa.func.count()).where(table.model_name == model_name).group_by(table.state)
+        with self._begin(write=False) as connection:
+            found: dict[str, int] = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state, 0) for state in NEXT_STATES}
+
     def advance_retraining(
         self,
         retraining: Retraining,

@@ -81,11 +81,11 @@ class Journal(Database):
         logger.info("journal entry %d of %s: %s, hash %s", link.sequence, model_name, entry.action, link.hash)
         return link
 
-    def read(self, model_name: str) -> list[Link]:
-        """All entries of a model, the oldest first."""
-        query = sa.select(JOURNAL).where(JOURNAL.c.model_name == model_name).order_by(JOURNAL.c.sequence)
+    def read(self, model_name: str, *, newest: int | None = None) -> list[Link]:
+        """All entries of a model, or so many of the newest; the oldest first."""
+        query = sa.select(JOURNAL).where(JOURNAL.c.model_name == model_name).order_by(JOURNAL.c.sequence.desc())
         with self._begin(write=False) as connection:
-            return [Link(**row._mapping) for row in connection.execute(query)]
+            return [Link(**row._mapping) for row in connection.execute(query.limit(newest))][::-1]
 
     def read_head(self, model_name: str) -> Link | None:
         """The newest entry, or None."""

@@ -1,0 +1,90 @@
+"""Figures of what was answered, from the operations store; no query reads more than a fixed number of rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from closedloop.adapters.database import Database
+from closedloop.migrations.tables import OUTCOMES, PREDICTIONS
+
+ROLLING_ROWS, REPORTS_READ = 1_000, 20_000
+MATURITY_ROWS = 5_000
+RECENT_ROWS = 1_000
+
+
+class Share(NamedTuple):
+    """``part`` of ``whole``."""
+
+    part: int
+    whole: int
+
+    @property
+    def value(self) -> float | None:
+        """As a number; None of nothing."""
+        return self.part / self.whole if self.whole else None
+
+
+class Figures(Database):
+    """What is shown of a model; shadows and forced versions are left out."""
+
+    def measure_accuracy(self, model_name: str, model_version: str, *, closed_by: dt.datetime) -> Share:
+        """Right decisions among the newest 1,000 outcomes of a version, one a customer and snapshot.
+
+        Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 20,000
+        outcomes that arrived last, of whatever model.
+        """
+        newest = sa.select(OUTCOMES).order_by(OUTCOMES.c.sequence.desc()).limit(REPORTS_READ).subquery()
+        others, table = OUTCOMES.alias(), PREDICTIONS.c
+        corrected = sa.exists().where(
+            others.c.prediction_id == newest.c.prediction_id, others.c.sequence < newest.c.sequence
+        )
+        query = (
+            sa.select(table.customer_id, table.prediction_id, table.snapshot_at, table.decision, newest.c.outcome)
+            .join(newest, newest.c.prediction_id == table.prediction_id)
+            .where(*_answered(model_name), table.model_version == model_version, table.snapshot_at <= closed_by)
+            .where(~corrected)
+            .order_by(newest.c.sequence)
+        )
+        first: dict[tuple[str, dt.datetime], bool] = {}
+        with self._begin(write=False) as connection:
+            for row in connection.execute(query):
+                key = (row.customer_id or row.prediction_id, row.snapshot_at)
+                first.setdefault(key, row.decision == row.outcome)
+        counted = list(first.values())[-ROLLING_ROWS:]
+        return Share(sum(counted), len(counted))
+
+    def measure_maturity(self, model_name: str, *, closed_by: dt.datetime) -> Share:
+        """Predictions with an outcome among the newest 5,000 of snapshots up to ``closed_by``."""
+        table = PREDICTIONS.c
+        newest = (
+            sa.select(table.prediction_id)
+            .where(*_answered(model_name), table.snapshot_at <= closed_by)
+            .order_by(table.snapshot_at.desc(), table.prediction_id.desc())
+            .limit(MATURITY_ROWS)
+            .subquery()
+        )
+        known = sa.exists().where(OUTCOMES.c.prediction_id == newest.c.prediction_id)
+        counts = sa.select(sa.func.count().filter(known), sa.func.count()).select_from(newest)
+        with self._begin(write=False) as connection:
+            return Share(*connection.execute(counts).one())
+
+    def read_features_as_of(self, model_name: str) -> dt.datetime | None:
+        """The newest snapshot among the features of the last 1,000 predictions; None if none was looked up."""
+        table = PREDICTIONS.c
+        last = (
+            sa.select(table.features_as_of)
+            .where(table.model_name == model_name)
+            .order_by(table.predicted_at.desc(), table.prediction_id.desc())
+            .limit(RECENT_ROWS)
+            .subquery()
+        )
+        with self._begin(write=False) as connection:
+            found: dt.datetime | None = connection.scalar(sa.select(sa.func.max(last.c.features_as_of)))
+        return found
+
+
+def _answered(model_name: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (PREDICTIONS.c.model_name == model_name, PREDICTIONS.c.variant != "shadow", ~PREDICTIONS.c.forced)
