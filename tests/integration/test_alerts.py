@@ -1,0 +1,347 @@
+"""Every alert, by Prometheus' own tool: it fires when it must, says what it should, and is silent when it must be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.services import require
+
+pytestmark = pytest.mark.thorough
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "k8s/base/observability"
+GROUPS = yaml.safe_load((FOLDER / "rules.yaml").read_text(encoding="utf-8"))["groups"]
+RULES = {rule["alert"]: rule for group in GROUPS for rule in group["rules"]}
+RUNBOOK = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+SERVICE, EXPORTER = 'job="closedloop-service", instance="s"', 'job="closedloop-exporter", instance="e"'
+OF_SERVICE, OF_EXPORTER = (dict(re.findall(r'(\w+)="(.*?)"', text)) for text in (SERVICE, EXPORTER))
+JOB = {"job": "closedloop-service"}
+
+
+class Case(NamedTuple):
+    """Series, a value a minute from 0 on, that fire at ``at``, and those that do not; labels and text of the alert."""
+
+    at: str
+    fires: dict[str, str]
+    silent: dict[str, str]
+    labels: dict[str, str]
+    summary: str
+
+
+def requests(status: str, values: str) -> dict[str, str]:
+    return {f'prediction_requests_total{{{SERVICE}, status="{status}"}}': values}
+
+
+def latency(slow: int) -> dict[str, str]:
+    """100 requests a minute, so many of them between 0.25 and 0.5 s, the rest within 1 ms."""
+    name = f"prediction_request_latency_seconds_bucket{{{SERVICE}, le="
+    return {f'{name}"0.001"}}': f"0+{100 - slow}x30", f'{name}"0.25"}}': f"0+{100 - slow}x30"} | {
+        f'{name}"{edge}"}}': "0+100x30" for edge in ("0.5", "+Inf")
+    }
+
+
+def of_loop(name: str, values: str, labels: str = "") -> dict[str, str]:
+    return {f"{name}{{{EXPORTER}{labels}}}": values}
+
+
+def verdict(name: str) -> dict[str, str]:
+    names = ("none", "watch", "alert", "retrain")
+    return {
+        key: value
+        for one in names
+        for key, value in of_loop("monitor_verdict", f"{int(one == name)}x9", f', verdict="{one}"').items()
+    }
+
+
+FAILED = f'model_errors_total{{{SERVICE}, model_version="4", variant="shadow"}}'
+REFUSED = f'models_refused_total{{{SERVICE}, reason="digest"}}'
+STORED = f"prediction_rows_total{{{SERVICE}, result="
+AGE, STEP = "model_release_step_age_seconds", "model_release_step_info"
+FIVE_DAYS = of_loop(AGE, "432000x90")
+CASES: dict[str, list[Case]] = {
+    "ServiceDown": [
+        Case(
+            "6m",
+            {f"up{{{SERVICE}}}": "1x2 0x9"},
+            {f"up{{{SERVICE}}}": "1 0 1x9"},
+            OF_SERVICE,
+            "The metrics of s cannot be scraped",
+        )
+    ],
+    "NoModelServes": [
+        Case(
+            "3m",
+            {f"up{{{SERVICE}}}": "1x9", f'model_slot_info{{{SERVICE}, variant="shadow", model_version="4"}}': "1x9"},
+            {f"up{{{SERVICE}}}": "1x9", f'model_slot_info{{{SERVICE}, variant="champion", model_version="3"}}': "1x9"},
+            JOB,
+            "The service is up, but no worker has a champion",
+        ),
+        Case(
+            "3m",
+            {f"up{{{SERVICE}}}": "1x9"},
+            {f"up{{{SERVICE}}}": "0x9"},
+            JOB,
+            "The service is up, but no worker has a champion",
+        ),
+    ],
+    "RequestsFail": [
+        Case(
+            "15m",
+            requests("200", "0+95x30") | requests("503", "0+5x30"),
+            requests("200", "0+995x30") | requests("503", "0+5x30") | requests("429", "0+500x30"),
+            JOB,
+            "5% of requests are answered with 5xx",
+        )
+    ],
+    "RequestsShed": [
+        Case(
+            "20m",
+            requests("200", "0+90x30") | requests("429", "0+10x30"),
+            requests("200", "0+96x30") | requests("429", "0+4x30") | requests("500", "0+50x30"),
+            JOB,
+            "10% of requests are turned away with 429",
+        )
+    ],
+    "RequestsSlow": [Case("20m", latency(2), latency(0), JOB, "One request in a hundred takes over 375ms")],
+    "ModelFails": [
+        Case(
+            "25m",
+            {FAILED: values},
+            {FAILED: silent},
+            JOB | {"model_version": "4", "variant": "shadow"},
+            "Version 4 (shadow) failed to answer rows",
+        )
+        for values, silent in (("0x20 1x20", "7x40"), ("_x20 1x20", "0x40"))
+    ],
+    "ModelRefused": [
+        Case(
+            "5m",
+            {REFUSED: "_x3 1x9"},
+            {REFUSED: "0x9"},
+            JOB | {"reason": "digest"},
+            "A released version was refused: digest",
+        ),
+        Case(
+            "30m",
+            {REFUSED: "0x20 1x20"},
+            {REFUSED: "0x2 1x40"},
+            JOB | {"reason": "digest"},
+            "A released version was refused: digest",
+        ),
+    ],
+    "PredictionsNotStored": [
+        Case(
+            "15m",
+            {f"spool_depth_bytes{{{SERVICE}}}": "0 60000000x20"},
+            {f"spool_depth_bytes{{{SERVICE}}}": "60000000x8 1000x20"},
+            OF_SERVICE,
+            "57.22MiB wait for the operations store",
+        )
+    ],
+    "PredictionsLost": [
+        Case(
+            "5m",
+            {f'{STORED}"corrupt"}}': "0x3 2x9", f'{STORED}"stored"}}': "0+9x9"},
+            {f'{STORED}"corrupt"}}': "0x9", f'{STORED}"stored"}}': "0+9x9", f'{STORED}"torn"}}': "0x3 1x9"},
+            JOB | {"result": "corrupt"},
+            "Logged lines were corrupt and are not in the store",
+        )
+    ],
+    "ExporterDown": [
+        Case(
+            "6m",
+            {f"up{{{EXPORTER}}}": "0x9"},
+            {f"up{{{EXPORTER}}}": "0x3 1 0x9"},
+            OF_EXPORTER,
+            "e cannot be scraped: no alert about the model can fire",
+        )
+    ],
+    "OperationsStoreDown": [
+        Case(
+            "6m",
+            of_loop("operations_store_up", "0x9"),
+            of_loop("operations_store_up", "0x3 1x9"),
+            OF_EXPORTER,
+            "The operations store cannot be read",
+        )
+    ],
+    "MonitorSilent": [
+        Case(
+            "20m",
+            of_loop("monitor_check_age_seconds", "97200x30"),
+            of_loop("monitor_check_age_seconds", "90000x30"),
+            OF_EXPORTER,
+            "The last check is 1d 3h 0m 0s old",
+        )
+    ],
+    "MonitorNeverRan": [
+        Case(
+            "20m",
+            of_loop("model_champion_age_seconds", "97200x30"),
+            of_loop("model_champion_age_seconds", "97200x30") | of_loop("monitor_check_age_seconds", "60x30"),
+            OF_EXPORTER,
+            "A model serves since 1d 3h 0m 0s, and was never checked",
+        ),
+        Case(
+            "20m",
+            of_loop("model_champion_age_seconds", "97200x30"),
+            of_loop("model_champion_age_seconds", "3600x30"),
+            OF_EXPORTER,
+            "A model serves since 1d 3h 0m 0s, and was never checked",
+        ),
+    ],
+    "ModelSuspect": [
+        Case("2m", verdict(loud), verdict(quiet), OF_EXPORTER | {"verdict": loud}, f"The monitor's verdict is {loud}")
+        for loud, quiet in (("alert", "none"), ("retrain", "watch"))
+    ],
+    "DataDrift": [
+        Case(
+            "2m",
+            of_loop("data_drift_alarm", "1x9", ', feature_name="age"'),
+            of_loop("data_drift_alarm", "0x9", ', feature_name="age"'),
+            OF_EXPORTER | {"feature_name": "age"},
+            "age is distributed otherwise than in training",
+        )
+    ],
+    "AccuracyLow": [
+        Case(
+            "70m",
+            of_loop("model_accuracy_rolling", "0.74x90") | of_loop("model_accuracy_reference", "0.8x90"),
+            of_loop("model_accuracy_rolling", "0.76x90") | of_loop("model_accuracy_reference", "0.8x90"),
+            OF_EXPORTER,
+            "Of the last outcomes 74% were predicted rightly, 5 points below the reference",
+        )
+    ],
+    "LabelsMissing": [
+        Case(
+            "25h",
+            of_loop("label_maturity_ratio", "0.25x1600"),
+            of_loop("label_maturity_ratio", "0.25x1300 0.6x300"),
+            OF_EXPORTER,
+            "Outcomes are known of 25% of the predictions whose horizon has closed",
+        )
+    ],
+    "FeaturesOld": [
+        Case(
+            "70m",
+            of_loop("feature_age_seconds", "259200x90"),
+            of_loop("feature_age_seconds", "86400x90"),
+            OF_EXPORTER,
+            "The newest features served are 3d 0h 0m 0s old",
+        )
+    ],
+    "RetrainingFailed": [
+        Case(
+            "2m",
+            of_loop("model_retraining_state", "1x9", ', state="failed"'),
+            of_loop("model_retraining_state", "0x9", ', state="failed"')
+            | of_loop("model_retraining_state", "1x9", ', state="refused"'),
+            OF_EXPORTER | {"state": "failed"},
+            "The newest retraining failed",
+        )
+    ],
+    "RetrainingStuck": [
+        Case(
+            "2m",
+            of_loop("model_retraining_open_age_seconds", "36000x9"),
+            of_loop("model_retraining_open_age_seconds", "7200x9"),
+            OF_EXPORTER,
+            "A retraining has not moved for 10h 0m 0s",
+        )
+    ],
+    "ReleaseStuck": [
+        Case(
+            "70m",
+            FIVE_DAYS | of_loop(STEP, "1x90", ', model_version="4", step="canary_5"'),
+            silent,
+            OF_EXPORTER,
+            "A release is in the same step since 5d 0h 0m 0s",
+        )
+        for silent in (
+            FIVE_DAYS | of_loop(STEP, "1x90", ', model_version="4", step="champion"'),
+            of_loop(AGE, "86400x90") | of_loop(STEP, "1x90", ', model_version="4", step="canary_5"'),
+        )
+    ],
+}
+
+
+def write_tests(folder: Path, name: str, cases: list[Case]) -> Path:
+    rule = RULES[name]
+
+    def write(case: Case, series: dict[str, str], expected: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "interval": "1m",
+            "input_series": [{"series": key, "values": values} for key, values in series.items()],
+            "alert_rule_test": [{"eval_time": case.at, "alertname": name, "exp_alerts": expected}],
+        }
+
+    tests = []
+    for case in cases:
+        annotations = {"summary": case.summary, "runbook_url": rule["annotations"]["runbook_url"]}
+        expected = {"exp_labels": case.labels | rule["labels"], "exp_annotations": annotations}
+        tests += [write(case, case.fires, [expected]), write(case, case.silent, [])]
+    path = folder / "tests.yaml"
+    content = {"rule_files": [str(FOLDER / "rules.yaml")], "evaluation_interval": "1m", "tests": tests}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def run(*command: str) -> str:
+    require(shutil.which(command[0]), command[0])
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_every_alert_has_cases():
+    assert list(CASES) == list(RULES)
+    assert all(CASES.values())
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_an_alert_fires_when_it_must_and_is_silent_when_it_must_be(name, tmp_path):
+    run("promtool", "test", "rules", str(write_tests(tmp_path, name, CASES[name])))
+
+
+def test_the_rules_are_valid():
+    run("promtool", "check", "rules", str(FOLDER / "rules.yaml"))
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_every_alert_has_a_severity_and_a_page_in_the_runbook(name):
+    rule = RULES[name]
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    assert f"\n## {name}\n" in RUNBOOK
+
+
+def test_the_runbook_has_no_alert_that_does_not_exist():
+    alerts = RUNBOOK.split("# Alerts")[1].split("\n# ")[0]
+    assert re.findall(r"^## (\w+)$", alerts, re.MULTILINE) == list(RULES)
+
+
+@pytest.mark.parametrize(("severity", "receiver"), [("critical", "now"), ("warning", "today"), ("info", "known")])
+def test_alerts_go_where_they_should(severity, receiver):
+    config = str(FOLDER / "alertmanager.yaml")
+    run(
+        "amtool",
+        "config",
+        "routes",
+        "test",
+        f"--config.file={config}",
+        f"--verify.receivers={receiver}",
+        f"severity={severity}",
+    )
+
+
+def test_the_alertmanager_configuration_is_valid_and_holds_no_address():
+    config = FOLDER / "alertmanager.yaml"
+    run("amtool", "check-config", str(config))
+    assert "https://" not in config.read_text(encoding="utf-8")
