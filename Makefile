@@ -77,7 +77,7 @@ lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock
 	@printf 'hatchling\nuv\n' > .venv/build.in
 	$(subset) .venv/build.in -o docker/build.lock
-	$(subset) --extra kafka --extra postgres --extra redis --extra s3 pyproject.toml -o docker/jobs.lock
+	$(subset) --extra cluster --extra kafka --extra postgres --extra redis --extra s3 pyproject.toml -o docker/jobs.lock
 	@python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['serving'], sep='\n')" > .venv/serving.in
 	$(subset) .venv/serving.in -o docker/serving.lock
 
