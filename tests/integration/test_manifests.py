@@ -1,0 +1,201 @@
+"""The overlays of k8s/: rendered by kubectl, checked against the schemas and against each other."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from closedloop.settings import Settings
+from tests.docs.test_docs import list_commands, list_keys
+from tests.manifests import ROOT, STANDARD, find_problems, list_pods, read_external, render
+from tests.services import require
+
+OVERLAYS = ("local", "production")
+NEWEST = ("1.35", "1.36", "1.37")
+read_overlay = functools.cache(render)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_holds_together(overlay):
+    assert find_problems(read_overlay(overlay)) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("version", NEWEST)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_resource_fits_its_schema(overlay, version):
+    import kubernetes_validate
+
+    standard = [one for one in read_overlay(overlay) if one["apiVersion"] in STANDARD]
+    assert {one["apiVersion"] for one in read_overlay(overlay)} - set(STANDARD) <= {"networking.istio.io/v1"}
+    for resource in standard:
+        kubernetes_validate.validate(resource, version, strict=True)
+    broken = copy.deepcopy(next(one for one in standard if one["kind"] == "Deployment"))
+    broken["spec"]["replica"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, version, strict=True)
+
+
+def test_the_schemas_are_the_newest():
+    import kubernetes_validate
+
+    newest = int(kubernetes_validate.latest_version().split(".")[1])
+    assert [f"1.{newest - back}" for back in (2, 1, 0)] == list(NEWEST)
+
+
+def test_one_resource_a_file():
+    for file in (ROOT / "k8s").rglob("*.yaml"):
+        assert len(list(yaml.safe_load_all(file.read_text(encoding="utf-8")))) == 1, file
+
+
+def change(kind, name, path, value):
+    """Production's resources with one value replaced; None deletes it."""
+    resources = copy.deepcopy(read_overlay("production"))
+    target = next(one for one in resources if one["kind"] == kind and one["metadata"]["name"] == name)
+    *parents, last = path
+    for step in parents:
+        target = target[step]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return resources
+
+
+BOX = ("spec", "template", "spec", "containers", 0)
+CHANGES = {
+    "its selector does not match": ("Deployment", "closedloop-stable", ("spec", "selector", "matchLabels"), {"a": "b"}),
+    "Service mlflow: selects no pod": ("Service", "mlflow", ("spec", "selector"), {"a": "b"}),
+    "no container has a port named web": ("Service", "serving", ("spec", "ports", 0, "targetPort"), "web"),
+    "PodDisruptionBudget closedloop-stable: selects no pod": (
+        "PodDisruptionBudget", "closedloop-stable", ("spec", "selector", "matchLabels"), {"a": "b"},
+    ),
+    "no NetworkPolicy denies": ("NetworkPolicy", "default-deny", ("spec", "ingress"), [{}]),
+    "open to others than Prometheus": (
+        "NetworkPolicy", "exporter", ("spec", "ingress", 0, "from"), [{"podSelector": {}}],
+    ),
+    "there is no ServiceAccount nobody": (
+        "Deployment", "closedloop-exporter", ("spec", "template", "spec", "serviceAccountName"), "nobody",
+    ),
+    "there is no ConfigMap gone": (
+        "Deployment", "closedloop-exporter", (*BOX, "envFrom", 0, "configMapRef", "name"), "gone",
+    ),
+    "there is no PersistentVolumeClaim gone": (
+        "CronJob", "closedloop-refresh", ("spec", "jobTemplate", "spec", "template", "spec", "volumes"),
+        [{"name": "tmp"}, {"name": "settings"}, {"name": "state", "persistentVolumeClaim": {"claimName": "gone"}}],
+    ),
+    "no key gone of a Secret closedloop-store": (
+        "Deployment", "closedloop-exporter", (*BOX, "env"),
+        [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "closedloop-store", "key": "gone"}}}],
+    ),
+    "there is no volume gone": ("Deployment", "closedloop-exporter", (*BOX, "volumeMounts", 0, "name"), "gone"),
+    "may run as root": ("Deployment", "closedloop-stable", ("spec", "template", "spec", "securityContext"), {}),
+    "file system may be written": (
+        "Deployment", "closedloop-stable", (*BOX, "securityContext", "readOnlyRootFilesystem"), False,
+    ),
+    "keeps capabilities": ("Deployment", "closedloop-stable", (*BOX, "securityContext", "capabilities"), None),
+    "no limits of cpu and memory": ("Deployment", "closedloop-stable", (*BOX, "resources", "limits"), {"cpu": "1"}),
+    "is not pinned": ("Deployment", "closedloop-stable", (*BOX, "image"), "closedloop-serving:latest"),
+    "its readinessProbe asks a port": (
+        "Deployment", "closedloop-stable", (*BOX, "readinessProbe", "httpGet", "port"), "web",
+    ),
+    "holds a secret": ("Deployment", "closedloop-stable", (*BOX, "env", 0), {"name": "DB_PASSWORD", "value": "x"}),
+    "there is no Deployment gone": (
+        "HorizontalPodAutoscaler", "closedloop-stable", ("spec", "scaleTargetRef", "name"), "gone",
+    ),
+    "how many replicas there are too": ("Deployment", "closedloop-stable", ("spec", "replicas"), 3),
+    "2 to 11 replicas": ("HorizontalPodAutoscaler", "closedloop-stable", ("spec", "maxReplicas"), 11),
+    "do not add up to 100": ("VirtualService", "closedloop", ("spec", "http", 1, "route", 1, "weight"), 5),
+    "subset next of serving has no pods": (
+        "VirtualService", "closedloop", ("spec", "http", 1, "route", 1, "destination", "subset"), "next",
+    ),
+    "has no port 80": (
+        "VirtualService", "closedloop", ("spec", "http", 0, "route", 0, "destination", "port", "number"), 80,
+    ),
+    "more than to read and change objects by name": (
+        "Role", "closedloop-release", ("rules", 0, "resourceNames"), None,
+    ),
+    "there is no other among deployments": ("Role", "closedloop-release", ("rules", 1, "resourceNames"), ["other"]),
+    "mounts a token that opens nothing": (
+        "Deployment", "closedloop-exporter", ("spec", "template", "spec", "automountServiceAccountToken"), True,
+    ),
+    "a secret stands in the manifests": ("ConfigMap", "closedloop-prometheus", ("kind",), "Secret"),
+    "needs rights in the whole cluster": ("Role", "closedloop-release", ("kind",), "ClusterRole"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", CHANGES)
+def test_a_manifest_that_is_broken_is_found_out(problem):
+    found = find_problems(change(*CHANGES[problem]))
+    assert any(problem in one for one in found), found
+
+
+def test_secrets_are_declared_and_used():
+    used = {
+        reference["name"]
+        for overlay in OVERLAYS
+        for _, _, pod in list_pods(read_overlay(overlay))
+        for box in pod["containers"]
+        for variable in box.get("env", [])
+        if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
+    }
+    assert used == set(read_external())
+
+
+def test_containers_run_commands_that_exist_with_settings_that_exist():
+    commands = {command.split()[0] for command in list_commands()}
+    keys = {key.upper().replace(".", "__") for key in list_keys(Settings)} | {"PROFILE"}
+    for overlay in OVERLAYS:
+        maps = {one["metadata"]["name"]: one["data"] for one in read_overlay(overlay) if one["kind"] == "ConfigMap"}
+        for name, _, pod in list_pods(read_overlay(overlay)):
+            for box in pod["containers"]:
+                if "closedloop-" not in box["image"]:
+                    continue
+                given = [variable["name"] for variable in box.get("env", [])]
+                given += [key for one in box.get("envFrom", []) for key in maps[one["configMapRef"]["name"]]]
+                assert {key.removeprefix("CLOSEDLOOP_") for key in given if key.startswith("CLOSEDLOOP_")} <= keys, name
+                if box.get("command") == ["mlflow"]:
+                    continue
+                words = box["args"][0].removeprefix("exec closedloop ").split()
+                assert words[0] in commands, name
+
+
+@pytest.mark.thorough
+def test_the_autoscalers_metric_is_each_pods_mean_and_never_nan(tmp_path):
+    require(shutil.which("promtool"), "promtool")
+    rule = yaml.safe_load((ROOT / "k8s/base/observability/adapter.yaml").read_text(encoding="utf-8"))["rules"][0]
+    query = rule["metricsQuery"].replace("<<.GroupBy>>", "namespace, pod")
+    query = query.replace("<<.LabelMatchers>>", 'namespace="closedloop",pod=~"busy|idle|new"')
+    assert "<<" not in query
+    series = 'prediction_request_latency_seconds_{}{{namespace="closedloop",pod="{}"}}'
+    values = {
+        ("sum", "busy"): "0+1.25x20",
+        ("count", "busy"): "0+10x20",
+        ("sum", "idle"): "7+0x20",
+        ("count", "idle"): "9+0x20",
+    }
+    case = {
+        "interval": "15s",
+        "input_series": [{"series": series.format(*key), "values": value} for key, value in values.items()],
+        "promql_expr_test": [
+            {
+                "expr": query,
+                "eval_time": "5m",
+                "exp_samples": [
+                    {"labels": '{namespace="closedloop",pod="busy"}', "value": 0.125},
+                    {"labels": '{namespace="closedloop",pod="idle"}', "value": 0},
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.json").write_text(json.dumps({"tests": [case]}), encoding="utf-8")
+    ran = subprocess.run(
+        ["promtool", "test", "rules", "test.json"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

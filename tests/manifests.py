@@ -1,0 +1,216 @@
+"""What must hold between the resources of a rendered overlay, beyond each one's own schema."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+Resource = dict[str, Any]
+STANDARD = (
+    "v1",
+    "apps/v1",
+    "batch/v1",
+    "policy/v1",
+    "autoscaling/v2",
+    "networking.k8s.io/v1",
+    "rbac.authorization.k8s.io/v1",
+)
+
+
+def render(overlay: str) -> list[Resource]:
+    """The resources that `kubectl apply -k` would send."""
+    command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(ROOT / "k8s/overlays" / overlay)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [resource for resource in yaml.safe_load_all(text) if resource]
+
+
+def read_external() -> dict[str, list[str]]:
+    """Secrets that the cluster brings along, with their keys."""
+    found: dict[str, list[str]] = yaml.safe_load((ROOT / "k8s/external.yaml").read_text(encoding="utf-8"))["Secret"]
+    return found
+
+
+def find_problems(resources: list[Resource]) -> list[str]:
+    """Every broken rule, named with the resource that breaks it."""
+    checks = (_check_selectors, _check_references, _check_containers, _check_autoscalers, _check_routes, _check_rights)
+    return [problem for check in checks for problem in check(resources)]
+
+
+def list_pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
+    """Name, labels and specification of every pod template."""
+    for resource in resources:
+        spec = resource.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template:
+            yield name_of(resource), template["metadata"].get("labels", {}), template["spec"]
+
+
+def name_of(resource: Resource) -> str:
+    return f"{resource['kind']} {resource['metadata']['name']}"
+
+
+def _select(kind: str, resources: list[Resource]) -> list[Resource]:
+    return [resource for resource in resources if resource["kind"] == kind]
+
+
+def _matches(wanted: dict[str, str], labels: dict[str, str]) -> bool:
+    return bool(wanted) and wanted.items() <= labels.items()
+
+
+def _check_selectors(resources: list[Resource]) -> Iterator[str]:
+    pods = list(list_pods(resources))
+    for resource in resources:
+        spec, name = resource.get("spec", {}), name_of(resource)
+        if resource["kind"] in ("Deployment", "StatefulSet"):
+            if not _matches(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]):
+                yield f"{name}: its selector does not match its own pods"
+        elif resource["kind"] == "Service":
+            chosen = [pod for _, labels, pod in pods if _matches(spec["selector"], labels)]
+            if not chosen:
+                yield f"{name}: selects no pod"
+            for port in spec["ports"]:
+                named = {one["name"] for pod in chosen for box in pod["containers"] for one in box.get("ports", [])}
+                if port["targetPort"] not in named:
+                    yield f"{name}: no container has a port named {port['targetPort']}"
+        elif resource["kind"] in ("PodDisruptionBudget", "NetworkPolicy"):
+            wanted = spec.get("selector", spec.get("podSelector", {})).get("matchLabels", {})
+            if wanted and not any(_matches(wanted, labels) for _, labels, _ in pods):
+                yield f"{name}: selects no pod"
+    if not any(policy["spec"]["podSelector"] == {} and len(policy["spec"]["policyTypes"]) == 2
+               and not policy["spec"].get("ingress") and not policy["spec"].get("egress")
+               for policy in _select("NetworkPolicy", resources)):  # fmt: skip
+        yield "no NetworkPolicy denies what is not allowed"
+    for policy in _select("NetworkPolicy", resources):
+        for rule in policy["spec"].get("ingress", []):
+            ports = {port["port"] for port in rule.get("ports", [])}
+            prometheus = [{"matchLabels": {"app.kubernetes.io/name": "prometheus"}}]
+            if ports & {8001, 8002} and [one.get("podSelector") for one in rule["from"]] != prometheus:
+                yield f"{name_of(policy)}: a metrics port is open to others than Prometheus"
+
+
+def _check_references(resources: list[Resource]) -> Iterator[str]:
+    maps = {one["metadata"]["name"] for one in _select("ConfigMap", resources)}
+    claims = {one["metadata"]["name"] for one in _select("PersistentVolumeClaim", resources)}
+    accounts = {one["metadata"]["name"] for one in _select("ServiceAccount", resources)}
+    external = read_external()
+    for resource in _select("Secret", resources):
+        yield f"{name_of(resource)}: a secret stands in the manifests"
+    for name, _, pod in list_pods(resources):
+        if pod.get("serviceAccountName", next(iter(accounts), "")) not in accounts:
+            yield f"{name}: there is no ServiceAccount {pod['serviceAccountName']}"
+        for kind, found in _list_references(pod):
+            if kind == "configMap" and found[0] not in maps:
+                yield f"{name}: there is no ConfigMap {found[0]}"
+            if kind == "claim" and found[0] not in claims:
+                yield f"{name}: there is no PersistentVolumeClaim {found[0]}"
+            if kind == "secret" and found[1] not in external.get(found[0], []):
+                yield f"{name}: k8s/external.yaml has no key {found[1]} of a Secret {found[0]}"
+        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}  # a StatefulSet's own claim
+        for box in pod["containers"]:
+            for mount in box.get("volumeMounts", []):
+                if mount["name"] not in volumes:
+                    yield f"{name}: there is no volume {mount['name']}"
+
+
+def _list_references(pod: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for volume in pod.get("volumes", []):
+        if "configMap" in volume:
+            yield "configMap", (volume["configMap"]["name"],)
+        if "persistentVolumeClaim" in volume:
+            yield "claim", (volume["persistentVolumeClaim"]["claimName"],)
+        for item in volume.get("secret", {}).get("items", []):
+            yield "secret", (volume["secret"]["secretName"], item["key"])
+    for box in pod["containers"]:
+        for source in box.get("envFrom", []):
+            yield "configMap", (source["configMapRef"]["name"],)
+        for variable in box.get("env", []):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            if reference:
+                yield "secret", (reference["name"], reference["key"])
+
+
+def _check_containers(resources: list[Resource]) -> Iterator[str]:
+    for name, _, pod in list_pods(resources):
+        security = pod.get("securityContext", {})
+        if not security.get("runAsNonRoot") or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield f"{name}: may run as root, or without a seccomp profile"
+        for box in pod["containers"]:
+            where = f"{name}, container {box['name']}"
+            own = box.get("securityContext", {})
+            if not own.get("readOnlyRootFilesystem") or own.get("allowPrivilegeEscalation") is not False:
+                yield f"{where}: its root file system may be written to, or privileges may grow"
+            if own.get("capabilities") != {"drop": ["ALL"]}:
+                yield f"{where}: keeps capabilities"
+            for kind in ("requests", "limits"):
+                if not {"cpu", "memory"} <= box.get("resources", {}).get(kind, {}).keys():
+                    yield f"{where}: no {kind} of cpu and memory"
+            if not re.search(r":v?\d+\.\d+(\.\d+)?$|@sha256:[0-9a-f]{64}$", box["image"]):
+                yield f"{where}: image {box['image']} is not pinned"
+            ports = {port["name"] for port in box.get("ports", [])}
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                target = box.get(probe, {}).get("httpGet", box.get(probe, {}).get("tcpSocket", {})).get("port")
+                if target is not None and target not in ports:
+                    yield f"{where}: its {probe} asks a port named {target}"
+            for variable in box.get("env", []):
+                if "value" in variable and re.search(r"PASSWORD|TOKEN|SECRET|ID_KEY|://[^/]*:[^/]*@", str(variable)):
+                    yield f"{where}: {variable['name']} holds a secret"
+
+
+def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
+    targets = {one["metadata"]["name"]: one for one in _select("Deployment", resources)}
+    for scaler in _select("HorizontalPodAutoscaler", resources):
+        spec, name = scaler["spec"], name_of(scaler)
+        target = targets.get(spec["scaleTargetRef"]["name"])
+        if target is None:
+            yield f"{name}: there is no Deployment {spec['scaleTargetRef']['name']}"
+        elif "replicas" in target["spec"]:
+            yield f"{name}: its target says how many replicas there are too"
+        if not 2 <= spec["minReplicas"] <= spec["maxReplicas"] <= 10:
+            yield f"{name}: {spec['minReplicas']} to {spec['maxReplicas']} replicas, allowed are 2 to 10"
+
+
+def _check_routes(resources: list[Resource]) -> Iterator[str]:
+    rules = _select("DestinationRule", resources)
+    subsets = {(rule["spec"]["host"], one["name"]): one["labels"] for rule in rules for one in rule["spec"]["subsets"]}
+    pods = [labels for _, labels, _ in list_pods(resources)]
+    services = {one["metadata"]["name"]: one["spec"]["ports"] for one in _select("Service", resources)}
+    for service in _select("VirtualService", resources):
+        for route in service["spec"]["http"]:
+            where = f"{name_of(service)}, route {route['name']}"
+            if sum(one["weight"] for one in route["route"]) != 100:
+                yield f"{where}: the weights do not add up to 100"
+            for one in route["route"]:
+                aim = one["destination"]
+                wanted = subsets.get((aim["host"], aim["subset"]))
+                if wanted is None or not any(_matches(wanted, labels) for labels in pods):
+                    yield f"{where}: subset {aim['subset']} of {aim['host']} has no pods"
+                if aim["port"]["number"] not in [port["port"] for port in services.get(aim["host"], [])]:
+                    yield f"{where}: {aim['host']} has no port {aim['port']['number']}"
+
+
+def _check_rights(resources: list[Resource]) -> Iterator[str]:
+    names = {(one["kind"].lower() + "s", one["metadata"]["name"]) for one in resources}
+    for role in resources:
+        if role["kind"].startswith("Cluster"):
+            yield f"{name_of(role)}: nothing here needs rights in the whole cluster"
+        if role["kind"] != "Role":
+            continue
+        for rule in role["rules"]:
+            if "*" in rule["verbs"] or not rule.get("resourceNames") or set(rule["verbs"]) - {"get", "update", "patch"}:
+                yield f"{name_of(role)}: more than to read and change objects by name"
+            for kind in rule["resources"]:
+                for name in rule.get("resourceNames", []):
+                    # without Istio the right leads nowhere
+                    if (kind, name) not in names and kind != "virtualservices" and name != "closedloop-canary":
+                        yield f"{name_of(role)}: there is no {name} among {kind}"
+    bound = {subject["name"] for one in _select("RoleBinding", resources) for subject in one["subjects"]}
+    for name, _, pod in list_pods(resources):
+        if pod.get("automountServiceAccountToken", True) and pod.get("serviceAccountName") not in bound:
+            yield f"{name}: mounts a token that opens nothing"
