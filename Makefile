@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve plots test test-all check format bench soak soak-serving pipeline lock clean
+.PHONY: help install run ui serve status plots test test-all check format bench soak soak-serving pipeline lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ ui: install  ## the MLflow UI on http://127.0.0.1:5000 (PORT=...)
 
 serve: install  ## the HTTP service on http://127.0.0.1:3000, metrics on :8001
 	@closedloop serve
+
+status: install  ## how the loop stands: what serves, how it does, what comes next
+	@closedloop status
 
 plots: install  ## DVC's plots as a page that opens offline
 	@closedloop plots-template && dvc plots show

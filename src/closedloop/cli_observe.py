@@ -15,6 +15,7 @@ from closedloop.errors import ConfigError, ServiceUnavailable
 if TYPE_CHECKING:
     from closedloop.bootstrap import RunContext
     from closedloop.loop.overview import Overview
+    from closedloop.loop.status import Line
 
 app = typer.Typer()
 
@@ -48,6 +49,45 @@ def exporter(params: ParamsOption = PARAMS, as_of: AsOfOption = None) -> None:
         signal.signal(number, lambda *_: stopped.set())
     typer.echo(f"metrics on http://{settings.host}:{server.server_port}/metrics", err=True)
     stopped.wait()
+
+
+@app.command()
+def status(
+    params: ParamsOption = PARAMS,
+    as_of: AsOfOption = None,
+    service: Annotated[str | None, typer.Option(help="The service's address (default: the settings').")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for machines.")] = False,
+) -> None:
+    """What serves, how it does, what happened last, and what comes next: one screen."""
+    import msgspec
+
+    from closedloop.adapters.service import read_health
+    from closedloop.bootstrap import build_overview, load_run
+    from closedloop.loop.status import describe, find_next_step
+
+    context, now = load_run(params), dt.datetime.now(dt.UTC)
+    view = build_overview(context)(now, _read_clock(as_of, context, now))
+    address = service or f"http://{context.settings.serving.host}:{context.settings.serving.port}"
+    answering = read_health(address)
+    if as_json:
+        shown = {**msgspec.to_builtins(view), "answering": answering, "next_step": find_next_step(view, answering)}
+        typer.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
+        return
+    _print_screen(f"{view.model_name}  {now:%F %H:%M} UTC", describe(view, address, answering))
+
+
+def _print_screen(title: str, lines: list[Line]) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(line.name, Text(line.text, style=line.style))
+    Console(highlight=False).print(Panel(table, title=Text(title, style="bold"), title_align="left", padding=(1, 2)))
 
 
 def _read_clock(text: str | None, context: RunContext, now: dt.datetime) -> dt.datetime:

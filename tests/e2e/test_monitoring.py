@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,18 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project, tmp_path: Pa
     assert realised["accuracy"] == pytest.approx((found["decision"] == found["outcome"]).mean(), abs=1e-6)
     assert np.abs(realised["accuracy"] - realised["expected"]["accuracy"]) < 0.03
     assert not realised["breach"]
+
+    shown = json.loads(shop_copy.run("status", "--json").output)
+    assert shown["realised"] == realised
+    assert shown["accuracy"]["whole"] == min(1_000, len(expected))
+    assert abs(shown["accuracy"]["part"] / shown["accuracy"]["whole"] - realised["accuracy"]) < 0.06
+    assert 0 < shown["labelled"]["part"] < shown["labelled"]["whole"]
+    assert "age" in shown["drift"]["drifted"]
+    assert shown["estimate"]["reference"]["accuracy"] > 0.5
+    screen = shop_copy.run("status").output
+    assert f"version {version} for" in screen
+    assert "as of 2024-01-31" in screen
+    assert re.search(r"accuracy \d\d\.\d% of the last", screen)
 
 
 def test_a_wrong_call_says_what_is_allowed(project: Project) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -15,11 +15,12 @@ MATURITY_ROWS = 5_000
 RECENT_ROWS = 1_000
 
 
-class Share(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Share:
     """``part`` of ``whole``."""
 
-    part: int
-    whole: int
+    part: int = 0
+    whole: int = 0
 
     @property
     def value(self) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from closedloop.adapters.checks import OPEN_STATES, Check, Retraining, State
 from closedloop.adapters.figures import Share
-from closedloop.adapters.journal import Rollout, read_entry
+from closedloop.adapters.journal import Entry, Rollout, read_entry
 from closedloop.adapters.store import Deployment
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Overview:
     """How a model's loop stands by ``now``, the service's clock, and ``as_of``, the data's.
 
     ``drift``, ``estimate`` and ``realised`` are the newest evidence of that kind about the champion; empty: there is
-    none yet. ``accuracy`` and ``labelled`` are those of `closedloop.adapters.figures.Figures`.
+    none yet. ``waiting`` is the version of the newest registered retraining, if it was not released so far.
+    ``accuracy`` and ``labelled`` are those of `closedloop.adapters.figures.Figures`.
     """
 
     model_name: str
@@ -45,6 +46,7 @@ class Overview:
     row: Deployment | None
     serves_since: dt.datetime | None
     rollout: Rollout | None
+    waiting: str | None
     check: Check | None
     drift: Mapping[str, Any]
     estimate: Mapping[str, Any]
@@ -91,6 +93,7 @@ def gather(
         row=row,
         serves_since=since,
         rollout=entries[-1].rollout if entries else None,
+        waiting=_find_waiting(retrainings, entries),
         check=checks[0] if checks else None,
         **{part: _find_newest(own, part) for part in ("drift", "estimate", "realised")},
         accuracy=figures.measure_accuracy(model_name, champion, closed_by=closed_by),
@@ -104,3 +107,10 @@ def gather(
 
 def _find_newest(evidence: list[dict[str, Any]], part: str) -> Mapping[str, Any]:
     return next((one[part] for one in evidence if part in one), {})
+
+
+def _find_waiting(retrainings: list[Retraining], entries: list[Entry]) -> str | None:
+    version = next((one.model_version for one in retrainings if one.state == "registered"), None)
+    tried = {seen for entry in entries for seen in (entry.rejected, entry.row.champion_version)}
+    tried |= {entry.row.challenger_version for entry in entries}
+    return None if version in tried else version

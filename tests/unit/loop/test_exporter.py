@@ -22,9 +22,7 @@ NOW = dt.datetime(2024, 3, 1, 12, tzinfo=dt.UTC)
 TODAY = NOW.replace(hour=0)
 CLOSED_BY = TODAY - HORIZON_DAYS * DAY
 
-EMPTY = Overview(
-    NAME, NOW, NOW, None, None, None, None, {}, {}, {}, Share(0, 0), Share(0, 0), None, {}, None, None
-)  # fmt: skip
+EMPTY = Overview(NAME, NOW, NOW, None, None, None, None, None, {}, {}, {}, Share(), Share(), None, {}, None, None)
 
 
 @pytest.fixture
