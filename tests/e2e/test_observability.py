@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -167,7 +168,7 @@ def test_the_dashboards_are_what_their_code_says():
 
 
 @pytest.mark.thorough
-def test_every_panel_has_data_and_alerts_reach_slack(project, tmp_path):
+def test_every_panel_has_data_and_alerts_reach_slack(project, tmp_path, monkeypatch):
     Slack.messages.clear()
     write_model_folder(tmp_path / "model", model_name=NAME)
     url = f"sqlite:///{tmp_path / 'loop.db'}"
@@ -193,6 +194,12 @@ def test_every_panel_has_data_and_alerts_reach_slack(project, tmp_path):
         with contextlib.suppress(AssertionError):
             wait_until(all_have_data, "data")
         assert missing == {}
+        monkeypatch.setenv("CLOSEDLOOP_OPERATIONS__URL", url)
+        here = f"http://127.0.0.1:{service.port}"
+        version = service.call("GET", "/health")[1]["model_version"]
+        shown = json.loads(project.run("status", "--json", "--service", here).output)
+        assert (shown["answering"], shown["row"]["champion_version"]) == (version, "3")
+        assert f"answers with version {version}" in project.run("status", "--service", here).output
         groups = json.loads(fetch(f"{prometheus}/api/v1/rules"))["data"]["groups"]
         assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
         wait_until(lambda: len(Slack.messages) >= 2, "two messages in Slack")
@@ -222,3 +229,14 @@ def test_the_exporter_says_that_the_store_is_away_and_comes_back(project, tmp_pa
             postgres.start()
             assert wait_until(lambda: "operations_store_up 1.0" in fetch(page), "the store's return")
         assert "s3cret" not in (project.root / "exporter.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.thorough
+def test_wrong_calls_say_what_is_allowed(project, monkeypatch):
+    assert "--as-of 'soon': a date as 2025-01-31" in project.run("exporter", "--as-of", "soon", status=1).output
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("CLOSEDLOOP_EXPORTER__PORT", str(taken.getsockname()[1]))
+        assert "Address already in use" in project.run("exporter", status=1).output
+    assert "operations store" in project.run("status", status=1).output
