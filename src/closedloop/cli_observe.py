@@ -40,7 +40,7 @@ def exporter(params: ParamsOption = PARAMS, as_of: AsOfOption = None) -> None:
         return gather(now, _read_clock(as_of, context, now))
 
     settings, stopped = context.settings.exporter, threading.Event()
-    _read_clock(as_of, context, dt.datetime.now(dt.UTC))
+    _read_clock(as_of, context, dt.datetime.now(dt.UTC))  # a wrong one is said before the first scrape
     try:
         server, _ = start_http_server(settings.port, settings.host, build_registry(read))
     except OSError as error:

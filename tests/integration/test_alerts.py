@@ -63,6 +63,7 @@ def verdict(name: str) -> dict[str, str]:
 FAILED = f'model_errors_total{{{SERVICE}, model_version="4", variant="shadow"}}'
 REFUSED = f'models_refused_total{{{SERVICE}, reason="digest"}}'
 STORED = f"prediction_rows_total{{{SERVICE}, result="
+NO_ALERT = "no alert about the model can fire"
 AGE, STEP = "model_release_step_age_seconds", "model_release_step_info"
 FIVE_DAYS = of_loop(AGE, "432000x90")
 CASES: dict[str, list[Case]] = {
@@ -72,8 +73,15 @@ CASES: dict[str, list[Case]] = {
             {f"up{{{SERVICE}}}": "1x2 0x9"},
             {f"up{{{SERVICE}}}": "1 0 1x9"},
             OF_SERVICE,
-            "The metrics of s cannot be scraped",
-        )
+            "closedloop-service s cannot be scraped",
+        ),
+        Case(
+            "6m",
+            {f"up{{{EXPORTER}}}": "1x9"},
+            {f"up{{{SERVICE}}}": "1x9"},
+            JOB,
+            "closedloop-service  cannot be scraped",
+        ),
     ],
     "NoModelServes": [
         Case(
@@ -155,12 +163,10 @@ CASES: dict[str, list[Case]] = {
         )
     ],
     "ExporterDown": [
-        Case(
-            "6m",
-            {f"up{{{EXPORTER}}}": "0x9"},
-            {f"up{{{EXPORTER}}}": "0x3 1 0x9"},
-            OF_EXPORTER,
-            "e cannot be scraped: no alert about the model can fire",
+        Case("6m", fires, {f"up{{{EXPORTER}}}": "0x3 1 0x9"}, labels, f"{who} cannot be scraped: {NO_ALERT}")
+        for fires, labels, who in (
+            ({f"up{{{EXPORTER}}}": "0x9"}, OF_EXPORTER, "closedloop-exporter e"),
+            ({f"up{{{SERVICE}}}": "1x9"}, {"job": "closedloop-exporter"}, "closedloop-exporter "),
         )
     ],
     "OperationsStoreDown": [

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from closedloop.adapters.database import Database
 from closedloop.migrations.tables import OUTCOMES, PREDICTIONS
 
-ROLLING_ROWS, REPORTS_READ = 1_000, 20_000
+ROLLING_ROWS, REPORTS_READ = 1_000, 10_000
 MATURITY_ROWS = 5_000
 RECENT_ROWS = 1_000
 
@@ -34,7 +34,7 @@ class Figures(Database):
     def measure_accuracy(self, model_name: str, model_version: str, *, closed_by: dt.datetime) -> Share:
         """Right decisions among the newest 1,000 outcomes of a version, one a customer and snapshot.
 
-        Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 20,000
+        Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 10,000
         outcomes that arrived last, of whatever model.
         """
         newest = sa.select(OUTCOMES).order_by(OUTCOMES.c.sequence.desc()).limit(REPORTS_READ).subquery()

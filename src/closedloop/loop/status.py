@@ -83,10 +83,8 @@ def _describe_champion(view: Overview) -> Line:
 def _describe_health(view: Overview, address: str, answering: str | None) -> Line:
     if answering is None:
         return Line("health", f"no answer from {address}", BAD)
-    expected = view.row.champion_version if view.row else ""
-    if answering != expected:
-        return Line("health", f"{address} answers with version {answering or 'none'}", BAD)
-    return Line("health", f"{address} answers with version {answering}", GOOD)
+    good = view.row is not None and answering == view.row.champion_version
+    return Line("health", f"{address} answers with version {answering or 'none'}", GOOD if good else BAD)
 
 
 def _describe_release(view: Overview) -> Line:
@@ -113,39 +111,36 @@ def _describe_check(view: Overview) -> Line:
 def _describe_drift(view: Overview) -> Line:
     if not view.drift:
         return Line("drift", "not measured yet")
-    features, drifted = view.drift.get("features", {}), view.drift.get("drifted", [])
+    features, drifted = view.drift["features"], view.drift["drifted"]
     named = ", ".join(f"{name} {features[name]['effect']:.2f}" for name in drifted[:5])
-    more = f" and {len(drifted) - 5} more" if len(drifted) > 5 else ""
-    text = f"{len(drifted)} of {len(features)} distributions{': ' if named else ''}{named}{more}"
-    return Line("drift", text, LOOK if drifted else GOOD)
+    text = f"{len(drifted)} of {len(features)} distributions{': ' if named else ''}{named}"
+    return Line("drift", f"{text} ..." if len(drifted) > 5 else text, LOOK if drifted else GOOD)
 
 
 def _describe_estimate(view: Overview) -> Line:
     if not view.estimate:
         return Line("estimated", "not measured yet")
-    reference = view.estimate.get("reference", {}).get("accuracy")
-    beside = "" if reference is None else f", {reference:.1%} on the reference rows"
-    style = LOOK if view.estimate.get("breach") else GOOD
-    return Line("estimated", f"accuracy {view.estimate['accuracy']:.1%}{beside}", style)
+    reference = view.estimate["reference"]["accuracy"]
+    text = f"accuracy {view.estimate['accuracy']:.1%}, {reference:.1%} on the reference rows"
+    return Line("estimated", text, LOOK if view.estimate["breach"] else GOOD)
 
 
 def _describe_reality(view: Overview) -> Line:
-    accuracy = view.accuracy
-    if accuracy.value is None:
+    if view.accuracy.value is None:
         return Line("real", "no outcome is known yet")
-    text = f"accuracy {accuracy.value:.1%} of the last {accuracy.whole:,} outcomes"
-    if view.realised:
-        expected = view.realised.get("expected", {}).get("brier")
-        text += f"; Brier score {view.realised['brier']:.3f}"
-        text += "" if expected is None else f", {expected:.3f} was expected"
-    return Line("real", text, LOOK if view.realised.get("breach") else PLAIN)
+    text = f"accuracy {view.accuracy.value:.1%} of the last {view.accuracy.whole:,} outcomes"
+    if not view.realised:
+        return Line("real", text)
+    text += f"; Brier score {view.realised['brier']:.3f}, {view.realised['expected']['brier']:.3f} was expected"
+    return Line("real", text, LOOK if view.realised["breach"] else PLAIN)
 
 
 def _describe_labels(view: Overview) -> Line:
-    if view.labelled.value is None:
+    known = view.labelled.value
+    if known is None:
         return Line("outcomes", "no horizon has closed yet")
-    style = GOOD if view.labelled.value >= LABELLED_MIN else LOOK
-    return Line("outcomes", f"known of {view.labelled.value:.0%} of the predictions whose horizon has closed", style)
+    text = f"known of {known:.0%} of the predictions whose horizon has closed"
+    return Line("outcomes", text, GOOD if known >= LABELLED_MIN else LOOK)
 
 
 def _describe_features(view: Overview) -> Line:
