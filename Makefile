@@ -5,6 +5,12 @@ DATASET ?=
 SOURCE ?=
 AS_OF ?=
 PORT ?= 5000
+JOB ?= monitor
+CLUSTER ?= closedloop
+BASE ?= origin/main
+RUN := $(or $(RUN),$(shell date -u +%Y%m%d-%H%M%S))
+COMMIT ?= $(shell git rev-parse --short=12 HEAD)
+REGISTRY ?= registry.example.com
 # what an image installs: some of the lock, in the same versions
 subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -14,10 +20,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve status plots test test-all check format bench soak soak-serving pipeline lock clean
+.PHONY: help install run ui serve status plots test test-all check format bench soak soak-serving pipeline manifests workflows images push-images registry-login cluster-login metrics-diff cluster-job lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: .venv/installed  ## make .venv from the hash-locked requirements
 
@@ -75,6 +81,41 @@ soak-serving: install  ## ten minutes of right and wrong requests: memory, log, 
 
 pipeline: install  ## the retraining pipeline as YAML for Kubeflow Pipelines: artifacts/retrain.yaml
 	@closedloop pipeline --output artifacts/retrain.yaml
+
+manifests: install  ## both overlays as they would be applied: artifacts/k8s-*.yaml
+	@mkdir -p artifacts
+	kubectl kustomize k8s/overlays/local > artifacts/k8s-local.yaml
+	kubectl kustomize k8s/overlays/production > artifacts/k8s-production.yaml
+
+workflows: install  ## GitHub's workflows against their schema, and what zizmor finds in them
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	zizmor --offline --no-progress --quiet .github/workflows
+
+images: install  ## both images, with version and commit (COMMIT=...)
+	docker build --target serving --build-arg COMMIT=$(COMMIT) --tag closedloop-serving:$(COMMIT) .
+	docker build --target jobs --build-arg COMMIT=$(COMMIT) --tag closedloop-jobs:$(COMMIT) .
+
+push-images:  ## to REGISTRY, under the commit
+	docker tag closedloop-serving:$(COMMIT) $(REGISTRY)/closedloop-serving:$(COMMIT)
+	docker tag closedloop-jobs:$(COMMIT) $(REGISTRY)/closedloop-jobs:$(COMMIT)
+	docker push $(REGISTRY)/closedloop-serving:$(COMMIT)
+	docker push $(REGISTRY)/closedloop-jobs:$(COMMIT)
+
+registry-login:  ## to REGISTRY, with the cloud's short-lived credentials
+	aws ecr get-login-password | docker login --username AWS --password-stdin $(REGISTRY)
+
+cluster-login:  ## kubectl to CLUSTER, with the same
+	aws eks update-kubeconfig --name $(CLUSTER)
+
+metrics-diff: install  ## how this commit's figures differ from the main branch's: artifacts/metrics-diff.md (BASE=...)
+	@mkdir -p artifacts
+	dvc metrics diff --md $(BASE) > artifacts/metrics-diff.md
+
+cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id)
+	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN)
+	kubectl wait --namespace closedloop --for=condition=ready --timeout=10m pod --selector=job-name=$(JOB)-$(RUN) || true
+	kubectl logs --namespace closedloop --follow job/$(JOB)-$(RUN)
+	kubectl wait --namespace closedloop --for=condition=complete --timeout=60s job/$(JOB)-$(RUN)
 
 lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock

@@ -1,0 +1,120 @@
+"""GitHub's workflows: their schema, what zizmor says, and that every command in them exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.test_docs import list_commands
+from tests.manifests import ROOT, render
+
+FILES = sorted((ROOT / ".github/workflows").glob("*.yml"))
+PROGRAMS = Path(sys.executable).parent
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+UNSAFE = {
+    "schema": ("timeout-minutes: 20", "timeout-minutes: soon"),
+    "a tag instead of a commit": ("actions/checkout@11bd71901bbe5b1630ceea73d27597364c9af683 # v4.2.2", "a/b@v4"),
+    "write access to everything": ("permissions:\n      contents: read", "permissions: write-all"),
+    "text of strangers in a shell": ("run: make check", "run: echo ${{ github.event.pull_request.title }}"),
+}
+
+
+def check(file):
+    schema = subprocess.run(
+        [PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", file],
+        capture_output=True,
+        check=False,
+    )
+    lint = subprocess.run([PROGRAMS / "zizmor", "--offline", "--no-progress", file], capture_output=True, check=False)
+    return schema.returncode + lint.returncode
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_workflow_fits_its_schema_and_is_safe(file):
+    assert check(file) == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("fault", UNSAFE)
+def test_a_workflow_that_is_unsafe_is_found_out(fault, tmp_path):
+    text = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    assert UNSAFE[fault][0] in text
+    (tmp_path / ".github/workflows").mkdir(parents=True)
+    file = tmp_path / ".github/workflows/ci.yml"
+    file.write_text(text.replace(*UNSAFE[fault]), encoding="utf-8")
+    assert check(file) != 0
+
+
+def read_jobs():
+    for file in FILES:
+        for name, job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].items():
+            yield f"{file.name} {name}", job
+
+
+def find_wrong_commands(line, scheduled):
+    """What a step names that is not there: make targets, cluster jobs, commands of closedloop, programs."""
+    words = [word for word in shlex.split(line) if word not in ("sudo", "--preserve-env=PATH")]
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        jobs = [word.removeprefix("JOB=") for word in words if word.startswith("JOB=")]
+        return [word for word in targets if word not in TARGETS] + [job for job in jobs if job not in scheduled]
+    if words[0].endswith("closedloop"):
+        return [] if words[1] in {command.split()[0] for command in list_commands()} else [words[1]]
+    known = words[0] in (".venv/bin/dvc", "gh") or (ROOT / words[0]).is_file()
+    return [] if known else [words[0]]
+
+
+def test_every_command_in_the_workflows_exists():
+    scheduled = {
+        one["metadata"]["name"].removeprefix("closedloop-") for one in render("production") if one["kind"] == "CronJob"
+    }
+    lines = [step["run"] for _, job in read_jobs() for step in job["steps"] if "run" in step]
+    assert len(lines) > 15
+    for line in lines:
+        assert "\n" not in line
+        assert find_wrong_commands(line, scheduled) == []
+    assert find_wrong_commands("make chekc", scheduled) == ["chekc"]
+    assert find_wrong_commands("make cluster-job JOB=gone", scheduled) == ["gone"]
+    assert find_wrong_commands("closedloop trian", scheduled) == ["trian"]
+    assert find_wrong_commands("curl x", scheduled) == ["curl"]
+
+
+def test_no_pull_request_of_a_fork_gets_an_identity_or_a_secret():
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        assert "secrets." not in text
+        assert "pull_request_target" not in text
+    for name, job in read_jobs():
+        for step in job["steps"]:
+            if "configure-aws" in step.get("uses", "") and "train" in name:
+                assert "head.repo.full_name == github.repository" in step["if"], name
+
+
+def run_make(folder, kubectl):
+    """`make cluster-job` with a program called kubectl that writes its arguments down."""
+    program = folder / "kubectl"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{kubectl}\n', encoding="utf-8")
+    program.chmod(0o755)
+    # make puts the environment's own programs first
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(CURDIR)/$(BIN):$(PATH)", f"{folder}:$(PATH)")
+    (folder / "Makefile").write_text(makefile, encoding="utf-8")
+    command = ["make", "--silent", "--directory", folder, "cluster-job", "JOB=release-check", "RUN=7"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "MAKEFLAGS": ""})
+    return ran.returncode, (folder / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_workflows_job_runs_in_the_cluster_and_its_failure_is_the_workflows(tmp_path):
+    status, calls = run_make(tmp_path, "")
+    assert status == 0
+    assert calls[0] == ("create job --namespace closedloop --from=cronjob/closedloop-release-check release-check-7")
+    assert calls[-1].endswith("--for=condition=complete --timeout=60s job/release-check-7")
+    status, _ = run_make(tmp_path, 'case "$*" in *condition=complete*) exit 1;; esac')
+    assert status != 0
