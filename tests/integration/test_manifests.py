@@ -162,7 +162,7 @@ def test_containers_run_commands_that_exist_with_settings_that_exist():
                 assert {key.removeprefix("CLOSEDLOOP_") for key in given if key.startswith("CLOSEDLOOP_")} <= keys, name
                 if box.get("command") == ["mlflow"]:
                     continue
-                words = box["args"][0].removeprefix("exec closedloop ").split()
+                words = box["args"][0].removeprefix("exec ").removeprefix("closedloop ").split()
                 assert words[0] in commands, name
 
 
