@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -165,6 +166,21 @@ def test_the_dashboards_are_what_their_code_says():
     spec.loader.exec_module(generate)
     kept = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("dashboards/*")}
     assert generate.render() == kept, "run python k8s/dashboards/generate.py"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("dashboards/*.json")), ids=lambda path: path.stem)
+def test_panels_fill_their_rows_and_cover_each_other_nowhere(path):
+    """What can be seen of the layout without a Grafana server."""
+    taken = {}
+    for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
+        place = panel["gridPos"]
+        for cell in itertools.product(
+            range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        ):
+            assert taken.setdefault(cell, panel["title"]) == panel["title"]
+    columns, rows = ({cell[axis] for cell in taken} for axis in (0, 1))
+    assert len(taken) == len(columns) * len(rows), "a row has a hole"
+    assert columns == set(range(24))
 
 
 @pytest.mark.thorough
