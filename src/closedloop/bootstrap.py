@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.samples import Samples
     from closedloop.adapters.store import Store
     from closedloop.core.rollout import RolloutPolicy
+    from closedloop.loop.doctor import Probe
     from closedloop.loop.overview import Overview
     from closedloop.loop.release import Evidence
     from closedloop.serving.agent import Agent
@@ -111,6 +112,54 @@ def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Over
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
     name = run.dataset.model_name
     return lambda now, as_of: gather(sources, name, horizon_days=horizon_days, now=now, as_of=as_of)
+
+
+def build_probes(run: RunContext) -> list[Probe]:
+    """What `closedloop doctor` asks of the profile's services."""
+    import asyncio
+
+    from closedloop.adapters.kfp import ClusterRunner
+    from closedloop.errors import ConfigError
+    from closedloop.loop.doctor import Probe, describe_skew
+
+    store, tracking, features, runner = build_store(run), build_tracking(run), build_features(run), build_runner(run)
+
+    def ask_store() -> str:
+        store.read_deployment(run.dataset.model_name)
+        return "reachable, and its schema is this release's"
+
+    def ask_deployment() -> str:
+        row = store.read_deployment(run.dataset.model_name)
+        if row is None:
+            raise ConfigError(f"no version of {run.dataset.model_name} is deployed")
+        return f"version {row.champion_version} is champion"
+
+    def ask_online() -> str:
+        asyncio.run(features.ask_online())
+        return "reachable"
+
+    probes = [
+        Probe("operations store", ask_store, "start it, correct operations.url, or run `closedloop store upgrade`"),
+        Probe("its clock", lambda: describe_skew(store.read_clock_offset()), "let both machines follow NTP"),
+        Probe(
+            "MLflow",
+            lambda: f"version {tracking.ask_server()[0]}",
+            "start it, correct tracking.uri, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or upgrade it",
+        ),
+        Probe("MLflow's clock", lambda: describe_skew(tracking.ask_server()[1]), "let both machines follow NTP"),
+        Probe("artifacts", tracking.find_artifacts, "correct tracking.artifacts or the bucket's credentials"),
+        Probe(
+            "Feast's registry",
+            features.find_service,
+            "start it, correct features.overrides, or run `closedloop refresh --as-of DATE`",
+        ),
+        Probe("online store", ask_online, "start it, correct features.overrides, or run `closedloop refresh`"),
+        Probe("deployment", ask_deployment, "`closedloop release promote VERSION`"),
+    ]
+    if isinstance(runner, ClusterRunner):
+        remedy = "correct retraining.endpoint, or CLOSEDLOOP_RETRAINING__TOKEN"
+        probes.append(Probe("Kubeflow Pipelines", runner.ask_server, remedy))
+    return probes
 
 
 def build_releases(run: RunContext) -> Releases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import signal
 import threading
 from pathlib import Path
@@ -74,6 +75,23 @@ def status(
         typer.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
         return
     _print_screen(f"{view.model_name}  {now:%F %H:%M} UTC", describe(view, address, answering))
+
+
+@app.command()
+def doctor(params: ParamsOption = PARAMS) -> None:
+    """Ask every service of the profile whether it is there, lets us in and fits this release; 1 if one is not well."""
+    from closedloop.bootstrap import build_probes, load_run
+    from closedloop.loop.doctor import examine
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # who asks wants to know now
+    broken = 0
+    for found in examine(build_probes(load_run(params))):
+        broken += bool(found.remedy)
+        typer.echo(f"{'broken' if found.remedy else 'well':>6}  {found.name}: {found.text}")
+        if found.remedy:
+            typer.echo(f"        do: {found.remedy}")
+    if broken:
+        raise SystemExit(1)
 
 
 def _print_screen(title: str, lines: list[Line]) -> None:

@@ -160,3 +160,11 @@ def test_every_file_of_the_annotated_tree_exists():
         indent = "src/closedloop/" if line.startswith("  ") else ""
         for name in re.findall(r"[\w./]+(?:/|\.\w+)(?=[ ,]|$)", line.strip().split("  ")[0]):
             assert (ROOT / indent / name).exists() or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", ["threat-model", "untested"])
+def test_the_tests_that_a_page_points_at_are_there(page):
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|k8s)/[\w/.-]+)`", text)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

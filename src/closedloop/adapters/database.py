@@ -104,6 +104,14 @@ class Database:
         finally:
             os.close(lock)
 
+    def read_clock_offset(self) -> float:
+        """Seconds that the server's clock is ahead of ours; 0 for a file."""
+        with self._begin(write=False) as connection:
+            if self._dialect == "sqlite":
+                return 0.0
+            found = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        return float((found - dt.datetime.now(dt.UTC)).total_seconds())
+
     def _connect(self, begin: str | None) -> sa.Connection:
         """A connection; ``begin`` is how SQLite's transaction starts, and None stands for none, on PostgreSQL too."""
         options = {"isolation_level": "AUTOCOMMIT"} if begin is None and self._dialect == "postgresql" else {}

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import datetime as dt
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +210,44 @@ class Features:
         except FeastObjectNotFoundException:
             return False
         return True
+
+    def find_service(self) -> str:
+        """The service of this definition, as the registry has it.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the registry cannot be read.
+        ConfigError
+            If it does not hold the service.
+        """
+        try:
+            with _quiet():
+                names = [service.name for service in self._store().list_feature_services()]
+        except Exception as error:  # SQLAlchemy's, the driver's, or Feast's own
+            text = re.sub(r"//[^@/\s]*@", "//***@", " ".join(str(error).split()))
+            raise ServiceUnavailable(f"Feast's registry: {text}") from None
+        if self.features.service not in names:
+            raise ConfigError(f"Feast's registry holds no feature service {self.features.service} of {self.project}")
+        return self.features.service
+
+    async def ask_online(self) -> None:
+        """Look a customer up that nobody is.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the online store does not answer.
+        """
+        from closedloop.adapters.online import open_online_reader
+
+        reader = open_online_reader(self._config, self.project, self.features.service, ["-"], timeout_seconds=3)
+        try:
+            await reader.read(["-"])
+        except ServiceUnavailable as error:
+            raise ServiceUnavailable(f"{error}: {error.__cause__ or ''}") from None
+        finally:
+            await reader.close()
 
     def _store(self) -> FeatureStore:
         return _open_store(self._config)

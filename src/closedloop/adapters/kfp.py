@@ -111,6 +111,12 @@ class ClusterRunner:
             warnings.simplefilter("ignore", FutureWarning)  # that servers before 2.0 are not understood
             return kfp.Client(settings.endpoint, namespace=settings.namespace, existing_token=settings.token or None)
 
+    def ask_server(self) -> str:
+        """The endpoint, once it has answered; ServiceUnavailable if it does not."""
+        with self._unavailable():
+            self._client.list_experiments(page_size=1, namespace=self._settings.namespace)
+        return self._settings.endpoint
+
     def hold(self) -> contextlib.AbstractContextManager[bool]:
         """Nothing to hold here: the run on the cluster is found by its name."""
         return contextlib.nullcontext(True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +78,58 @@ class Tracking:
             raise self._explain(error) from None
         with run:
             yield run.info.run_id
+
+    def ask_server(self) -> tuple[str, float]:
+        """The store's version of MLflow, and the seconds that its server's clock is ahead of ours (0 without a server).
+
+        Raises
+        ------
+        ServiceUnavailable
+            If it does not answer, or does not let us in.
+        ConfigError
+            If its major version is not ours.
+        """
+        import email.utils
+
+        import mlflow
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            if not self._uri.startswith("http"):
+                self.client.search_experiments(max_results=1)
+                return mlflow.__version__, 0.0
+            creds = get_default_host_creds(self._uri)
+            answer = http_request(creds, "/version", "GET", max_retries=0, timeout=5, raise_on_status=False)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise self._explain(error) from None
+        if answer.status_code != 200:
+            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri} answers {answer.status_code}"))
+        version, date = answer.text.strip(), answer.headers.get("date")
+        if version.split(".")[0] != mlflow.__version__.split(".")[0]:
+            raise ConfigError(f"MLflow's server is version {version}, this client {mlflow.__version__}")
+        now = dt.datetime.now(dt.UTC)
+        return version, 0.0 if date is None else (email.utils.parsedate_to_datetime(date) - now).total_seconds()
+
+    def find_artifacts(self) -> str:
+        """Where artifacts lie, once they were listed.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If they cannot be.
+        """
+        import mlflow
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            get_artifact_repository(self._artifacts).list_artifacts()
+        except Exception as error:  # each kind of store has errors of its own
+            raise ServiceUnavailable(_hide_password(f"artifacts at {self._artifacts}: {error}")) from None
+        return _hide_password(self._artifacts)
 
     def _explain(self, error: Exception) -> ServiceUnavailable:
         return ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}"))

@@ -1,0 +1,192 @@
+"""closedloop doctor on real services: what is missing, locked or old is named, with what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from closedloop.adapters.store import Deployment, Store
+from closedloop.bootstrap import build_probes, load_run
+from closedloop.errors import ClosedloopError, ServiceUnavailable
+from closedloop.loop.doctor import Probe, describe_skew, examine
+from tests.manifests import ROOT
+from tests.services import find_free_port, run_postgres, run_redis
+
+SECRET = "0pen-sesame"
+NOWHERE = "127.0.0.1:1"
+
+
+def test_a_broken_service_keeps_no_other_from_being_asked():
+    def fail() -> str:
+        raise ServiceUnavailable("gone\n  for good")
+
+    found = list(examine([Probe("a", fail, "start it"), Probe("b", lambda: "fine", "-")]))
+    assert [(one.name, one.text, one.remedy) for one in found] == [
+        ("a", "gone for good", "start it"),
+        ("b", "fine", ""),
+    ]
+
+
+def test_a_clock_may_be_5_seconds_off():
+    assert "within 5 s" in describe_skew(-5)
+    with pytest.raises(ClosedloopError, match=r"\+6 s off ours"):
+        describe_skew(6)
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    """Addresses of a PostgreSQL, a Redis and an MLflow server that ask for a password."""
+    from redis import Redis
+
+    folder = tmp_path_factory.mktemp("services")
+    with run_postgres(folder) as postgres, run_redis(folder) as redis:
+        address = postgres.create_database()
+        with sa.create_engine(address.replace("postgresql", "postgresql+psycopg")).connect() as connection:
+            connection.execute(sa.text(f"CREATE ROLE app LOGIN SUPERUSER PASSWORD '{SECRET}'"))
+            connection.commit()
+            rules = postgres.data / "pg_hba.conf"
+            rules.write_text("host all app 127.0.0.1/32 scram-sha-256\n" + rules.read_text(encoding="utf-8"))
+            connection.execute(sa.text("SELECT pg_reload_conf()"))
+        host, port = redis.address.split(":")
+        Redis(host=host, port=int(port)).config_set("requirepass", SECRET)
+        mlflow, process = start_mlflow(folder)
+        try:
+            yield {
+                "store": address.replace("closedloop:s3cret-w0rd", f"app:{SECRET}"),
+                "redis": f"{redis.address},password={SECRET}",
+                "mlflow": mlflow,
+            }
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def start_mlflow(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    port = find_free_port()
+    (folder / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\nadmin_username = admin\n"
+        f"admin_password = {SECRET}-longer\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        encoding="utf-8",
+    )
+    places = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
+    environment = {
+        **os.environ,
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "k",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={port}", *places]
+    with (folder / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+            break
+        except OSError:
+            assert process.poll() is None, (folder / "mlflow.log").read_text(encoding="utf-8")
+            time.sleep(0.1)
+    return f"http://127.0.0.1:{port}", process
+
+
+@pytest.fixture
+def ask(services, tmp_path, monkeypatch):
+    """Runs the doctor under the production profile; arguments replace what is right."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def run(store=services["store"], redis=services["redis"], mlflow=services["mlflow"], user="admin", registry=None,
+            **settings):  # fmt: skip
+        overrides = {
+            "registry": {"registry_type": "sql", "path": registry or f"sqlite:///{tmp_path}/registry.db"},
+            "online_store": {"type": "redis", "connection_string": redis},
+        }
+        values = {
+            "CLOSEDLOOP_PROFILE": "production",
+            "CLOSEDLOOP_OPERATIONS__URL": store,
+            "CLOSEDLOOP_FEATURES__OVERRIDES": json.dumps(overrides),
+            "CLOSEDLOOP_TRACKING__URI": mlflow,
+            "CLOSEDLOOP_TRACKING__ARTIFACTS": mlflow.replace("http", "mlflow-artifacts"),
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": f"{SECRET}-longer",
+            **settings,
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        found = {one.name: one for one in examine(build_probes(load_run(Path("params.yaml"))))}
+        assert SECRET not in str(found)
+        return found
+
+    return run
+
+
+@pytest.mark.thorough
+def test_services_that_are_well(ask, services):
+    store = Store(services["store"])
+    store.upgrade()
+    now = dt.datetime.now(dt.UTC)
+    if store.read_deployment("shop_churn") is None:
+        store.write_deployment(Deployment("shop_churn", 0, "7", "salt", now), 0)
+    found = ask()
+    assert [name for name, one in found.items() if one.remedy] == ["Feast's registry"]  # nothing was published yet
+    assert "holds no feature service" in found["Feast's registry"].text
+    assert "closedloop refresh" in found["Feast's registry"].remedy
+    assert found["deployment"].text == "version 7 is champion"
+    assert found["MLflow"].text.startswith("version 3.")
+
+
+@pytest.mark.thorough
+def test_services_that_are_missing(ask):
+    gone = f"postgresql://app:{SECRET}@{NOWHERE}/x"
+    found = ask(
+        store=gone,
+        redis=f"{NOWHERE},password={SECRET}",
+        mlflow=f"http://{NOWHERE}",
+        registry=gone.replace("postgresql", "postgresql+psycopg"),
+        CLOSEDLOOP_RETRAINING__RUNNER="cluster",
+        CLOSEDLOOP_RETRAINING__ENDPOINT=f"http://{NOWHERE}",
+    )
+    assert all(one.remedy for one in found.values())
+    for name in ("operations store", "MLflow", "Feast's registry", "Kubeflow Pipelines"):
+        assert "refused" in found[name].text, found[name]
+    assert "onnect" in found["online store"].text
+    assert "retraining.endpoint" in found["Kubeflow Pipelines"].remedy
+
+
+@pytest.mark.thorough
+def test_wrong_passwords(ask, services):
+    wrong = services["store"].replace(SECRET, "wrong")
+    redis = services["redis"].replace(SECRET, "wrong")
+    found = ask(store=wrong, redis=redis, user="stranger", registry=wrong.replace("postgresql", "postgresql+psycopg"))
+    assert "password authentication failed" in found["operations store"].text
+    assert "operations.url" in found["operations store"].remedy
+    assert "password authentication failed" in found["Feast's registry"].text
+    assert "answers 401" in found["MLflow"].text
+    assert "MLFLOW_TRACKING_PASSWORD" in found["MLflow"].remedy
+    assert "password" in found["online store"].text
+
+
+@pytest.mark.thorough
+def test_an_old_schema(ask, services):
+    store = Store(services["store"])
+    store.upgrade()
+    with sa.create_engine(services["store"].replace("postgresql", "postgresql+psycopg")).connect() as connection:
+        newest = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+        connection.commit()
+        found = ask()
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
+        connection.commit()
+    assert f"is at revision 0001, this release needs {newest}" in found["operations store"].text
+    assert "closedloop store upgrade" in found["operations store"].remedy
+    connection.close()
