@@ -37,16 +37,15 @@ class Figures(Database):
         Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 10,000
         outcomes that arrived last, of whatever model.
         """
+        table, reports = PREDICTIONS.c, OUTCOMES.alias()
         newest = sa.select(OUTCOMES).order_by(OUTCOMES.c.sequence.desc()).limit(REPORTS_READ).subquery()
-        others, table = OUTCOMES.alias(), PREDICTIONS.c
-        corrected = sa.exists().where(
-            others.c.prediction_id == newest.c.prediction_id, others.c.sequence < newest.c.sequence
-        )
+        # a subquery of one value: as an anti-join PostgreSQL would read all outcomes
+        first_report = sa.select(reports.c.outcome).where(reports.c.prediction_id == table.prediction_id)
+        outcome = first_report.order_by(reports.c.sequence).limit(1).scalar_subquery().label("outcome")
         query = (
-            sa.select(table.customer_id, table.prediction_id, table.snapshot_at, table.decision, newest.c.outcome)
+            sa.select(table.customer_id, table.prediction_id, table.snapshot_at, table.decision, outcome)
             .join(newest, newest.c.prediction_id == table.prediction_id)
             .where(*_answered(model_name), table.model_version == model_version, table.snapshot_at <= closed_by)
-            .where(~corrected)
             .order_by(newest.c.sequence)
         )
         first: dict[tuple[str, dt.datetime], bool] = {}
