@@ -20,7 +20,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui serve status plots test test-all check format bench soak soak-serving pipeline manifests workflows images push-images registry-login cluster-login metrics-diff cluster-job lock clean
+.PHONY: help install run loop ui serve status plots test test-all check format bench soak soak-serving pipeline manifests workflows images push-images registry-login cluster-login metrics-diff cluster-job lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ install: .venv/installed  ## make .venv from the hash-locked requirements
 
 run: install  ## the whole training workflow (DATASET=name SOURCE=path AS_OF=date for other data)
 	@closedloop run $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(AS_OF),--as-of '$(AS_OF)')
+
+loop: install  ## the whole loop over the data's history, beside a frozen model (DATASET=name SOURCE=path FROM=date TO=date EVERY=days)
+	@closedloop replay $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(FROM),--from '$(FROM)') $(if $(TO),--to '$(TO)') $(if $(EVERY),--every '$(EVERY)')
 
 ui: install  ## the MLflow UI on http://127.0.0.1:5000 (PORT=...)
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)

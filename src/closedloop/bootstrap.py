@@ -264,7 +264,9 @@ def locate_serving_state(run: RunContext) -> Path:
     return run.settings.locate(run.settings.serving.state) / run.dataset.model_name
 
 
-def build_worker_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> WorkerConfig:
+def build_worker_config(
+    run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
+) -> WorkerConfig:
     """What a process that answers needs to know; no secret stands in it."""
     import msgspec
 
@@ -281,6 +283,7 @@ def build_worker_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: 
         online=read_store_config(run.settings, run.dataset.model_name),
         feature_max_age_days=run.dataset.feature_max_age_days,
         as_of=as_of,
+        clock=str(clock.resolve()) if clock else None,
     )
 
 
@@ -301,7 +304,9 @@ def write_stream_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: 
     return path
 
 
-def write_serving_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None) -> Path:
+def write_serving_config(
+    run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
+) -> Path:
     """Write what the service's processes read."""
     import msgspec
 
@@ -309,7 +314,7 @@ def write_serving_config(run: RunContext, *, as_of: dt.date | None, bundled_dir:
     from closedloop.serving.worker import CONFIG_FILE
 
     settings, state_dir = run.settings.serving, locate_serving_state(run)
-    config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir)
+    config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, clock=clock)
     server = {"host": settings.host, "port": settings.port, "workers": settings.workers}
     text = msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(config), **server})).decode()
     write_text(state_dir / CONFIG_FILE, text + "\n")

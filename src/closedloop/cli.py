@@ -14,6 +14,7 @@ from closedloop.cli_experiment import app as experiment_app
 from closedloop.cli_monitor import app as monitor_app
 from closedloop.cli_observe import app as observe_app
 from closedloop.cli_release import app as release_app
+from closedloop.cli_replay import app as replay_app
 from closedloop.cli_retrain import app as retrain_app
 from closedloop.cli_serving import app as serving_app
 from closedloop.environment import set_environment
@@ -29,6 +30,7 @@ app.add_typer(serving_app)
 app.add_typer(experiment_app)
 app.add_typer(monitor_app)
 app.add_typer(observe_app)
+app.add_typer(replay_app)
 app.add_typer(retrain_app)
 app.add_typer(release_app)
 

@@ -33,6 +33,7 @@ def serve(
         Path | None, typer.Option(help="A model folder to serve until the operations store names one.")
     ] = None,
     bento: Annotated[Path | None, typer.Option(help="The same, as the Bento that 'closedloop package' built.")] = None,
+    clock: Annotated[Path | None, typer.Option(help="A file by which a replay moves the service's clock.")] = None,
 ) -> None:
     """Serve the deployed model over HTTP, with its agent beside it, until stopped."""
     from closedloop.adapters.bentoml import open_bento
@@ -42,9 +43,9 @@ def serve(
     if model is not None and bento is not None:
         raise ConfigError("--model and --bento: give one of them")
     bundled = open_bento(bento) if bento is not None else _check_model(model)
-    date = _read_as_of(as_of, context)
+    date = None if clock is not None else _read_as_of(as_of, context)
     try:
-        config = write_serving_config(context, as_of=date, bundled_dir=bundled)
+        config = write_serving_config(context, as_of=date, bundled_dir=bundled, clock=clock)
     except OSError as error:
         raise ServiceUnavailable(f"serving.state {context.settings.serving.state}: {error.strerror}") from error
     # another program from here on, so that nothing of this command stays in the server's memory

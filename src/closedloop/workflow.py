@@ -68,7 +68,9 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None) 
         os.chdir(here)
 
 
-def prepare_workspace(root: Path, *, dataset: str | None, source: str | None, as_of: str | None) -> Path:
+def prepare_workspace(
+    root: Path, *, dataset: str | None, source: str | None, as_of: str | None, folder: Path | None = None
+) -> Path:
     """A folder with the project's code and configs linked, and params and results of its own; returns it.
 
     The tracked params.yaml and dvc.lock stay as they are: other data never overwrite them.
@@ -85,7 +87,7 @@ def prepare_workspace(root: Path, *, dataset: str | None, source: str | None, as
     sources = {"source": config.source, "customers_source": config.customers_source}
     params["data"] = {**params.get("data", {}), **_locate_sources(params.get("data", {}), sources)}
     parse_params(params, f"{PARAMS_FILE} with configs/datasets/{name}.yaml (params)")
-    folder = root / WORKSPACES / name
+    folder = folder or root / WORKSPACES / name
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     for link in LINKED:
         if not (folder / link).is_symlink():

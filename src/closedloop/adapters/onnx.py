@@ -129,3 +129,18 @@ def _keep_probability(converted: Any) -> Any:
     del model.opset_import[:]
     model.opset_import.extend(domains)
     return model
+
+
+def invert_scores(path: Path) -> None:
+    """Let a graph answer one minus its probability: a model that passes for one, and is wrong about everybody."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for place, name in enumerate(node.output):
+            if name == OUTPUT_NAME:
+                node.output[place] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, dtype=np.float32), "one"))
+    model.graph.node.append(helper.make_node("Sub", ["one", "right"], [OUTPUT_NAME], name="wrong"))
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -113,3 +113,68 @@ def _save(path: Path, draw: Callable[[Axes], None], height: float = 4.2) -> Path
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
     return path
+
+
+def draw_loop(path: Path, report: dict[str, Any]) -> Path:
+    """Both arms' log loss and ROC AUC, the drift statistic, and every event of a replay, over its days."""
+    import datetime as dt
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def day(text: Any) -> dt.date:
+        return dt.date.fromisoformat(str(text))
+
+    marks = {
+        "bad offered": ("X", SECOND),
+        "rolled back": ("v", "#c92a2a"),
+        "alert": ("d", "#f08c00"),
+        "retrain": ("D", "#f08c00"),
+        "refused": ("s", "#868e96"),
+        "retrained": ("o", ACCENT),
+        "promoted": ("^", "#2b8a3e"),
+    }
+    style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
+    with plt.rc_context(style):
+        figure, (loss, auc, drift, events) = plt.subplots(
+            4, 1, figsize=(11, 10), sharex=True, layout="constrained", height_ratios=[3, 3, 2, 2.4]
+        )
+        figure.suptitle(f"A frozen model and a closed loop on the same customers: {report['dataset']}", fontsize=14)
+        days = [day(arm["snapshot"]) for arm in report["arms"]]
+        for axes, figure_name, title in (
+            (loss, "log_loss", "log loss\n(lower is better)"),
+            (auc, "roc_auc", "ROC AUC"),
+        ):
+            for arm, colour in (("frozen", SECOND), ("closed", ACCENT)):
+                label = {"frozen": "frozen at its first model", "closed": "closed loop"}[arm]
+                values = [found[arm][figure_name] for found in report["arms"]]
+                axes.plot(days, values, color=colour, marker="o", label=label)
+            axes.set_ylabel(title)
+        loss.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        judged = [tick for tick in report["ticks"] if tick.get("drift") is not None]
+        drift.bar([day(tick["at"]) for tick in judged], [tick["drift"] for tick in judged], width=9, color=QUIET)
+        drift.set_ylabel("largest drift\nof a feature")
+        shown = [kind for kind in marks if any(event["kind"] == kind for event in report["events"])]
+        for place, kind in enumerate(reversed(shown)):
+            marker, colour = marks[kind]
+            at = [day(event["at"]) for event in report["events"] if event["kind"] == kind]
+            events.scatter(at, [place] * len(at), marker=marker, color=colour, s=70, zorder=3)
+        events.set_yticks(range(len(shown)), list(reversed(shown)))
+        events.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+        events.grid(axis="y", color="#e9ecef")
+        for axes in (loss, auc, drift, events):
+            for change in report["regime_changes"]:
+                axes.axvline(day(change["at"]), color=INK, linestyle=":", linewidth=1)
+            for event in report["events"]:
+                if event["kind"] == "promoted":
+                    axes.axvline(day(event["at"]), color="#2b8a3e", linewidth=1, alpha=0.6)
+        for change in report["regime_changes"]:
+            words = f" {change['kind']} change"
+            loss.annotate(words, (day(change["at"]), 1.01), xycoords=("data", "axes fraction"), fontsize=9, ha="left")
+        events.set_xlabel("simulated day; a snapshot's outcomes are known a horizon later")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+    return path

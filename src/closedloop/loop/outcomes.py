@@ -38,13 +38,25 @@ class LabelReport(NamedTuple):
 
 
 def label_predictions(
-    params: Params, dataset: DatasetConfig, engine: Engine, samples: Samples, store: Store, *, work_dir: Path
+    params: Params,
+    dataset: DatasetConfig,
+    engine: Engine,
+    samples: Samples,
+    store: Store,
+    *,
+    work_dir: Path,
+    read: bool = True,
 ) -> LabelReport:
     """Store what really happened to the customers of predictions whose horizon has closed at ``params.as_of``.
 
     The tables are read as of that date and pass the data gate, since labels of missing events are all "churned".
     For the same reason a horizon counts as closed only where the events reach its end. Running it again stores
     nothing twice.
+
+    Parameters
+    ----------
+    read
+        False where a refresh of the same date has just filled ``work_dir``.
 
     Raises
     ------
@@ -60,7 +72,8 @@ def label_predictions(
     horizon = dt.timedelta(days=dataset.label.horizon_days)
     if not samples.list_unlabelled_snapshots(dataset.model_name, until=params.as_of_at - horizon):
         return LabelReport(0, 0, 0, ())
-    ingest_tables(params, dataset, work_dir=work_dir)
+    if read:
+        ingest_tables(params, dataset, work_dir=work_dir)
     update_rollup(work_dir / "raw/events", work_dir / "rollup", engine=engine)
     newest = list_event_days(work_dir / "raw/events")[-1]
     reached = dt.datetime.combine(newest + dt.timedelta(days=1), dt.time(), dt.UTC)

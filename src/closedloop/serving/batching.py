@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from closedloop.adapters.online import OnlineReader
 from closedloop.errors import DataError, ServiceUnavailable
 from closedloop.records import BODY_DIGITS, Prediction, Record, Source, Variant, seal_id
+from closedloop.serving.clock import WALL_CLOCK
 from closedloop.serving.models import LoadedModel
 from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest, Value
 from closedloop.serving.slots import Serving, assign
@@ -92,7 +93,9 @@ class Batcher:
         id_key: bytes,
         reader: Callable[[LoadedModel], OnlineReader | None],
         state_of: Callable[[dt.datetime], str],
+        clock: Callable[[], dt.datetime] = WALL_CLOCK,
     ) -> None:
+        self._clock = clock
         self._log, self._metrics, self._id_key = log, metrics, id_key
         self._reader, self._state_of = reader, state_of
         self._waiting: list[Pending] = []
@@ -240,7 +243,7 @@ class Batcher:
         decisions = [1 if score >= threshold else 0 for score in scores]
         if not all(0 <= score <= 1 for score in scores):
             raise DataError(f"version {model.version} gives {scores}, which must be probabilities")
-        moment, name = dt.datetime.now(dt.UTC), model.contract.model_name
+        moment, name = self._clock(), model.contract.model_name
         predictions = [
             Prediction(
                 prediction_id=seal_id(body, self._id_key),

@@ -17,6 +17,7 @@ import msgspec
 
 from closedloop.adapters.online import OnlineReader, open_online_reader, state_of
 from closedloop.serving.batching import Batcher
+from closedloop.serving.clock import Clock
 from closedloop.serving.metrics import WorkerMetrics
 from closedloop.serving.models import LoadedModel
 from closedloop.serving.slots import BUNDLED, Serving, SlotHolder
@@ -30,7 +31,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker needs to know; written by the command that starts it. Secrets come from the environment alone.
 
     ``online`` is Feast's configuration of the online store, None where requests must carry their features;
-    ``as_of`` None means the wall clock.
+    ``as_of`` None means the clock: the wall's, or the one in the file ``clock`` that a replay moves.
     """
 
     model_name: str
@@ -39,6 +40,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     online: dict[str, Any] | None = None
     feature_max_age_days: int = 31
     as_of: dt.date | None = None
+    clock: str | None = None
     body_bytes_max: int = 1_000_000
     batch_items_max: int = 1_000
     queue_max: int = 512
@@ -123,9 +125,15 @@ class Worker:
             fsync_before_answer=config.fsync_before_answer,
         )
         self.metrics = WorkerMetrics(state_dir / "metrics", name)
+        self.clock = Clock(Path(config.clock) if config.clock else None)
         self._readers: dict[str, OnlineReader] = {}
         self.batcher = Batcher(
-            self.log, self.metrics, id_key=self.id_key, reader=self._find_reader, state_of=self._state_of
+            self.log,
+            self.metrics,
+            id_key=self.id_key,
+            reader=self._find_reader,
+            state_of=self._state_of,
+            clock=self.clock,
         )
         self._shown: Serving | None = None
         self._refused: dict[str, str] = {}
@@ -206,7 +214,7 @@ class Worker:
         return self._readers[contract.feature_service]
 
     def _state_of(self, snapshot_at: dt.datetime) -> str:
-        now = dt.datetime.now(dt.UTC)
+        now = self.clock()
         if self.config.as_of is not None:
             now = dt.datetime.combine(self.config.as_of, dt.time(), dt.UTC)
         return state_of(snapshot_at, now, self.config.feature_max_age_days)
