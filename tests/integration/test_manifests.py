@@ -54,6 +54,14 @@ def test_one_resource_a_file():
         assert len(list(yaml.safe_load_all(file.read_text(encoding="utf-8")))) == 1, file
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_grafanas_sidecar_finds_every_dashboard(overlay):
+    (found,) = (one for one in read_overlay(overlay) if one["metadata"]["name"] == "closedloop-dashboards")
+    assert (found["kind"], found["metadata"]["labels"]["grafana_dashboard"]) == ("ConfigMap", "1")
+    folder = ROOT / "k8s/base/observability/dashboards"
+    assert found["data"] == {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+
+
 def change(kind, name, path, value):
     """Production's resources with one value replaced; None deletes it."""
     resources = copy.deepcopy(read_overlay("production"))

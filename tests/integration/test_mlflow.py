@@ -310,6 +310,21 @@ def test_a_server_that_does_not_answer_keeps_its_password(tmp_path: Path) -> Non
     assert "s3cr3t" not in str(refused.value)
 
 
+def test_artifacts_lie_where_the_settings_say(tmp_path: Path) -> None:
+    expected = {
+        "mlflow-artifacts:/": "mlflow-artifacts:/model0",
+        "mlflow-artifacts://mlflow:5000/": "mlflow-artifacts://mlflow:5000/model1",
+        "s3://bucket/models": "s3://bucket/models/model2",
+        "kept": f"file://{tmp_path}/kept/model3",
+    }
+    for index, (given, place) in enumerate(expected.items()):
+        settings = Settings(root=tmp_path, tracking={"uri": "sqlite:///store.db", "artifacts": given})
+        tracking = Tracking(settings, f"model{index}")
+        with tracking.start_run("placed") as run_id:
+            pass
+        assert tracking.client.get_run(run_id).info.artifact_uri == f"{place}/{run_id}/artifacts"
+
+
 @pytest.fixture(scope="module")
 def searched(small_shop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small shop, trained again after a search of three small trials, with the mirror switched on."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.settings import Settings
@@ -42,8 +43,8 @@ class Tracking:
     def __init__(self, settings: Settings, model_name: str) -> None:
         self.model_name = model_name
         self._uri = settings.locate_url(settings.tracking.uri)
-        artifacts = settings.tracking.artifacts
-        self._artifacts = artifacts if "://" in artifacts else settings.locate(artifacts).as_uri()
+        artifacts = settings.tracking.artifacts  # mlflow-artifacts:/ is an address too
+        self._artifacts = artifacts if urlsplit(artifacts).scheme else settings.locate(artifacts).as_uri()
 
     @property
     def client(self) -> MlflowClient:
@@ -69,7 +70,7 @@ class Tracking:
             if mlflow.get_experiment_by_name(self.model_name) is None:
                 mlflow.create_experiment(
                     self.model_name,
-                    artifact_location=f"{self._artifacts}/{self.model_name}",
+                    artifact_location=f"{self._artifacts.rstrip('/')}/{self.model_name}",
                     tags={"mlflow.experimentKind": "custom_model_development"},  # else the UI opens on its GenAI side
                 )
             mlflow.set_experiment(self.model_name)
