@@ -98,6 +98,41 @@ def test_no_pull_request_of_a_fork_gets_an_identity_or_a_secret():
                 assert "head.repo.full_name == github.repository" in step["if"], name
 
 
+POD_START_SECONDS, HOSTED_SECONDS = 11 * 60, 6 * 3600  # what `make cluster-job` waits besides; GitHub's limit of a job
+
+
+def find_short_waits(job, deadlines):
+    """What ends before the Jobs that this waits for must have: the workflow's job, or its login."""
+    jobs = [found[1] for step in job["steps"] if (found := re.search("cluster-job JOB=(.*)", step.get("run", "")))]
+    needed = sum(deadlines[name] + POD_START_SECONDS for name in jobs)
+    logins = [step["with"] for step in job["steps"] if "configure-aws" in step.get("uses", "")]
+    lasts = {"job": job["timeout-minutes"] * 60} | (
+        {"login": logins[-1].get("role-duration-seconds", 3600)} if jobs else {}
+    )
+    return [name for name, seconds in lasts.items() if not needed <= seconds <= HOSTED_SECONDS]
+
+
+def test_a_workflow_waits_and_is_logged_in_as_long_as_its_jobs_may_run():
+    deadlines = {
+        one["metadata"]["name"].removeprefix("closedloop-"): one["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+        for one in render("production")
+        if one["kind"] == "CronJob"
+    }
+    for name, job in read_jobs():
+        assert find_short_waits(job, deadlines) == [], name
+    (job,) = (job for name, job in read_jobs() if "monitor" in name)
+    assert find_short_waits(job, deadlines | {"monitor": 28800}) == ["job", "login"]
+    login = next(step for step in job["steps"] if "configure-aws" in step.get("uses", ""))
+    del login["with"]["role-duration-seconds"]
+    assert find_short_waits(job, deadlines) == ["login"]
+
+
+def test_github_monitors_when_the_cluster_does():
+    (own,) = (one["spec"] for one in render("production") if one["metadata"]["name"] == "closedloop-monitor")
+    text = (ROOT / ".github/workflows/monitor.yml").read_text(encoding="utf-8")
+    assert re.findall('cron: "(.*)"', text) == [own["schedule"]] == ["0 9 * * *"]
+
+
 def run_make(folder, kubectl):
     """`make cluster-job` with a program called kubectl that writes its arguments down."""
     program = folder / "kubectl"
