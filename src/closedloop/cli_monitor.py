@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from closedloop.errors import ConfigError, GateFailed
 
+if TYPE_CHECKING:
+    from closedloop.adapters.checks import Check, Checks
+    from closedloop.adapters.samples import Samples
+    from closedloop.bootstrap import RunContext
+    from closedloop.serving.slots import Slot
+
+logger = logging.getLogger(__name__)
 VERDICTS = ("none", "watch", "alert", "retrain")
 app = typer.Typer()
 
@@ -46,6 +54,7 @@ def monitor(
     fail_on: Annotated[
         str | None, typer.Option(help="End with status 2 at this verdict or worse: watch, alert or retrain.")
     ] = None,
+    report: Annotated[bool, typer.Option(help="Keep a report of the check, in a folder and in MLflow.")] = True,
 ) -> None:
     """Check the released model once: drift, estimated and real performance; a due retraining is asked for once."""
     if (as_of is None) == (every is None):
@@ -55,14 +64,14 @@ def monitor(
     if every is not None:
         from closedloop.adapters.apscheduler import repeat
 
-        repeat(lambda now: _check_once(params, now.date().isoformat()), every)
+        repeat(lambda now: _check_once(params, now.date().isoformat(), report=report), every)
         return
-    verdict = _check_once(params, str(as_of))
+    verdict = _check_once(params, str(as_of), report=report)
     if fail_on is not None and VERDICTS.index(verdict) >= VERDICTS.index(fail_on):
         raise GateFailed(f"monitor: the verdict is {verdict}, --fail-on is {fail_on}")
 
 
-def _check_once(params: Path, as_of: str) -> str:
+def _check_once(params: Path, as_of: str, *, report: bool) -> str:
     """One pass; returns its verdict."""
     from closedloop.bootstrap import build_checks, build_samples, load_run, open_slot
     from closedloop.core.monitoring import AlarmLimits, Policy
@@ -86,17 +95,46 @@ def _check_once(params: Path, as_of: str) -> str:
                 window_days_max=values["window_days_max"],
                 sample_rows_max=values["sample_rows_max"],
             )
+            kept = _keep_report(context, checks, samples, check, slot) if report else None
     finally:
         samples.close()
         checks.close()
     typer.echo(f"{check.verdict}: version {check.model_version} as of {as_of}, {check.predictions:,} predictions")
     for reason in check.evidence["reasons"]:
         typer.echo(f"  {reason}")
+    if kept is not None:
+        typer.echo(f"  {kept}")
     if retraining is not None:
         typer.echo(f"  retraining {retraining.trigger_id} is {retraining.state}")
         if retraining.state == "requested" and context.settings.monitoring.retrain:
             _retrain(params, as_of, retraining.trigger_id)
     return check.verdict
+
+
+def _keep_report(context: RunContext, checks: Checks, samples: Samples, check: Check, slot: Slot) -> str:
+    """Where the report of a recorded check is; whatever goes wrong with it is told and nothing more."""
+    from closedloop.bootstrap import build_tracking
+    from closedloop.loop.report import keep_report
+
+    if check.model_version != slot.version:
+        return f"no report is made now: version {check.model_version} was checked, {slot.version} is released"
+    settings = context.settings.monitoring
+    folder = context.settings.locate(settings.reports) / check.model_name / f"{check.as_of:%Y-%m-%d}"
+    earlier = [one for one in checks.list_checks(check.model_name, until=check.as_of) if one != check]
+    try:
+        run_id = keep_report(
+            build_tracking(context),
+            samples,
+            check,
+            earlier,
+            model_dir=Path(slot.folder),
+            folder=folder,
+            rows_max=settings.sample_rows_max,
+        )
+    except Exception as error:
+        logger.warning("the report of check %s failed", check.check_id, exc_info=error)
+        return f"no report: {type(error).__name__}: {error}; the same command tries again"
+    return f"report: {folder / 'report.html'}, MLflow run {run_id}"
 
 
 def _retrain(params: Path, as_of: str, trigger_id: str) -> None:

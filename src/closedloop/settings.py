@@ -214,6 +214,7 @@ class MonitoringSettings(_Section):
     cooldown_days: int = Field(default=14, ge=0)
     retrainings_per_month: int = Field(default=2, ge=1)
     retrain: bool = False
+    reports: str = "state/monitoring"
 
     @model_validator(mode="after")
     def _breaches_fit(self) -> MonitoringSettings:

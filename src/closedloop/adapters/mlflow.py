@@ -27,6 +27,7 @@ VERDICT_TAG, COMPARED_TAG = "closedloop.comparison", "closedloop.compared_with" 
 REJECTED_TAG = "closedloop.rejected"
 JOURNAL_TAG = "closedloop.journal_head"  # of the registered model
 BENTO_TAG = "closedloop.bento_sha256"
+MONITOR_TAG = "closedloop.monitor_check"  # of the run that keeps a check's report
 CONTRACT_PATH = "contract"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -245,12 +246,12 @@ class Tracking:
 
         mlflow.set_tags(dict(tags))
 
-    def find_run(self, folder_sha256: str) -> str | None:
-        """The newest run that made the contract folder with this digest."""
+    def find_run(self, value: str, tag: str = DIGEST_TAG, *, finished: bool = False) -> str | None:
+        """The newest run with this tag: of a contract folder's digest, or of a check (``finished``: to its end)."""
         experiment = self.client.get_experiment_by_name(self.model_name)
         if experiment is None:
             return None
-        wanted = f"tags.`{DIGEST_TAG}` = '{folder_sha256}'"
+        wanted = f"tags.`{tag}` = '{value}'" + (" and attributes.status = 'FINISHED'" if finished else "")
         runs = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
         return runs[0].info.run_id if runs else None
 

@@ -23,7 +23,7 @@ from closedloop.core.monitoring import (
 )
 
 if TYPE_CHECKING:
-    from closedloop.adapters.samples import Samples
+    from closedloop.adapters.samples import Sample, Samples
 
 
 def run_check(
@@ -56,14 +56,14 @@ def run_check(
     closed = as_of - dt.timedelta(days=contract.horizon_days or 0)
     judged = (dt.datetime.fromisoformat(c.evidence["outcomes_until"]) for c in own if "realised" in c.evidence)
     after = max([closed - last_days, *judged])
-    names = contract.feature_names
-    window = samples.sample_window(name, version, names, since=since, until=as_of, rows_max=sample_rows_max)
+    window = read_window(samples, contract, version, since=since, until=as_of, rows_max=sample_rows_max)
     known = samples.sample_outcomes(name, version, after=after, until=closed, rows_max=sample_rows_max)
-    rows = window.rows.astype({one.name: "float64" for one in contract.features if one.kind == "numeric"})
-    evidence: dict[str, Any] = measure_window(baseline, rows, limits) | measure_outcomes(baseline, known.rows, limits)
+    evidence: dict[str, Any] = measure_window(baseline, window.rows, limits) | measure_outcomes(
+        baseline, known.rows, limits
+    )
     if "realised" in evidence:
         evidence["outcomes_until"] = closed.isoformat()
-    evidence |= {"window_rows": len(rows), "outcome_rows": len(known.rows)}
+    evidence |= {"window_rows": len(window.rows), "outcome_rows": len(known.rows), "outcomes_after": after.isoformat()}
     retrainings = checks.list_retrainings(name, until=as_of)
     trained_at = dt.datetime.combine(contract.lineage.as_of, dt.time(), dt.UTC)
     decision = decide(
@@ -91,6 +91,16 @@ def run_check(
     )
     wanted = decision.verdict == "retrain"
     return checks.record_check(check, _ask(check, reasons, now) if wanted else None)
+
+
+def read_window(
+    samples: Samples, contract: ModelContract, version: str, *, since: dt.datetime, until: dt.datetime, rows_max: int
+) -> Sample:
+    """The sample of a window with the contract's types."""
+    names = contract.feature_names
+    found = samples.sample_window(contract.model_name, version, names, since=since, until=until, rows_max=rows_max)
+    numeric = {one.name: "float64" for one in contract.features if one.kind == "numeric"}
+    return found._replace(rows=found.rows.astype(numeric))
 
 
 def _read_baseline(contract: ModelContract, model_dir: Path) -> Baseline:
