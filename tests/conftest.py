@@ -18,10 +18,13 @@ from unittest import mock
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from closedloop.environment import set_environment
 
 set_environment()  # before anything numerical is imported
+settings.register_profile("closedloop", deadline=None)  # how long an example takes says more of the machine
+settings.load_profile("closedloop")
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # dvc, mlflow, feast
 
 from closedloop.params import merge_values
