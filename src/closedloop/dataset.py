@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from closedloop.core.limits import GateLimits
-from closedloop.errors import ConfigError
+from closedloop.errors import ConfigError, hide_passwords
 
 CONFIG_FOLDER = Path("configs/datasets")
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,47}$"  # safe as a folder, a Feast project, a URL part and an SQL identifier
@@ -200,7 +200,7 @@ def describe_invalid(error: ValidationError) -> str:
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"]) or "the file"
         shown = problem["loc"] and problem["type"] not in ("missing", "extra_forbidden")
-        found = f", found {problem['input']!r:.80}" if shown else ""
+        found = f", found {hide_passwords(repr(problem['input'])):.80}" if shown else ""
         rule = {"extra_forbidden": "unknown key", "missing": "is required"}.get(problem["type"], problem["msg"])
         lines.append(f"{place}: {rule}{found}")
     return "\n  ".join(lines)

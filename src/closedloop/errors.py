@@ -1,5 +1,7 @@
 """What can go wrong, sorted by what the operator does next."""
 
+import re
+
 
 class ClosedloopError(Exception):
     """Base class: the message names the offending place, what was found and what is allowed."""
@@ -23,3 +25,8 @@ class GateFailed(ClosedloopError):
 
 class ServiceUnavailable(ClosedloopError):
     """Something this process talks to is not there: start it, or try again later."""
+
+
+def hide_passwords(text: str) -> str:
+    """A message without the users and passwords of the addresses in it."""
+    return re.sub(r"password=[^,;&\s'\"]+", "password=***", re.sub(r"//[^/\s]*@", "//***@", text))

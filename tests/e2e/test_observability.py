@@ -256,3 +256,11 @@ def test_wrong_calls_say_what_is_allowed(project, monkeypatch):
         monkeypatch.setenv("CLOSEDLOOP_EXPORTER__PORT", str(taken.getsockname()[1]))
         assert "Address already in use" in project.run("exporter", status=1).output
     assert "operations store" in project.run("status", status=1).output
+
+
+def test_before_anything_is_deployed_the_status_says_how_to_begin(project):
+    shown = " ".join(project.run("status", status=1).output.split())
+    assert "nothing is deployed yet" in shown
+    assert "run `make run`" in shown
+    assert "Traceback" not in shown
+    assert not (project.root / "state").exists()

@@ -113,3 +113,20 @@ def test_a_query_that_fails(club, query, words):
 def test_an_address_that_does_not_work_keeps_its_password(club, monkeypatch, address, kind, words):
     monkeypatch.setenv(VARIABLE, address)
     refuse(club, kind or "Error", words)
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        (f"{QUERY}; DROP TABLE members", 1),
+        ("DELETE FROM members", 1),
+        ("DELETE FROM members RETURNING *", 0),  # it gives rows, and is not committed
+    ],
+)
+def test_a_query_that_writes_changes_nothing(club, query, status):
+    write_config(club, describe(query))
+    club.run("ingest", status=status)
+    engine = sqlalchemy.create_engine(f"sqlite:///{club.root / 'club.db'}")
+    with engine.connect() as connection:
+        assert connection.execute(sqlalchemy.text("SELECT count(*) FROM members")).scalar() == 40
+    engine.dispose()

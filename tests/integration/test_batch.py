@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from closedloop.adapters.onnx import export_model
 from closedloop.adapters.onnxruntime import OnnxScorer
+from closedloop.adapters.row_tables import find_table, insert_rows, read_rows
 from closedloop.adapters.store import Deployment, Store
 from closedloop.adapters.trees import split_trees
 from closedloop.contract import NumericFeature, digest_file, digest_folder, encode_row, read_contract
@@ -778,6 +779,19 @@ def test_a_table_that_cannot_be_scored(tmp_path, slot, source, error, message):
         score(source.format(tmp_path), tmp_path / "out.csv", slot, tmp_path)
     assert "s3cr3t-w0rd" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["club.db"]
+
+
+@pytest.mark.parametrize("name", ['few"; DROP TABLE few; --', "few'; DROP TABLE few; --", "few]; --", "$(id)"])
+def test_a_tables_name_is_a_name_and_no_sql(tmp_path, name):
+    with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection, connection:
+        connection.execute("CREATE TABLE few (age INTEGER)")
+    table = find_table(f"sqlite:///{tmp_path}/club.db#{name}")
+    insert_rows(table, {'id"; --': str, "score": float}, 'id"; --', [[{'id"; --': "a'; --", "score": 0.5}]])
+    _, chunks = read_rows(table, ['id"; --', "score"], [])
+    assert [tuple(row) for chunk in chunks for row in chunk] == [("a'; --", 0.5)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection:
+        found = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert found == {"few", name}
 
 
 def test_a_table_of_another_shape_is_not_written_to(tmp_path, slot):

@@ -23,6 +23,7 @@ from closedloop.errors import DataError, ServiceUnavailable
 from closedloop.settings import Settings
 
 MODEL = "shop_churn"
+SECRET = "0pen-sesame"
 SOURCES = Path(__file__).parents[2] / "src/closedloop"
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -323,6 +324,28 @@ def test_artifacts_lie_where_the_settings_say(tmp_path: Path) -> None:
         with tracking.start_run("placed") as run_id:
             pass
         assert tracking.client.get_run(run_id).info.artifact_uri == f"{place}/{run_id}/artifacts"
+
+
+@pytest.mark.thorough
+def test_no_secret_of_the_environment_reaches_a_run_or_a_result(
+    shop_copy: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CLOSEDLOOP_OPERATIONS__URL", f"postgresql://app:{SECRET}@127.0.0.1:1/store")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    monkeypatch.setenv("CLUB_DATABASE", f"postgresql://reader:{SECRET}@127.0.0.1:1/club")
+    before = shop_copy.read_json("models/run.json")["run_id"]
+    shown = [shop_copy.run(stage).output for stage in ("train", "evaluate", "register")]
+    shown += [shop_copy.run(*line, status=1).output for line in (["status"], ["monitor"], ["store", "upgrade"])]
+    run_id = shop_copy.read_json("models/run.json")["run_id"]
+    run = open_tracking(shop_copy).client.get_run(run_id)
+    assert run_id != before
+    assert run.data.params
+    assert run.data.tags
+    for text in (*shown, str(run.data.params), str(run.data.tags), caplog.text):
+        assert SECRET not in text
+    kept = [file for file in shop_copy.root.rglob("*") if file.is_file()]
+    assert shop_copy.root / "mlflow.db" in kept
+    assert [file for file in kept if SECRET.encode() in file.read_bytes()] == []
 
 
 @pytest.fixture(scope="module")

@@ -221,6 +221,7 @@ def test_a_store_without_tables_names_the_command(url: str) -> None:
     store = Store(url)
     with pytest.raises(ConfigError, match="closedloop store upgrade"):
         store.insert([predict("a")])
+    assert not url.startswith("sqlite") or not Path(url.removeprefix("sqlite:///")).exists()
     store.upgrade()
     assert store.insert([predict("a")]).predictions == 1
     store.close()
@@ -655,6 +656,14 @@ def test_erasure_removes_a_customer_from_all_models_or_one(store: Store) -> None
     assert store.erase("anna") == Removed(1, 1)
     assert store.erase("bob") == Removed(2, 2)
     assert (count(store, PREDICTIONS), count(store, OUTCOMES)) == (0, 0)
+
+
+@pytest.mark.parametrize("customer", ["x'; DROP TABLE predictions; --", "' OR '1'='1", "%", 'x"', "x\\", "x\n"])
+def test_a_customers_id_is_a_value_and_no_sql(store: Store, customer: str) -> None:
+    store.insert([predict("a", customer_id="anna"), predict("b", customer_id=customer)])
+    assert store.erase(customer) == Removed(1, 0)
+    assert store.erase(customer) == Removed(0, 0)
+    assert [record.customer_id for record in read(store)] == ["anna"]
 
 
 def find_traces(store: Store, word: str) -> int:

@@ -149,6 +149,15 @@ def test_a_name_is_no_path(tmp_path, name):
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["../sales", "a/b", "..", "/etc/x", 'a"; DROP TABLE x; --', "a\nb", "a$(id)", "%2e%2e"]
+)
+def test_a_model_name_is_no_path_no_sql_and_no_shell(tmp_path, name):
+    save(tmp_path, {**EVENTS, "model_name": name})
+    with pytest.raises(ConfigError, match="model_name: String should match pattern"):
+        load_dataset("sales", tmp_path)
+
+
 def test_the_pattern_of_names_ends_where_the_name_ends():
     assert NAME_PATTERN.startswith("^")
     with pytest.raises(ConfigError):

@@ -122,3 +122,22 @@ def test_a_release_has_the_policy_of_the_settings(tmp_path, monkeypatch):
     policy = build_release_policy(SimpleNamespace(settings=load_settings("local", folder=tmp_path)))
     steps = [(step.name, step.weight, step.requests_min, step.hours_max) for step in policy.steps]
     assert steps == [("shadow", 0.0, 7, 1), ("canary_25", 0.25, 7, 2), ("champion", 1.0, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OPERATIONS", "postgresql://app:s3cr3t@host/store"),
+        ("OPERATIONS", '["postgresql://app:s3cr3t@host/store"]'),
+        ("OPERATIONS__URL__X", "postgresql://app:s3cr3t@host/store"),
+        ("TRACKING", '"http://reader:s3@cr3t@host"'),
+        ("TRACKING", f'"http://reader:s3cr3t{"t" * 90}@host"'),
+        ("FEATURES", '"redis:6379,password=s3cr3t"'),
+    ],
+)
+def test_a_wrong_value_of_the_environment_is_shown_without_its_password(configs, monkeypatch, name, value):
+    monkeypatch.setenv(f"CLOSEDLOOP_{name}", value)
+    with pytest.raises(ConfigError, match=name.partition("__")[0].lower()) as refused:
+        load_settings(folder=configs)
+    assert "s3cr3t" not in str(refused.value)
+    assert "cr3t" not in str(refused.value)

@@ -154,6 +154,10 @@ class Database:
     def _require_schema(self) -> None:
         if self._schema_known:
             return
+        file = self._engine.url.database if self._dialect == "sqlite" else None
+        if file and not Path(file).exists():  # SQLite would make an empty one, or speak of a file it cannot open
+            remedy = "run `make run`, or `closedloop store upgrade`"
+            raise ConfigError(f"{self._name}: nothing is deployed yet, there is no such file; {remedy}")
         with self._connect("BEGIN") as connection:
             found, newest = self._read_revision(connection)
         if found is None or found < newest:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable, hide_passwords
 from closedloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Tracking:
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise self._explain(error) from None
         if answer.status_code != 200:
-            raise ServiceUnavailable(_hide_password(f"MLflow at {self._uri} answers {answer.status_code}"))
+            raise ServiceUnavailable(hide_passwords(f"MLflow at {self._uri} answers {answer.status_code}"))
         version, date = answer.text.strip(), answer.headers.get("date")
         if version.split(".")[0] != mlflow.__version__.split(".")[0]:
             raise ConfigError(f"MLflow's server is version {version}, this client {mlflow.__version__}")
@@ -130,11 +130,11 @@ class Tracking:
         try:
             get_artifact_repository(self._artifacts).list_artifacts()
         except Exception as error:  # each kind of store has errors of its own
-            raise ServiceUnavailable(_hide_password(f"artifacts at {self._artifacts}: {error}")) from None
-        return _hide_password(self._artifacts)
+            raise ServiceUnavailable(hide_passwords(f"artifacts at {self._artifacts}: {error}")) from None
+        return hide_passwords(self._artifacts)
 
     def _explain(self, error: Exception) -> ServiceUnavailable:
-        return ServiceUnavailable(_hide_password(f"MLflow at {self._uri}: {error}"))
+        return ServiceUnavailable(hide_passwords(f"MLflow at {self._uri}: {error}"))
 
     def _create_store(self) -> None:
         """Make the tables of a local store beside it, and put the finished file in its place.
@@ -386,9 +386,10 @@ class Tracking:
             uri = f"runs:/{version.run_id}/{CONTRACT_PATH}"
             return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
         except (MlflowException, OSError) as error:
+            reason = hide_passwords(str(error))
             raise ServiceUnavailable(
-                f"{self.model_name} version {version.version}: artifacts are not there: {error}"
-            ) from error
+                f"{self.model_name} version {version.version}: artifacts are not there: {reason}"
+            ) from None
 
     def read_gates(self, version: ModelVersion) -> dict[str, str] | None:
         """A sentence for each gate that judged a version, from its run; None where none is recorded."""
@@ -437,10 +438,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value.isoformat() if isinstance(value, dt.date) else value
-
-
-def _hide_password(text: str) -> str:
-    """A message without the user and password of the addresses in it."""
-    import re
-
-    return re.sub(r"//[^@/\s]*@", "//***@", text)

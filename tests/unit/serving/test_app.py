@@ -244,6 +244,23 @@ def test_the_access_log_carries_the_ids_where_it_is_on(make_service, caplog):
     assert "prediction_id" not in lines[1]
 
 
+def test_nothing_that_a_client_sends_begins_a_line_of_the_log(make_service, caplog):
+    forged = 'x\r\n\x1b[2K\u2028{"level": "error", "message": "forged"}\x00'
+    caplog.set_level("INFO")
+    service = make_service(access_log=True)
+    for body in ({"features": ROW, "request_id": forged}, {"features": ROW, "customer_id": forged}, {forged: forged}):
+        service.post("/predict", body)
+    service.post("/outcomes", {"prediction_id": forged, "outcome": 1})
+    headers = {"x-request-id": forged.encode(), "user-agent": forged.encode()}
+    service.get("/no%0d%0a%7Bforged%00%1b%E2%80%A8", headers=headers)
+    texts = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("closedloop")]
+    assert sum("forged" in text for text in texts) >= 2  # it was written down, as what it is
+    for text in texts:
+        assert text.isascii()
+        assert text.isprintable()
+        assert json.loads(text)["level"] != "error"
+
+
 def test_a_score_that_is_no_number_is_neither_answered_nor_logged(service, caplog):
     """A model with a hole that no check has found; the requests beside it do not suffer."""
 
