@@ -24,15 +24,15 @@ DEADLINE_SECONDS = 90.0
 NOTHING: dict[str, Any] = {}
 
 
-def wait_until(condition: Any, what: str) -> Any:
+def wait_until(condition: Any, what: str, *, seconds: float = DEADLINE_SECONDS) -> Any:
     """Poll until ``condition()`` is true; returns its value."""
-    end = time.monotonic() + DEADLINE_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
         if found:
             return found
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen in {DEADLINE_SECONDS:g} s")
+    raise AssertionError(f"{what} did not happen in {seconds:g} s")
 
 
 @dataclass

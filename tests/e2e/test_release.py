@@ -167,7 +167,10 @@ def test_a_good_version_goes_all_the_way_under_load_and_a_bad_one_is_rejected(sh
         def step():
             return project.run("release", "step").output
 
-        wait_until(lambda: "advance" in step() and releases.settle().rollout.step == "champion", "a new champion")
+        def is_champion():
+            return "advance" in step() and releases.settle().rollout.step == "champion"
+
+        wait_until(is_champion, "a new champion", seconds=400)
         load.wait_for(100)
         row = releases.settle().row
         assert (row.champion_version, row.challenger_version, row.challenger_mode) == ("2", "1", "shadow")

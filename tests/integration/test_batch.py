@@ -386,14 +386,14 @@ def test_the_quicker_form_of_a_model_has_to_prove_itself(tmp_path, slot, monkeyp
         score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path)
 
 
-def test_a_model_that_gives_no_probability_stops_the_run(tmp_path, slot):
-    """This one cannot do without visits, though its contract says so."""
-    rows = make_rows(30)
-    rows.loc[21, "visits_30d"] = np.nan
-    rows.to_parquet(tmp_path / "in.parquet")
+def test_a_model_that_gives_no_probability_stops_the_run(slot):
+    model = SimpleNamespace(contract=read_contract(Path(slot.folder)), version="7", folder_sha256="0" * 64, scorer=None)
+    many = SimpleNamespace(score=lambda _: np.array([0.1, np.nan]))
+    table = pa.table({"visits_30d": [1.0, 0.0], "age": [40.0, 41.0], "plan": ["basic", "basic"]})
+    checker = ColumnChecker(model.contract, MARGIN, table.schema, is_text=False, place="rows")
+    scorer = ChunkScorer(model, many, checker, input_sha256="0" * 64, id_key=KEY)
     with pytest.raises(DataError, match="row 22: the model gives nan, which is no probability"):
-        score(tmp_path / "in.parquet", tmp_path / "out.parquet", slot, tmp_path)
-    assert not (tmp_path / "out.parquet").exists()
+        scorer.score(21, table)
 
 
 def test_a_close_decision_is_the_one_of_a_lone_request(slot):

@@ -43,7 +43,7 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
 
 def say(action: str) -> Entry:
     rollout = Rollout("8", "7", "canary", NOW, NOW)
-    return Entry(action, "é tester", NOW, "because", ROW, rollout, None, {"p": [0.1, None]})
+    return Entry(action, "é tester", NOW, "because", ROW, rollout, evidence={"p": [0.1, None]})
 
 
 def fill(journal: Journal, count: int = 3) -> None:

@@ -482,7 +482,7 @@ def test_a_key_of_another_kind_in_redis(on_redis, client, open_reader, read):
     client.set(key, "text")
     reader = open_reader(on_redis)
     for _ in range(2):
-        with pytest.raises(ServiceUnavailable, match="ResponseError"):
+        with pytest.raises(ServiceUnavailable, match="online store: it refuses to be read"):
             read(reader, ["ben", "anna", "ben", "ben"])
         assert read(reader, [NOBODY, "ben"]) == [UNKNOWN, known(2.0)]
 
@@ -512,7 +512,7 @@ def test_an_answer_after_a_failed_read_is_not_taken_for_the_next_one(on_redis, o
         async with await asyncio.start_server(serve, "127.0.0.1") as server:
             address = "{}:{}".format(*server.sockets[0].getsockname())
             reader = open_reader(on_redis, online_store={"type": "redis", "connection_string": address})
-            with pytest.raises(ServiceUnavailable, match="ResponseError"):
+            with pytest.raises(ServiceUnavailable, match="online store: it refuses to be read"):
                 await reader.read(["anna", "ben"])
             rows = await reader.read(["carl"])
             await reader.close()
@@ -531,7 +531,7 @@ def test_a_redis_with_a_password_and_another_database(on_redis, one_server, clie
         assert read(other, ["anna"]) == other.ask_feast(["anna"]) == [known(3.0)]
         for wrong in (f"{one_server.address},password=wr0ng", one_server.address):
             reader = open_reader(other, online_store={"type": "redis", "connection_string": wrong})
-            with pytest.raises(ServiceUnavailable, match="AuthenticationError") as caught:
+            with pytest.raises(ServiceUnavailable, match="online store: it refuses to be read") as caught:
                 read(reader, ["anna"])
             assert "wr0ng" not in str(caught.value)
     finally:

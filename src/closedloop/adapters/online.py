@@ -200,8 +200,8 @@ class RedisReader:
 
     async def read(self, customer_ids: Sequence[str]) -> list[OnlineRow]:
         """See `OnlineReader`."""
+        from redis import AuthenticationError, RedisError, ResponseError
         from redis import ConnectionError as NotConnected
-        from redis import RedisError
 
         keys = [_encode_key(customer) + self._key_end for customer in customer_ids]
         try:
@@ -211,8 +211,10 @@ class RedisReader:
                 except NotConnected:  # perhaps only a connection from before the server was started again
                     replies = await self._fetch(keys)
         except (RedisError, TimeoutError) as error:
-            limit = f"{self._timeout_seconds * 1000:.0f} ms"
-            raise ServiceUnavailable(f"online store: no rows in {limit}") from error
+            # a client is not told of what the store says, but an operator must know which of both it is
+            refused = isinstance(error, AuthenticationError | ResponseError)
+            what = "it refuses to be read" if refused else f"no rows in {self._timeout_seconds * 1000:.0f} ms"
+            raise ServiceUnavailable(f"online store: {what}") from error
         return [UNKNOWN if stamp is None else _decode_row(values, stamp) for *values, stamp in replies]
 
     async def close(self) -> None:
