@@ -11,7 +11,7 @@ from closedloop.errors import ConfigError
 
 app = typer.Typer()
 # The stretch of the shop with its harmless and its harmful change.
-FIRST, LAST = "2024-03-03", "2024-10-29"
+FIRST, LAST = "2024-03-03", "2024-12-28"
 
 
 @app.command()

@@ -64,6 +64,7 @@ class Traffic:
     def ask(self, customers: Sequence[str]) -> str:
         """Ask for a score of each customer; returns the id of the last prediction."""
         last = ""
+        self._close()  # the service ends a connection that was idle for long, perhaps as the next request leaves
         for start in range(0, len(customers), BATCH_ITEMS):
             batch = customers[start : start + BATCH_ITEMS]
             try:
@@ -80,8 +81,7 @@ class Traffic:
 
     def stop(self) -> None:
         """Let open requests finish, and what is spooled reach the store."""
-        if self._connection is not None:
-            self._connection.close()
+        self._close()
         self._process.terminate()
         self._process.wait(60)
 
@@ -93,9 +93,13 @@ class Traffic:
             answer = self._connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException):
-            self._connection.close()
-            self._connection = None
+            self._close()
             raise
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 def find_free_ports(count: int) -> list[int]:
