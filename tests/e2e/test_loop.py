@@ -1,0 +1,75 @@
+"""`closedloop replay` on a small shop: every part runs for real, and a bad challenger is stopped by what it answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import SOURCE_ROOT, Project
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1800)]
+SHOP: dict[str, Any] = {
+    "simulator": {"customers": 12_000},
+    "split": {"train_snapshots_max": 3},
+    "features": {"window_days": [7, 30], "aggregations": ["count", "days", "sum"]},
+    "evaluation": {"bootstrap_samples": 200},
+    "model": {"params": {"max_iter": 60}},
+}
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Path:
+    """The folder of a replay of three ticks, before the shop's harmful change."""
+    made: Project = make_project(tmp_path_factory.mktemp("loop") / "project")
+    made.change_params(SHOP)
+    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
+    for name in ("src", ".dvc", "pipelines"):
+        shutil.copytree(SOURCE_ROOT / name, made.root / name, ignore=ignored)
+    shutil.copy(SOURCE_ROOT / "dvc.yaml", made.root / "dvc.yaml")
+    made.run("replay", "--from", "2024-03-03", "--to", "2024-05-02", "--share", "1")
+    return made.root / "workspaces/loop/shop"
+
+
+@pytest.fixture(scope="module")
+def report(replayed: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((replayed / "loop.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_no_request_failed(report):
+    assert report["requests_failed"] == 0, report["failures"]
+    assert report["requests_answered"] > 10_000
+
+
+def test_outcomes_matured_and_were_judged(report):
+    assert [tick["outcomes"] > 0 for tick in report["ticks"]] == [False, True, True]
+    assert [tick.get("verdict") is not None for tick in report["ticks"]] == [False, True, True]
+    assert {arm["snapshot"] for arm in report["arms"]} == {"2024-03-03", "2024-04-02"}
+
+
+def test_the_bad_challenger_was_stopped_by_what_it_answered(report):
+    [offered] = [event for event in report["events"] if event["kind"] == "bad offered"]
+    version = offered["what"].split()[1].rstrip(":")
+    stopped = [event for event in report["events"] if event["kind"] == "rolled back"]
+    assert any(f"version {version};" in event["what"] and "scores: the arms'" in event["why"] for event in stopped)
+    assert report["champion"] != version
+
+
+def test_the_page_needs_nothing_but_itself(replayed):
+    class Links(HTMLParser):
+        found: list[str]
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            names = ("src", "href") if tag != "a" else ("src",)
+            self.found += [value for name, value in attrs if name in names and value]
+
+    links = Links()
+    links.found = []
+    links.feed((replayed / "loop.html").read_text(encoding="utf-8"))
+    assert links.found
+    assert all(link.startswith("data:") for link in links.found)
