@@ -337,7 +337,7 @@ def test_rows_are_whole_and_there_while_feast_writes_them_anew(make_project, onl
         while not writing.done():
             assert set(await reader.read(customers[::300])) <= set(rows)
             reads += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)  # a loop without a pause would keep the interpreter from the writer
         assert await writing == [True, True]
         return reads
 
