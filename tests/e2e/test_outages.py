@@ -124,7 +124,7 @@ def test_the_last_good_model_serves_while_registry_and_store_are_gone(shop_copy)
         assert service.call("GET", "/health")[1]["model_version"] == "1"
     with run_service(shop_copy.root, CLOSEDLOOP_TRACKING__URI="http://127.0.0.1:1") as service:
         assert service.call("GET", "/health")[1]["model_version"] == "1"
-        notes = wait_until(lambda: service.call("GET", "/model/info")[1]["notes"], "a note on the registry")
+        notes = wait_until(lambda: service.call("GET", "/model/info")[1]["notes"], "a registry's note", seconds=300)
         assert [note.split(":")[0] for note in notes] == ["registry"]
         assert service.call("POST", "/predict", {"customer_id": "nobody"})[0] == 400
     (shop_copy.root / "mlflow.db").unlink()
@@ -138,7 +138,7 @@ def test_the_last_good_model_serves_while_registry_and_store_are_gone(shop_copy)
             notes = service.call("GET", "/model/info")[1]["notes"]
             return any(note.startswith("operations store: ") for note in notes)
 
-        wait_until(is_noted, "a note on the outage")
+        wait_until(is_noted, "a note on the outage", seconds=300)
 
 
 @pytest.fixture
