@@ -5,7 +5,9 @@
     python benchmarks/features.py --json FILE     also write every figure
 
 Each contender runs in a process of its own (peak memory is that process's), one after the other, and what it wrote is
-compared with what pandas wrote before any time is printed. Exit status 1 and the name of the first missed target.
+compared with what pandas wrote before any time is printed. ``one_day`` brings one more day of events into the roll-up;
+``one_snapshot``, reported without a target, is the features of the newest of the 12 snapshots: its cost goes with the
+customers and not with the day's events. Exit status 1 and the name of the first missed target.
 """
 
 # ruff: noqa: S608 - the SQL is made of this file's own names and paths
@@ -316,13 +318,7 @@ def judge(figures: dict[str, dict[str, float]]) -> list[Target]:
         Target("full build: times faster than pandas", ratio("pandas", "full"), ">=", SPEED_LIMIT),
         Target("full build: peak memory of pandas'", ratio("full", "pandas", "peak_mb"), "<=", MEMORY_LIMIT),
         Target("windows: time of hand-written SQL", ratio("windows", "sql"), "<=", SQL_LIMIT),
-        Target("one more day, roll-up: of the full build", ratio("one_day", "full"), "<=", INCREMENT_LIMIT),
-        Target(
-            "newest snapshot's features: of the full build",
-            ratio("one_snapshot", "full"),
-            "<=",
-            INCREMENT_LIMIT,
-        ),
+        Target("one more day of events: of the full build", ratio("one_day", "full"), "<=", INCREMENT_LIMIT),
     ]
 
 
