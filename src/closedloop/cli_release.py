@@ -81,7 +81,7 @@ def start(
 @release_app.command()
 def step(
     params: ParamsOption = PARAMS,
-    every: Annotated[float | None, typer.Option(help="Go on, with a pass every so many minutes.", min=0.01)] = None,
+    every: Annotated[str | None, typer.Option(help="Go on by the clock: 1d, 12h, 5m.")] = None,
 ) -> None:
     """One pass of the controller: complete, gather, decide, apply."""
     from closedloop.bootstrap import build_release_evidence, build_release_policy, build_releases, load_run
@@ -91,18 +91,17 @@ def step(
     releases, evidence = build_releases(context), build_release_evidence(context)
     policy = build_release_policy(context)
 
-    def once() -> None:
-        now = _now()
+    def once(now: dt.datetime) -> None:
         found = run_pass(releases, evidence, policy, now=now, as_of=now)
         _say(found.decision)
         _show(found.state)
 
     if every is None:
-        once()
+        once(_now())
         return
-    from closedloop.adapters.scheduler import repeat
+    from closedloop.adapters.apscheduler import repeat
 
-    repeat(once, minutes=every)
+    repeat(once, every)
 
 
 @release_app.command()

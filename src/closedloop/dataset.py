@@ -152,6 +152,8 @@ class DatasetConfig(_Frozen):
         if self.kind == "events":
             if self.label is None or self.columns.time is None or not self.event_types:
                 raise ValueError("an 'events' data set needs label, columns.time and event_types")
+            if len({name.casefold() for name in self.event_types}) < len(self.event_types):
+                raise ValueError("event_types must differ in more than case: their names become columns")
             if self.label.event_type not in self.event_types:
                 raise ValueError(f"label.event_type {self.label.event_type!r} is not one of event_types")
             if self.columns.event_type is None and len(self.event_types) != 1:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from closedloop.core.windows import AGGREGATIONS
-from closedloop.dataset import NAME_PATTERN, describe_invalid, read_yaml
+from closedloop.dataset import NAME_PATTERN, describe_invalid
 from closedloop.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
@@ -89,6 +89,51 @@ class ModelParams(_Frozen):
     calibrate: bool = True
 
 
+class _Strict(_Frozen):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Range(_Strict):
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> Self:
+        values = self.model_dump()
+        if values["low"] > values["high"] or (values["log"] and values["low"] <= 0):
+            raise ValueError("low must not be above high, and above 0 if log")
+        if values["log"] and values["step"] != type(self).model_fields["step"].default:
+            raise ValueError("step and log exclude each other")
+        return self
+
+
+class FloatRange(_Range):
+    """A number to search, evenly or on a logarithmic scale."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+
+class IntRange(_Range):
+    """A whole number to search."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: int = Field(default=1, ge=1)
+
+
+class Choices(_Strict):
+    """A value to choose."""
+
+    type: Literal["categorical"]
+    choices: list[str | int | float | bool | None] = Field(min_length=1)
+
+
+Space = Annotated[FloatRange | IntRange | Choices, Field(discriminator="type")]
+
+
 class TuningParams(_Frozen):
     """Hyper-parameter search over time folds; no trials, no search."""
 
@@ -96,7 +141,7 @@ class TuningParams(_Frozen):
     objective: Literal["roc_auc", "log_loss"] = "log_loss"
     folds: int = Field(default=3, ge=1, le=20)
     rows_max: int = Field(default=40_000, ge=100)
-    space: dict[str, dict[str, dict[str, Any]]] = {}
+    space: dict[str, dict[str, Space]] = {}
 
 
 class EvaluationParams(_Frozen):
@@ -150,11 +195,6 @@ def parse_params(values: dict[str, Any], place: str) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{place}:\n  {describe_invalid(error)}") from error
-
-
-def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and check a params file."""
-    return parse_params(read_yaml(path), str(path))
 
 
 def merge_values(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def refused(folder: Path, values: dict[str, Any]) -> str:
         ({"model_name": "Sales-Churn"}, "model_name: String should match pattern"),
         ({"label": {"event_type": "visit"}}, "label.event_type 'visit' is not one of event_types"),
         ({"event_types": {"visit": {}}}, "without columns.event_type there must be exactly one event type"),
+        ({"event_types": {"Purchase": {}}}, "event_types must differ in more than case"),
         ({"columns": {"amount": None}}, "an event type has an amount, but columns.amount is not given"),
         ({"columns": {"time": None}}, "an 'events' data set needs label, columns.time and event_types"),
         ({"columns": {"numeric": ["age"]}}, "are columns of customers_source: name it"),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from closedloop.bootstrap import load_run
+from closedloop.dataset import read_yaml
 from closedloop.errors import ConfigError
-from closedloop.params import load_params, merge_values, parse_params
+from closedloop.params import merge_values, parse_params
 
 ROOT = Path(__file__).parents[2]
 LEAST: dict[str, Any] = {
@@ -29,7 +30,7 @@ def test_the_least_params_and_their_defaults():
 
 
 def test_the_shipped_file_says_every_value_in_full():
-    params = load_params(ROOT / "params.yaml")
+    params = parse_params(read_yaml(ROOT / "params.yaml"), "params.yaml")
     assert params == parse_params(params.model_dump(), "again")
 
 
@@ -77,4 +78,33 @@ def test_the_command_line_wins_over_the_file_and_the_environment_never_does(proj
     monkeypatch.setenv("CLOSEDLOOP_SEED", "99")
     run = load_run(project.root / "params.yaml", root=project.root, overrides={"as_of": "2023-05-01"})
     assert run.params.as_of == dt.date(2023, 5, 1)
-    assert run.params.seed == load_params(project.root / "params.yaml").seed
+    assert run.params.seed == read_yaml(project.root / "params.yaml")["seed"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"low": 1, "high": 2}, "depth: Unable to extract tag using discriminator 'type'"),
+        ({"type": "uniform", "low": 1, "high": 2}, "depth: Input tag 'uniform'"),
+        ("0.1", "depth: "),
+        ({"type": "float", "low": 1, "max": 2}, "depth.float.max: unknown key"),
+        ({"type": "float", "low": 1}, "depth.float.high: is required"),
+        ({"type": "float", "low": "1e-3", "high": 1}, "depth.float.low: Input should be a valid number, found '1e-3'"),
+        ({"type": "float", "low": 0.0, "high": float("inf")}, "depth.float.high: Input should be a finite number"),
+        ({"type": "int", "low": 1.5, "high": 3}, "depth.int.low: Input should be a valid integer, found 1.5"),
+        ({"type": "int", "low": True, "high": 3}, "depth.int.low: Input should be a valid integer, found True"),
+        ({"type": "float", "low": 2, "high": 1}, "depth.float: Value error, low must not be above high"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "depth.float: Value error, low must not be above high, "),
+        ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "depth.float.log: Input should be a valid boolean"),
+        ({"type": "int", "low": 1, "high": 9, "step": 0}, "depth.int.step: Input should be greater than or equal to 1"),
+        ({"type": "int", "low": 1, "high": 9, "step": 2, "log": True}, "step and log exclude each other"),
+        ({"type": "categorical", "choices": []}, "depth.categorical.choices: List should have at least 1 item"),
+        ({"type": "categorical", "choices": "ab"}, "depth.categorical.choices: Input should be a valid list"),
+        ({"type": "categorical", "choices": [[1], [2]]}, "depth.categorical.choices.0"),
+    ],
+)
+def test_a_wrong_entry_of_the_search_space_is_named(entry, message):
+    with pytest.raises(ConfigError) as error:
+        parse_params(merge_values(LEAST, {"tuning": {"space": {"random_forest": {"depth": entry}}}}), "params.yaml")
+    assert "tuning.space.random_forest.depth" in str(error.value)
+    assert message in str(error.value)

@@ -31,14 +31,6 @@ class Split(Generic[SnapshotT]):
 
 
 @dataclass(frozen=True)
-class TimeFold(Generic[SnapshotT]):
-    """Train on snapshots whose labels had closed by ``validation``, oldest first."""
-
-    train: tuple[SnapshotT, ...]
-    validation: SnapshotT
-
-
-@dataclass(frozen=True)
 class RowFold:
     """Row positions (int64, ascending) that train and validate."""
 
@@ -64,7 +56,7 @@ def split_snapshots(
     Raises
     ------
     ConfigError
-        If a count is below 1, or too few snapshots are left.
+        If too few snapshots are left.
 
     Examples
     --------
@@ -73,15 +65,6 @@ def split_snapshots(
     >>> [[day.month for day in part] for part in (split.train, split.validation, split.test)]
     [[1, 2], [3], [5]]
     """
-    counts = {
-        "horizon_days": horizon_days,
-        "validation_snapshots": validation_snapshots,
-        "test_snapshots": test_snapshots,
-    }
-    if train_snapshots_max is not None:
-        counts["train_snapshots_max"] = train_snapshots_max
-    for name, count in counts.items():
-        _require_positive(name, count)
     ordered = sorted(set(snapshots))
     if len(ordered) < test_snapshots:
         raise ConfigError(f"test_snapshots is {test_snapshots}, but only {len(ordered)} labelled snapshots were found")
@@ -127,49 +110,36 @@ def choose_recent_days(
     return last - dt.timedelta(days=max(window_days, needed_days)), last
 
 
-def list_time_folds(snapshots: Iterable[SnapshotT], horizon_days: int, folds: int) -> tuple[TimeFold[SnapshotT], ...]:
+def index_time_folds(event_timestamps: pd.Series, *, horizon_days: int, folds: int) -> tuple[RowFold, ...]:
     """Expanding-window folds, oldest first, on the last ``folds`` snapshots that have something to train on.
+
+    Parameters
+    ----------
+    event_timestamps
+        Snapshot of each row (datetime64, UTC). A fold trains on those whose labels had closed by the one it validates.
 
     Raises
     ------
     ConfigError
         If fewer than ``folds`` snapshots have a training snapshot at least ``horizon_days`` before them.
-
-    Examples
-    --------
-    >>> days = [dt.date(2024, 1, day) for day in (1, 8, 15, 22)]
-    >>> [([day.day for day in fold.train], fold.validation.day) for fold in list_time_folds(days, 14, 2)]
-    [([1], 15), ([1, 8], 22)]
     """
-    _require_positive("horizon_days", horizon_days)
-    _require_positive("folds", folds)
-    ordered = sorted(set(snapshots))
-    found = []
-    for validation in ordered:
-        train = tuple(day for day in ordered if day + dt.timedelta(days=horizon_days) <= validation)
-        if train:
-            found.append(TimeFold(train, validation))
-    if len(found) < folds:
+    times = pd.DatetimeIndex(event_timestamps)
+    snapshots = times.unique().sort_values()
+    closed_after = pd.Timedelta(days=horizon_days)
+    usable = snapshots[snapshots - closed_after >= snapshots[0]]
+    if len(usable) < folds:
         raise ConfigError(
-            f"folds is {folds}, but only {len(found)} of {len(ordered)} training snapshots have another one "
+            f"folds is {folds}, but only {len(usable)} of {len(snapshots)} training snapshots have another one "
             f"{horizon_days} days (horizon_days) or more before them: ask for fewer folds or add history"
         )
-    return tuple(found[-folds:])
-
-
-def index_time_folds(event_timestamps: pd.Series, *, horizon_days: int, folds: int) -> tuple[RowFold, ...]:
-    """Row positions of `list_time_folds` for rows with these snapshot times (datetime64, UTC)."""
-    times = pd.DatetimeIndex(event_timestamps)
-    listed = list_time_folds(list(times.unique()), horizon_days, folds)
     return tuple(
-        RowFold(np.flatnonzero(times.isin(list(fold.train))), np.flatnonzero(times == fold.validation))
-        for fold in listed
+        RowFold(np.flatnonzero(times <= validation - closed_after), np.flatnonzero(times == validation))
+        for validation in usable[-folds:]
     )
 
 
 def index_hash_folds(ids: Iterable[str], *, folds: int, salt: str) -> tuple[RowFold, ...]:
     """Row positions of folds by a stable hash of the id; a single fold validates on a fifth of the ids."""
-    _require_positive("folds", folds)
     parts = np.floor(hash_shares(ids, salt) * (5 if folds == 1 else folds)).astype(np.int64)
     return tuple(RowFold(np.flatnonzero(parts != fold), np.flatnonzero(parts == fold)) for fold in range(folds))
 
@@ -198,23 +168,9 @@ def assign_hash_split(ids: Iterable[str], *, fractions: Mapping[str, float], sal
     ----------
     fractions
         Share in (0, 1) of "validation" and of "test", which together leave something for "train".
-
-    Raises
-    ------
-    ConfigError
-        If a fraction is missing, unknown or out of range.
     """
-    parts = ("validation", "test")
-    if unknown := sorted(set(fractions) - {"train", *parts}):
-        raise ConfigError(f"fractions: {', '.join(unknown)} is unknown; allowed: train, validation, test")
-    for part in parts:
-        if not 0 < fractions.get(part, 0) < 1:
-            raise ConfigError(f"fractions: {part} is {fractions.get(part)}, allowed: between 0 and 1")
-    held_out = fractions["validation"] + fractions["test"]
-    if held_out >= 1 or abs(fractions.get("train", 1 - held_out) + held_out - 1) > 1e-9:
-        raise ConfigError(f"fractions: {dict(fractions)} do not add up to 1 with something left for train")
     shares = hash_shares(ids, salt)
-    bounds = [fractions["test"], held_out]
+    bounds = [fractions["test"], fractions["validation"] + fractions["test"]]
     return np.array(["test", "validation", "train"], dtype=object)[np.searchsorted(bounds, shares, side="right")]
 
 
@@ -247,8 +203,3 @@ def score_fold(
     scores = pipeline.predict_proba(frame.iloc[fold.validation])[:, 1]
     measure = roc_auc_score if metric == "roc_auc" else log_loss
     return float(measure(labels[fold.validation], scores))
-
-
-def _require_positive(name: str, count: int) -> None:
-    if count < 1:
-        raise ConfigError(f"{name} is {count}, allowed: 1 or more")

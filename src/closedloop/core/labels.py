@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from closedloop.core.windows import WindowSpec, require_midnight
+from closedloop.core.windows import WindowSpec
 from closedloop.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,17 +53,11 @@ def compute_labels(
     Raises
     ------
     ConfigError
-        If there is no snapshot, one is not a UTC midnight, or its horizon is still open: a label that is not known
-        must not pass for "did not churn".
+        If the horizon of a snapshot is still open: a label that is not known must not pass for "did not churn".
     """
     import ibis
 
-    if not snapshots:
-        raise ConfigError("snapshots: found none, allowed is at least one")
-    if horizon_days < 1:
-        raise ConfigError(f"horizon_days: found {horizon_days}, allowed is at least 1")
     for snapshot in snapshots:
-        require_midnight(snapshot, "snapshot")
         if not is_closed(snapshot, horizon_days=horizon_days, as_of=as_of):
             raise ConfigError(
                 f"snapshot {snapshot:%Y-%m-%d}: its horizon of {horizon_days} days is open at as_of {as_of:%Y-%m-%d}; "

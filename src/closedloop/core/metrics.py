@@ -6,7 +6,7 @@ churn in [0, 1]; and the decision is "churns" where ``score >= threshold``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from closedloop.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 CALIBRATION_BINS = 10
-INTERVAL_NAMES = ("accuracy", "f1_weighted", "roc_auc", "brier", "log_loss")
 
 
 class UnusableScores(DataError, ValueError):
@@ -90,7 +89,6 @@ def bootstrap_intervals(
     seed: int,
     samples: int = 1000,
     level: float = 0.95,
-    names: Sequence[str] = INTERVAL_NAMES,
     customers: npt.ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals (Efron 1979) of the main figures.
@@ -104,8 +102,6 @@ def bootstrap_intervals(
     samples : int
         Number of resamples. Those that drew one class only have no AUC and do not count for it.
     level : float in (0, 1)
-    names : sequence of str
-        Any of ``INTERVAL_NAMES``.
     customers : array-like, shape (n,), optional
         Customer of each row. Where ids repeat, whole customers are drawn: a customer's snapshots resemble each
         other, and drawing single rows would call the model more certain than it is.
@@ -113,26 +109,22 @@ def bootstrap_intervals(
     Returns
     -------
     dict of str to Interval
+        Of accuracy, f1_weighted, roc_auc, brier and log_loss.
 
     Raises
     ------
     UnusableScores
         As in `measure_classification`.
-    ValueError
-        If a name is unknown.
     """
     truth, score = check_scores(labels, scores, threshold)
-    unknown = [name for name in names if name not in INTERVAL_NAMES]
-    if unknown:
-        raise ValueError(f"names: found {unknown}, allowed are {', '.join(INTERVAL_NAMES)}")
     measures = _list_measures(truth, score, threshold)
     draws = np.array(
         [
-            [measures[name](counts) for name in names]
+            [measure(counts) for measure in measures.values()]
             for counts in draw_resamples(len(truth), seed=seed, samples=samples, customers=customers)
         ]
     )
-    return {name: find_interval(draws[:, column], level) for column, name in enumerate(names)}
+    return {name: find_interval(draws[:, column], level) for column, name in enumerate(measures)}
 
 
 def draw_resamples(rows: int, *, seed: int, samples: int, customers: npt.ArrayLike | None = None) -> Iterator[Floats]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from closedloop.core.rollup import FRACTION_STEPS, ROLLUP_COLUMNS
-from closedloop.errors import ConfigError
 
 if TYPE_CHECKING:
     import ibis
@@ -41,11 +40,6 @@ class WindowSpec:
         The population at s are the customers with an event of ``label_event_type`` in [s - active_days, s).
     recency_cap_days, tenure_cap_days
         Upper bounds of recency and tenure: without them these columns would drift merely because time passes.
-
-    Raises
-    ------
-    ConfigError
-        Naming the field, what was found and what is allowed.
     """
 
     event_types: tuple[str, ...]
@@ -56,23 +50,6 @@ class WindowSpec:
     active_days: int
     recency_cap_days: int
     tenure_cap_days: int
-
-    def __post_init__(self) -> None:
-        for name in ("event_types", "window_days", "aggregations"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(f"{name}: must be different and at least one, found {list(values)}")
-        if len({name.casefold() for name in self.event_types}) < len(self.event_types):
-            raise ConfigError(f"event_types: must differ in more than case, found {', '.join(self.event_types)}")
-        for name, allowed in (("amount_types", self.event_types), ("aggregations", AGGREGATIONS)):
-            if unknown := [value for value in getattr(self, name) if value not in allowed]:
-                raise ConfigError(f"{name}: found {unknown[0]!r}, allowed are {', '.join(allowed)}")
-        if self.label_event_type not in self.event_types:
-            allowed_types = ", ".join(self.event_types)
-            raise ConfigError(f"label_event_type: found {self.label_event_type!r}, allowed are {allowed_types}")
-        days = (*self.window_days, self.active_days, self.recency_cap_days, self.tenure_cap_days)
-        if min(days) < 1:
-            raise ConfigError(f"window_days, active_days and caps: found {min(days)}, allowed are days of at least 1")
 
     @property
     def lookback_days(self) -> int:
@@ -92,12 +69,7 @@ def feature_names(spec: WindowSpec) -> tuple[str, ...]:
 
 
 def list_snapshots(first: dt.datetime, as_of: dt.datetime, every_days: int) -> list[dt.datetime]:
-    """Snapshot times ``as_of - k * every_days`` that are not before ``first``, ascending.
-
-    Raises
-    ------
-    ConfigError
-        If ``as_of`` is not a UTC midnight, or ``every_days`` is below 1.
+    """UTC midnights ``as_of - k * every_days`` that are not before ``first``, ascending.
 
     Examples
     --------
@@ -105,68 +77,8 @@ def list_snapshots(first: dt.datetime, as_of: dt.datetime, every_days: int) -> l
     >>> [time.day for time in list_snapshots(first, as_of, 7)]
     [2, 9, 16]
     """
-    if every_days < 1:
-        raise ConfigError(f"snapshot_every_days: found {every_days}, allowed is at least 1")
-    require_midnight(as_of, "as_of")
     count = (as_of - first).days // every_days + 1
     return [as_of - dt.timedelta(days=every_days * k) for k in reversed(range(count))]
-
-
-def require_midnight(time: dt.datetime, name: str) -> None:
-    """Refuse a time that is not a UTC midnight.
-
-    Raises
-    ------
-    ConfigError
-        Naming ``name`` and the time.
-    """
-    if not isinstance(time, dt.datetime) or time.utcoffset() != dt.timedelta(0) or time.time() != dt.time():
-        raise ConfigError(f"{name}: found {time!r}, allowed are UTC midnights")
-
-
-def compute_windows(
-    rollup: ibis.Table,
-    snapshots: Sequence[dt.datetime],
-    spec: WindowSpec,
-    *,
-    origins: ibis.Table | None = None,
-) -> ibis.Table:
-    """Features of the population at each snapshot, from days before it only.
-
-    Parameters
-    ----------
-    rollup : ibis.Table
-        Columns of ``ROLLUP_COLUMNS``; days outside [s - ``spec.lookback_days``, s) do not matter, except that
-        without ``origins`` tenure counts from the first day of the roll-up.
-    snapshots : sequence of datetime
-        UTC midnights, at least one.
-    origins : ibis.Table, optional
-        ``customer_id`` (unique) and ``origin_day``, the day from which tenure counts; it is null for others.
-
-    Returns
-    -------
-    ibis.Table
-        ``customer_id``, ``event_timestamp`` and `feature_names`, float64; one row a customer and snapshot, unordered.
-        Without events count, days and sum are 0, the other aggregates of amounts null, and recency is at its cap.
-
-    Raises
-    ------
-    ConfigError
-        If there is no snapshot, or one is not a UTC midnight.
-    """
-    import ibis
-
-    if not snapshots:
-        raise ConfigError("snapshots: found none, allowed is at least one")
-    for snapshot in snapshots:
-        require_midnight(snapshot, "snapshot")
-    if origins is None:
-        origins = find_first_days(rollup, spec)
-    tables = []
-    for snapshot in snapshots:
-        windows = combine_windows(select_past(rollup, snapshot, spec), spec)
-        tables.append(date_windows(windows, origins, snapshot, spec))
-    return ibis.union(*tables) if len(tables) > 1 else tables[0]
 
 
 def find_first_days(rollup: ibis.Table, spec: WindowSpec) -> ibis.Table:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from closedloop.core.comparison import Comparison
 
 logger = logging.getLogger(__name__)
-INTERVALS = ("accuracy", "f1_weighted", "roc_auc", "brier", "log_loss")
 
 
 def evaluate(
@@ -98,7 +97,6 @@ def measure(params: Params, candidate: Candidate) -> tuple[dict[str, float], dic
         seed=params.seed,
         samples=params.evaluation.bootstrap_samples,
         level=params.evaluation.level,
-        names=INTERVALS,
         customers=candidate.test["customer_id"].to_numpy(),
     )
     return figures, {name: (float(low), float(high)) for name, (low, high) in intervals.items()}

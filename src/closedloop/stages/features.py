@@ -23,7 +23,6 @@ from closedloop.core.windows import (
     feature_names,
     find_first_days,
     list_snapshots,
-    require_midnight,
     select_past,
 )
 from closedloop.errors import ConfigError, DataError
@@ -69,10 +68,8 @@ def build_features(
     DataError
         If a table cannot be read, a customer stands in it twice, or nobody is active at any snapshot.
     ConfigError
-        If a snapshot is not a UTC midnight, or an attribute is called like a feature.
+        If an attribute is called like a feature.
     """
-    for snapshot in snapshots:
-        require_midnight(snapshot, "snapshot")
     written = update_rollup(events_dir, rollup_dir, engine=engine)
     files = list_rollup(rollup_dir)
     plan = _Plan(spec, attributes, since_column, engine)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closedloop.core.cutoff import choose_suspects, count_mismatches, recompute_features
-from closedloop.errors import DataError
 
 SNAPSHOT = "2024-03-11"
 EVERYTHING: dict[str, Any] = {
@@ -127,23 +126,6 @@ def test_features_equal_a_plain_loop(log: list[tuple[str, int, int]]) -> None:
         assert table.loc[position, "purchase_recency_days"] == recency
 
 
-@pytest.mark.parametrize(
-    ("events", "rows", "changes", "message"),
-    [
-        (LOG.drop(columns="amount"), make_rows(("a", SNAPSHOT)), {}, "events: column amount is missing"),
-        (LOG, make_rows(("a", "2024-03-11T06:00:00")), {}, "06:00:00.*allowed are UTC midnights"),
-        (LOG.assign(time=LOG["time"].dt.tz_localize(None)), make_rows(("a", SNAPSHOT)), {}, "times with a zone"),
-        (LOG.assign(time=LOG["time"].where(LOG["amount"] != 5)), make_rows(("a", SNAPSHOT)), {}, "1 missing times"),
-        (LOG, make_rows(("a", SNAPSHOT)), {"aggregations": ("median",)}, r"found \['median'\], allowed are count"),
-    ],
-)
-def test_unusable_input_is_refused(
-    events: pd.DataFrame, rows: pd.DataFrame, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        recompute_features(events, rows, **{**EVERYTHING, **changes})
-
-
 def test_no_events_at_all() -> None:
     table = recompute_features(LOG[:0], make_rows(("a", SNAPSHOT)), **EVERYTHING)
     assert table.loc[0, ["purchase_count_7d", "purchase_sum_30d", "login_recency_days"]].tolist() == [0, 0, 365]
@@ -208,8 +190,6 @@ def test_missing_and_repeated_training_rows_are_mismatches() -> None:
         1,
         "customer b, snapshot 2024-03-11: found 2 training rows, expected 1",
     )
-    with pytest.raises(DataError, match="training set: column login_days_30d is missing"):
-        count_mismatches(honest.drop(columns="login_days_30d"), honest)
 
 
 def make_crowd() -> tuple[pd.DataFrame, pd.DataFrame]:

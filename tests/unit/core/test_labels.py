@@ -57,13 +57,3 @@ def test_an_open_horizon_is_refused() -> None:
     assert compute_labels(rollup, [SNAPSHOT], SPEC, horizon_days=10, as_of=as_of).columns[-1] == "churned"
     with pytest.raises(ConfigError, match=r"snapshot 2024-03-12: .* labels are known up to 2024-03-11"):
         compute_labels(rollup, [SNAPSHOT + dt.timedelta(days=1)], SPEC, horizon_days=10, as_of=as_of)
-
-
-@pytest.mark.parametrize(
-    ("snapshots", "horizon_days", "named"),
-    [([], 10, "snapshots"), ([SNAPSHOT], 0, "horizon_days"), ([SNAPSHOT + dt.timedelta(hours=1)], 10, "midnights")],
-)
-def test_wrong_arguments_are_refused(snapshots: list[dt.datetime], horizon_days: int, named: str) -> None:
-    rollup = ibis.table(ROLLUP_COLUMNS, name="rollup")
-    with pytest.raises(ConfigError, match=named):
-        compute_labels(rollup, snapshots, SPEC, horizon_days=horizon_days, as_of=SNAPSHOT + dt.timedelta(days=90))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import sys
 from typing import Any
@@ -16,8 +15,16 @@ from ibis.config import Config
 
 from closedloop.core.cutoff import recompute_features
 from closedloop.core.rollup import EVENTS_COLUMNS, ROLLUP_COLUMNS, rollup_events
-from closedloop.core.windows import AGGREGATIONS, WindowSpec, compute_windows, feature_names, list_snapshots
-from closedloop.errors import ConfigError
+from closedloop.core.windows import (
+    AGGREGATIONS,
+    WindowSpec,
+    combine_windows,
+    date_windows,
+    feature_names,
+    find_first_days,
+    list_snapshots,
+    select_past,
+)
 
 SNAPSHOT = dt.datetime(2024, 3, 11, tzinfo=dt.UTC)
 MICROSECOND = pd.Timedelta(microseconds=1)
@@ -31,6 +38,16 @@ SPEC = WindowSpec(
     recency_cap_days=45,
     tenure_cap_days=60,
 )
+
+
+def compute_windows(
+    rollup: ibis.Table, snapshots: list[dt.datetime], spec: WindowSpec, origins: ibis.Table | None = None
+) -> ibis.Table:
+    """As the stage puts them together, in one expression."""
+    origins = find_first_days(rollup, spec) if origins is None else origins
+    windows = [(combine_windows(select_past(rollup, time, spec), spec), time) for time in snapshots]
+    tables = [date_windows(found, origins, time, spec) for found, time in windows]
+    return ibis.union(*tables) if len(tables) > 1 else tables[0]
 
 
 class Log:
@@ -232,45 +249,3 @@ def test_snapshots_end_at_as_of_and_begin_at_the_first() -> None:
     assert list_snapshots(first + dt.timedelta(microseconds=1), as_of, 30) == [as_of - dt.timedelta(days=30), as_of]
     assert list_snapshots(as_of, as_of, 30) == [as_of]
     assert list_snapshots(as_of + dt.timedelta(days=1), as_of, 30) == []
-
-
-@pytest.mark.parametrize(
-    "time",
-    [
-        dt.datetime(2024, 3, 1, 6, tzinfo=dt.UTC),
-        dt.datetime(2024, 3, 1),  # noqa: DTZ001
-        dt.datetime(2024, 3, 1, tzinfo=dt.timezone(dt.timedelta(hours=1))),
-        dt.date(2024, 3, 1),
-    ],
-)
-def test_times_that_are_not_utc_midnights_are_refused(time: Any) -> None:
-    rollup = ibis.table(ROLLUP_COLUMNS, name="rollup")
-    with pytest.raises(ConfigError, match="UTC midnights"):
-        compute_windows(rollup, [time], SPEC)
-    with pytest.raises(ConfigError, match="as_of"):
-        list_snapshots(SNAPSHOT, time, 30)
-
-
-def test_no_snapshot_is_refused() -> None:
-    with pytest.raises(ConfigError, match="snapshots"):
-        compute_windows(ibis.table(ROLLUP_COLUMNS, name="rollup"), [], SPEC)
-    with pytest.raises(ConfigError, match="found 0"):
-        list_snapshots(SNAPSHOT, SNAPSHOT, 0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"event_types": ()}, "event_types"),
-        ({"event_types": ("purchase", "Purchase")}, "in more than case"),
-        ({"window_days": (7, 7)}, "window_days"),
-        ({"aggregations": ("median",)}, "'median'"),
-        ({"amount_types": ("visit",)}, "'visit'"),
-        ({"label_event_type": "visit"}, "'visit'"),
-        ({"window_days": (0, 7)}, "found 0"),
-        ({"recency_cap_days": -1}, "found -1"),
-    ],
-)
-def test_a_wrong_spec_is_refused(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        dataclasses.replace(SPEC, **changes)

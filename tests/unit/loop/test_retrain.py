@@ -13,14 +13,14 @@ import pytest
 
 from closedloop.adapters.checks import Checks, Retraining
 from closedloop.adapters.kfp import PipelineFailed
-from closedloop.dataset import load_dataset
+from closedloop.dataset import load_dataset, read_yaml
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.loop.retrain import choose_dates, record_end, run_retraining
-from closedloop.params import Params, load_params
+from closedloop.params import Params, parse_params
 
 ROOT = Path(__file__).parents[3]
 SHOP, TELCO = (load_dataset(name, ROOT / "configs/datasets") for name in ("shop", "telco"))
-PARAMS = load_params(ROOT / "params.yaml")
+PARAMS = parse_params(read_yaml(ROOT / "params.yaml"), "params.yaml")
 NOW = dt.datetime(2025, 1, 2, 9, tzinfo=dt.UTC)
 AS_OF = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 REQUEST = Retraining("t-1", "shop_churn", "monitor", "drift", AS_OF, NOW)
