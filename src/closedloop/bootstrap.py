@@ -234,26 +234,23 @@ def build_samples(run: RunContext) -> Samples:
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:
     """The process beside the service's workers, and the state folder that they share."""
-    from closedloop.adapters.mlflow import VersionSource
     from closedloop.serving.agent import Agent
 
-    state_dir = locate_serving_state(run)
-    registry = VersionSource(build_tracking(run))
-    slot = run.settings.serving.slot
-    return Agent(state_dir, run.dataset.model_name, build_store(run), registry, parent=parent, slot=slot), state_dir
+    state_dir, slot = locate_serving_state(run), run.settings.serving.slot
+    name, registry = run.dataset.model_name, build_tracking(run)
+    return Agent(state_dir, name, build_store(run), registry, parent=parent, slot=slot), state_dir
 
 
 @contextmanager
 def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
     """The model to score with outside the service: this folder, else the released version's."""
-    from closedloop.adapters.mlflow import VersionSource
     from closedloop.serving.champion import open_champion
     from closedloop.serving.slots import BUNDLED, Slot
 
     if model_dir is not None:
         yield Slot(BUNDLED, str(model_dir.resolve()), "")
         return
-    store, registry = build_store(run), VersionSource(build_tracking(run))
+    store, registry = build_store(run), build_tracking(run)
     with open_champion(locate_serving_state(run), run.dataset.model_name, store, registry) as slot:
         store.close()
         yield slot

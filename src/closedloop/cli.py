@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,7 @@ import typer
 from closedloop.cli_experiment import app as experiment_app
 from closedloop.cli_monitor import app as monitor_app
 from closedloop.cli_observe import app as observe_app
+from closedloop.cli_options import PARAMS, AsOfOption, ParamsOption
 from closedloop.cli_release import app as release_app
 from closedloop.cli_replay import app as replay_app
 from closedloop.cli_retrain import app as retrain_app
@@ -26,253 +30,200 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(serving_app)
-app.add_typer(experiment_app)
-app.add_typer(monitor_app)
-app.add_typer(observe_app)
-app.add_typer(replay_app)
-app.add_typer(retrain_app)
-app.add_typer(release_app)
+for part in (serving_app, experiment_app, monitor_app, observe_app, replay_app, retrain_app, release_app):
+    app.add_typer(part)
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model.")]
-RawOption = Annotated[Path, typer.Option(help="Canonical tables: customers, events, dropped rows.")]
-RollupOption = Annotated[Path, typer.Option(help="Daily partial aggregates per customer.")]
-FeaturesOption = Annotated[Path, typer.Option(help="Feature rows, one file a snapshot.")]
-TrainingOption = Annotated[Path, typer.Option(help="Train, validation and test rows.")]
-ModelOption = Annotated[Path, typer.Option(help="The contract folder: model.onnx, contract.json, reference.parquet.")]
-PipelineOption = Annotated[Path, typer.Option(help="The fitted scikit-learn pipeline (skops).")]
-FiguresOption = Annotated[Path, typer.Option(help="Pictures.")]
-PlotsOption = Annotated[Path, typer.Option(help="Plot data for DVC.")]
-MetricsOption = Annotated[Path, typer.Option(help="Figures of this stage.")]
-RunOption = Annotated[Path, typer.Option(help="The MLflow run and the model that it logged.")]
-RegistrationOption = Annotated[Path, typer.Option(help="Which version it became.")]
-GatesOption = Annotated[Path, typer.Option(help="Every gate's figure and limit, and the verdict.")]
-
-PARAMS = Path("params.yaml")
-RAW, ROLLUP, FEATURES, TRAINING = Path("data/raw"), Path("data/rollup"), Path("data/features"), Path("data/training")
-MODEL, PIPELINE = Path("models/candidate"), Path("models/pipeline")
-METRICS, REPORTS = Path("metrics"), Path("reports")
-RUN = Path("models/run.json")
-GATES = METRICS / "gates.json"
+# By the keyword of the stages' functions: the option, its default, and what it is.
+PLACES = {
+    "raw_dir": ("raw", "data/raw", "Canonical tables: customers, events, dropped rows."),
+    "docs_dir": ("docs", "reports/data_docs", "Data Docs, to open in a browser."),
+    "page_path": ("page", "reports/data_quality.html", "Findings and dropped rows on one page."),
+    "data_quality_path": ("data_quality", "metrics/data_quality.json", "The data gate's result, for the run."),
+    "rollup_dir": ("rollup", "data/rollup", "Daily partial aggregates per customer."),
+    "features_dir": ("features", "data/features", "Feature rows, one file a snapshot."),
+    "training_dir": ("training", "data/training", "Train, validation and test rows."),
+    "model_dir": ("model", "models/candidate", "The contract folder: model.onnx, contract.json, reference.parquet."),
+    "pipeline_dir": ("pipeline", "models/pipeline", "The fitted scikit-learn pipeline (skops)."),
+    "figures_dir": ("figures", "", "Pictures."),
+    "plots_dir": ("plots", "", "Plot data for DVC."),
+    "run_path": ("run_file", "models/run.json", "The MLflow run and the model that it logged."),
+    "card_path": ("card", "reports/model_card.html", "The model card."),
+    "gates_path": ("gates", "metrics/gates.json", "Every gate's figure and limit, and the verdict."),
+    "registration_path": ("registration", "metrics/registration.json", "Which version it became."),
+    "bento_dir": ("bento", "models/bento", "The Bento's folder."),
+    "metrics_path": ("metrics", "", "Figures of this stage."),
+}
+Paths = dict[str, Path]
 
 
-@app.command()
-def ingest(
-    params: ParamsOption = PARAMS, raw: RawOption = RAW, metrics: MetricsOption = METRICS / "ingest.json"
-) -> None:
+def _stage(*places: str, **own_places: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Make a stage's command of a function of a run's context and paths, which returns what is to be said.
+
+    Parameters
+    ----------
+    places
+        Of ``PLACES``, each an option.
+    own_places
+        The same with a default of their own.
+    """
+
+    def decorate(run: Callable[..., str]) -> Callable[..., str]:
+        name = run.__name__.replace("_", "-")
+        defaults = {place: PLACES[place][1] for place in places} | own_places
+
+        def command(params: Path, **given: Any) -> None:
+            from closedloop.bootstrap import load_run
+
+            paths = {place: given.pop(PLACES[place][0]) for place in defaults}
+            _say(name.replace("-", " "), run(load_run(params), paths, **given))
+
+        keyword_only = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("params", keyword_only, default=PARAMS, annotation=ParamsOption)]
+        for place, default in defaults.items():
+            option, _, text = PLACES[place]
+            described = Annotated[Path, typer.Option(help=text)]
+            parameters.append(inspect.Parameter(option, keyword_only, default=Path(default), annotation=described))
+        others = list(inspect.signature(run, eval_str=True).parameters.values())[2:]
+        parameters += [other.replace(kind=keyword_only) for other in others]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name, help=run.__doc__)(command)
+        return run
+
+    return decorate
+
+
+@_stage("raw_dir", metrics_path="metrics/ingest.json")
+def ingest(context: Any, paths: Paths) -> str:
     """Read the data set's source into canonical Parquet tables."""
-    from closedloop.bootstrap import load_run
     from closedloop.stages.ingest import ingest as run
 
-    context = load_run(params)
-    report = run(context.params, context.dataset, raw_dir=raw, metrics_path=metrics)
-    kept = f"{report['rows_read']:,} rows read, {report['rows_kept']:,} kept, {report['customers']:,} customers"
-    _say("ingest", kept)
+    report = run(context.params, context.dataset, **paths)
+    return f"{report['rows_read']:,} rows read, {report['rows_kept']:,} kept, {report['customers']:,} customers"
 
 
-@app.command()
-def validate(
-    params: ParamsOption = PARAMS,
-    raw: RawOption = RAW,
-    docs: Annotated[Path, typer.Option(help="Data Docs, to open in a browser.")] = REPORTS / "data_docs",
-    page: Annotated[Path, typer.Option(help="Findings and dropped rows on one page.")] = REPORTS / "data_quality.html",
-    metrics: MetricsOption = METRICS / "data_quality.json",
-) -> None:
+@_stage("raw_dir", "docs_dir", "page_path", metrics_path="metrics/data_quality.json")
+def validate(context: Any, paths: Paths) -> str:
     """The data gate: Great Expectations on the canonical tables."""
-    from closedloop.bootstrap import load_run
     from closedloop.stages.validate import validate as run
 
-    context = load_run(params)
-    report = run(context.params, context.dataset, raw_dir=raw, docs_dir=docs, page_path=page, metrics_path=metrics)
+    report = run(context.params, context.dataset, **paths)
     passed = report["expectations"] - report["failed_warning"]
-    _say("validate", f"{passed} of {report['expectations']} expectations hold, {report['failed_warning']} warnings")
+    return f"{passed} of {report['expectations']} expectations hold, {report['failed_warning']} warnings"
 
 
-@app.command()
-def features(
-    params: ParamsOption = PARAMS,
-    raw: RawOption = RAW,
-    rollup: RollupOption = ROLLUP,
-    features: FeaturesOption = FEATURES,
-) -> None:
+@_stage("raw_dir", "rollup_dir", "features_dir")
+def features(context: Any, paths: Paths) -> str:
     """Roll events up by day and compute the features of every snapshot."""
-    from closedloop.bootstrap import build_engine, load_run
+    from closedloop.bootstrap import build_engine
     from closedloop.stages.feature_rows import compute_features
 
-    context = load_run(params)
     with build_engine(context) as engine:
-        report = compute_features(
-            context.params, context.dataset, engine, raw_dir=raw, rollup_dir=rollup, features_dir=features
-        )
-    _say("features", f"{report['rows']:,} rows in {report['snapshots']} snapshots, {report['features']} features")
+        report = compute_features(context.params, context.dataset, engine, snapshots=None, **paths)
+    return f"{report['rows']:,} rows in {report['snapshots']} snapshots, {report['features']} features"
 
 
-@app.command("training-set")
-def training_set(
-    params: ParamsOption = PARAMS,
-    raw: RawOption = RAW,
-    rollup: RollupOption = ROLLUP,
-    features: FeaturesOption = FEATURES,
-    training: TrainingOption = TRAINING,
-    metrics: MetricsOption = METRICS / "training_set.json",
-) -> None:
+@_stage("raw_dir", "rollup_dir", "features_dir", "training_dir", metrics_path="metrics/training_set.json")
+def training_set(context: Any, paths: Paths) -> str:
     """Labels, the point-in-time join and the split; the newest features go to the online store."""
-    from closedloop.bootstrap import build_engine, build_features, load_run
+    from closedloop.bootstrap import build_engine, build_features
     from closedloop.stages.training_set import build_training_set
 
-    context = load_run(params)
     with build_engine(context) as engine:
-        report = build_training_set(
-            context.params,
-            context.dataset,
-            build_features(context),
-            engine,
-            raw_dir=raw,
-            rollup_dir=rollup,
-            features_dir=features,
-            training_dir=training,
-            metrics_path=metrics,
-        )
+        report = build_training_set(context.params, context.dataset, build_features(context), engine, **paths)
     parts = ", ".join(f"{name} {part['rows']:,} ({part['churn_rate']:.3f})" for name, part in report["parts"].items())
-    _say("training set", f"rows (churn rate): {parts}; online features of {report['serving']['snapshot']}")
+    return f"rows (churn rate): {parts}; online features of {report['serving']['snapshot']}"
 
 
-@app.command()
-def train(
-    params: ParamsOption = PARAMS,
-    training: TrainingOption = TRAINING,
-    data_quality: Annotated[Path, typer.Option(help="The data gate's result, for the run.")] = METRICS
-    / "data_quality.json",
-    model: ModelOption = MODEL,
-    pipeline: PipelineOption = PIPELINE,
-    figures: FiguresOption = REPORTS / "train",
-    plots: PlotsOption = METRICS / "plots/train",
-    run_file: RunOption = RUN,
-    metrics: MetricsOption = METRICS / "train_metrics.json",
-) -> None:
+@_stage(
+    "training_dir",
+    "data_quality_path",
+    "model_dir",
+    "pipeline_dir",
+    "run_path",
+    figures_dir="reports/train",
+    plots_dir="metrics/plots/train",
+    metrics_path="metrics/train_metrics.json",
+)
+def train(context: Any, paths: Paths) -> str:
     """Search, fit, calibrate and export a model; log the run and write its contract."""
-    from closedloop.bootstrap import build_tracking, load_run
+    from closedloop.bootstrap import build_tracking
     from closedloop.featureset import list_features
     from closedloop.stages.train import train as run
 
-    context = load_run(params)
-    report = run(
-        context.params,
-        context.dataset,
-        list_features(context.params, context.dataset),
-        build_tracking(context),
-        training_dir=training,
-        data_quality_path=data_quality,
-        model_dir=model,
-        pipeline_dir=pipeline,
-        figures_dir=figures,
-        plots_dir=plots,
-        run_path=run_file,
-        metrics_path=metrics,
-        use_wandb=context.settings.tracking.wandb,
-    )
-    figures_ = report["validation"]
-    _say("train", f"validation ROC AUC {figures_['roc_auc']:.3f}, log loss {figures_['log_loss']:.4f}")
+    features, use_wandb = list_features(context.params, context.dataset), context.settings.tracking.wandb
+    report = run(context.params, context.dataset, features, build_tracking(context), use_wandb=use_wandb, **paths)
+    figures = report["validation"]
+    return f"validation ROC AUC {figures['roc_auc']:.3f}, log loss {figures['log_loss']:.4f}"
 
 
-@app.command()
+@_stage(
+    "raw_dir",
+    "training_dir",
+    "model_dir",
+    "pipeline_dir",
+    "card_path",
+    "gates_path",
+    figures_dir="reports/test",
+    plots_dir="metrics/plots/test",
+    metrics_path="metrics/eval_metrics.json",
+)
 def evaluate(
-    params: ParamsOption = PARAMS,
-    raw: RawOption = RAW,
-    training: TrainingOption = TRAINING,
-    model: ModelOption = MODEL,
-    pipeline: PipelineOption = PIPELINE,
-    figures: FiguresOption = REPORTS / "test",
-    plots: PlotsOption = METRICS / "plots/test",
-    card: Annotated[Path, typer.Option(help="The model card.")] = REPORTS / "model_card.html",
-    gates: GatesOption = GATES,
-    metrics: MetricsOption = METRICS / "eval_metrics.json",
+    context: Any,
+    paths: Paths,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least accuracy, in place of the data set's own limit.")
     ] = None,
-) -> None:
+) -> str:
     """Judge the model on test rows by every gate, and against the champion."""
-    from closedloop.bootstrap import build_features, build_tracking, load_run, with_accuracy_min
+    from closedloop.bootstrap import build_features, build_tracking, with_accuracy_min
     from closedloop.stages.evaluate import evaluate as run
 
-    context = load_run(params)
-    report = run(
-        context.params,
-        context.dataset if threshold is None else with_accuracy_min(context.dataset, threshold),
-        build_tracking(context),
-        build_features(context),
-        raw_dir=raw,
-        training_dir=training,
-        model_dir=model,
-        pipeline_dir=pipeline,
-        figures_dir=figures,
-        plots_dir=plots,
-        card_path=card,
-        gates_path=gates,
-        metrics_path=metrics,
-    )
+    dataset = context.dataset if threshold is None else with_accuracy_min(context.dataset, threshold)
+    report = run(context.params, dataset, build_tracking(context), build_features(context), **paths)
     found = report["figures"]
-    _say(
-        "evaluate",
-        f"test ROC AUC {found['roc_auc']:.3f}, accuracy {found['accuracy']:.3f}; {len(report['gates'])} gates passed",
-    )
+    figures = f"test ROC AUC {found['roc_auc']:.3f}, accuracy {found['accuracy']:.3f}"
+    return f"{figures}; {len(report['gates'])} gates passed"
 
 
-@app.command()
+@_stage("model_dir", "gates_path", "run_path", "registration_path")
 def register(
-    params: ParamsOption = PARAMS,
-    model: ModelOption = MODEL,
-    gates: GatesOption = GATES,
-    run_file: RunOption = RUN,
-    registration: RegistrationOption = METRICS / "registration.json",
+    context: Any,
+    paths: Paths,
     model_name: Annotated[str | None, typer.Option(help="Must be the data set's registered model.")] = None,
     stage: Annotated[str | None, typer.Option(help="Staging or Production: the alias of that meaning.")] = None,
     trigger_id: Annotated[str | None, typer.Option(help="The retraining that this is: a tag of the version.")] = None,
     check_id: Annotated[str | None, typer.Option(help="The check that caused it: a tag of the version.")] = None,
-) -> None:
+) -> str:
     """Register the evaluated model as a version; running it again registers nothing twice."""
-    import datetime as dt
-
-    from closedloop.bootstrap import build_releases, build_tracking, load_run
+    from closedloop.bootstrap import build_releases
     from closedloop.stages.register import register as run
 
-    context = load_run(params)
     report = run(
-        build_tracking(context),
         build_releases(context),
+        **paths,
         now=dt.datetime.now(dt.UTC),
-        model_dir=model,
-        gates_path=gates,
-        run_path=run_file,
-        registration_path=registration,
         auto_promote=context.settings.release.auto_promote,
         model_name=model_name,
         stage=stage,
         cause={name: value for name, value in (("trigger_id", trigger_id), ("check_id", check_id)) if value},
     )
-    _say("register", f"{report['model_name']} version {report['version']}, alias {report['alias']}")
+    return f"{report['model_name']} version {report['version']}, alias {report['alias']}"
 
 
-@app.command()
-def package(
-    params: ParamsOption = PARAMS,
-    registration: RegistrationOption = METRICS / "registration.json",
-    bento: Annotated[Path, typer.Option(help="The Bento's folder.")] = Path("models/bento"),
-    metrics: Annotated[Path, typer.Option(help="The Bento's name and digests.")] = METRICS / "package.json",
-) -> None:
+@_stage("registration_path", "bento_dir", metrics_path="metrics/package.json")
+def package(context: Any, paths: Paths) -> str:
     """Build the Bento of the registered version; its digest becomes a tag of that version."""
-    from closedloop.bootstrap import build_tracking, load_run
+    from closedloop.bootstrap import build_tracking
     from closedloop.stages.package import package as run
 
-    report = run(
-        build_tracking(load_run(params)), registration_path=registration, bento_dir=bento, metrics_path=metrics
-    )
-    _say("package", f"{report['bento']} of version {report['version']}")
+    report = run(build_tracking(context), **paths)
+    return f"{report['bento']} of version {report['version']}"
 
 
 @app.command()
 def refresh(
-    as_of: Annotated[str, typer.Option(help="UTC date: what happened before it is known.")],
+    as_of: AsOfOption,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Ingest, validate and compute features as of a date and bring them online, without training."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from closedloop.cli_options import PARAMS, AsOfOption, ParamsOption, read_now
 from closedloop.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
@@ -22,13 +22,10 @@ logger = logging.getLogger(__name__)
 VERDICTS = ("none", "watch", "alert", "retrain")
 app = typer.Typer()
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
-PARAMS = Path("params.yaml")
-
 
 @app.command()
 def outcomes(
-    as_of: Annotated[str, typer.Option(help="UTC date: what happened before it is known.")],
+    as_of: AsOfOption,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Store what happened to the customers of predictions whose horizon has closed, by the label rule."""
@@ -40,8 +37,6 @@ def outcomes(
     samples, store = build_samples(context), build_store(context)
     with build_engine(context) as engine:
         found = label_predictions(context.params, context.dataset, engine, samples, store, work_dir=work_dir)
-    samples.close()
-    store.close()
     left = f"{found.outside:,} of customers who were not active, {found.irregular:,} not of a midnight"
     typer.echo(f"{found.stored:,} outcomes of {len(found.snapshots)} snapshots stored; left out: {left}", err=True)
 
@@ -89,7 +84,7 @@ def _check_once(params: Path, as_of: str, *, report: bool) -> str:
                 model_dir=Path(slot.folder),
                 version=slot.version,
                 as_of=context.params.as_of_at,
-                now=dt.datetime.now(dt.UTC),
+                now=read_now(),
                 limits=AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)}),
                 policy=Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)}),
                 window_days_max=values["window_days_max"],
@@ -151,7 +146,7 @@ def _retrain(params: Path, as_of: str, trigger_id: str) -> None:
         build_runner(context),
         trigger_id,
         window_days=days,
-        now=lambda: dt.datetime.now(dt.UTC),
+        now=read_now,
     )
     checks.close()
     typer.echo(f"  retraining {trigger_id} is {found.state}")

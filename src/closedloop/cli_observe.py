@@ -6,12 +6,12 @@ import datetime as dt
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from closedloop.errors import ConfigError, ServiceUnavailable
+from closedloop.cli_options import PARAMS, ClockOption, ParamsOption, read_clock, read_now
+from closedloop.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
     from closedloop.bootstrap import RunContext
@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
-AsOfOption = Annotated[str | None, typer.Option(help="The data's clock: a UTC date, or 'now' (production's default).")]
-PARAMS = Path("params.yaml")
-
 
 @app.command()
-def exporter(params: ParamsOption = PARAMS, as_of: AsOfOption = None) -> None:
+def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
     """Serve the loop's figures to Prometheus, until stopped."""
     from prometheus_client import start_http_server
 
@@ -37,11 +33,11 @@ def exporter(params: ParamsOption = PARAMS, as_of: AsOfOption = None) -> None:
     gather = build_overview(context)
 
     def read() -> Overview:
-        now = dt.datetime.now(dt.UTC)
+        now = read_now()
         return gather(now, _read_clock(as_of, context, now))
 
     settings, stopped = context.settings.exporter, threading.Event()
-    _read_clock(as_of, context, dt.datetime.now(dt.UTC))  # a wrong one is said before the first scrape
+    _read_clock(as_of, context, read_now())  # a wrong one is said before the first scrape
     try:
         server, _ = start_http_server(settings.port, settings.host, build_registry(read))
     except OSError as error:
@@ -55,7 +51,7 @@ def exporter(params: ParamsOption = PARAMS, as_of: AsOfOption = None) -> None:
 @app.command()
 def status(
     params: ParamsOption = PARAMS,
-    as_of: AsOfOption = None,
+    as_of: ClockOption = None,
     service: Annotated[str | None, typer.Option(help="The service's address (default: the settings').")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, for machines.")] = False,
 ) -> None:
@@ -66,7 +62,7 @@ def status(
     from closedloop.bootstrap import build_overview, load_run
     from closedloop.loop.status import describe, find_next_step
 
-    context, now = load_run(params), dt.datetime.now(dt.UTC)
+    context, now = load_run(params), read_now()
     view = build_overview(context)(now, _read_clock(as_of, context, now))
     address = service or f"http://{context.settings.serving.host}:{context.settings.serving.port}"
     answering = read_health(address)
@@ -109,11 +105,5 @@ def _print_screen(title: str, lines: list[Line]) -> None:
 
 
 def _read_clock(text: str | None, context: RunContext, now: dt.datetime) -> dt.datetime:
-    if text == "now" or (text is None and context.settings.profile == "production"):
-        return now
-    if text is None:
-        return context.params.as_of_at
-    try:
-        return dt.datetime.combine(dt.date.fromisoformat(text), dt.time(), dt.UTC)
-    except ValueError as error:
-        raise ConfigError(f"--as-of {text!r}: a date as 2025-01-31, or 'now'") from error
+    day = read_clock(text, context)
+    return now if day is None else dt.datetime.combine(day, dt.time(), dt.UTC)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from closedloop.cli_options import PARAMS, ParamsOption, read_now
 from closedloop.errors import ConfigError
 
 app = typer.Typer()
@@ -16,10 +16,8 @@ release_app = typer.Typer(
 )
 app.add_typer(release_app, name="release")
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
 ActorOption = Annotated[str | None, typer.Option(help="Who asks, for the journal (default: the user).")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the journal.")]
-PARAMS = Path("params.yaml")
 EXIT_OF_VERDICT = {"advance": 0, "roll_back": 2, "hold": 3}
 
 
@@ -30,14 +28,13 @@ def why(
     """All that led to a prediction: model, data, features, gates, and the release; as JSON."""
     import json
 
-    from closedloop.adapters.mlflow import VersionSource
     from closedloop.bootstrap import build_releases, build_store, load_run
     from closedloop.loop.lineage import explain
 
     context = load_run(params)
     releases = build_releases(context)
-    registry = VersionSource(releases.tracking)
-    found = explain(build_store(context), releases.journal, releases.tracking, registry, prediction_id)
+    tracking = releases.tracking
+    found = explain(build_store(context), releases.journal, tracking, tracking, prediction_id)
     typer.echo(json.dumps(found, indent=2, default=str))
 
 
@@ -46,13 +43,11 @@ def reproduce(
     prediction_id: Annotated[str, typer.Argument(help="As the service answered it.")], params: ParamsOption = PARAMS
 ) -> None:
     """Compute a prediction's score again from what was recorded, or say what is missing."""
-    from closedloop.adapters.mlflow import VersionSource
     from closedloop.bootstrap import build_store, build_tracking, load_run
     from closedloop.loop.lineage import reproduce as run
 
     context = load_run(params)
-    registry = VersionSource(build_tracking(context))
-    again = run(build_store(context), registry, context.dataset.model_name, prediction_id)
+    again = run(build_store(context), build_tracking(context), context.dataset.model_name, prediction_id)
     recorded = again.prediction
     typer.echo(f"version {recorded.model_version}: {again.score:.9f} again, {recorded.score:.9f} was recorded")
     typer.echo(f"decision {again.decision} at threshold {again.threshold:g}, as recorded")
@@ -75,7 +70,7 @@ def start(
         if found is None:
             raise ConfigError(f"no version of {releases.model_name} is challenger")
         version = str(found.version)
-    _show(start_release(releases, build_release_evidence(context), version, actor=_name(actor), now=_now()))
+    _show(start_release(releases, build_release_evidence(context), version, actor=_name(actor), now=read_now()))
 
 
 @release_app.command()
@@ -97,7 +92,7 @@ def step(
         _show(found.state)
 
     if every is None:
-        once(_now())
+        once(read_now())
         return
     from closedloop.adapters.apscheduler import repeat
 
@@ -111,7 +106,7 @@ def check(params: ParamsOption = PARAMS) -> None:
     from closedloop.loop.release import judge
 
     context = load_run(params)
-    releases, now = build_releases(context), _now()
+    releases, now = build_releases(context), read_now()
     rollout = releases.settle().rollout
     if rollout is None:
         raise ConfigError(f"no version of {releases.model_name} is being released")
@@ -134,7 +129,7 @@ def promote(
 
     context = load_run(params)
     releases, features = build_releases(context), build_features(context)
-    _show(run(releases, features, version, actor=_name(actor), reason=reason, now=_now()))
+    _show(run(releases, features, version, actor=_name(actor), reason=reason, now=read_now()))
 
 
 @release_app.command()
@@ -150,7 +145,7 @@ def rollback(
 
     context = load_run(params)
     releases, features = build_releases(context), build_features(context)
-    _show(roll_back(releases, features, to=to, actor=_name(actor), reason=reason, now=_now()))
+    _show(roll_back(releases, features, to=to, actor=_name(actor), reason=reason, now=read_now()))
 
 
 @release_app.command()
@@ -173,10 +168,6 @@ def verify(params: ParamsOption = PARAMS) -> None:
     from closedloop.loop.rollback import verify as run
 
     typer.echo(f"the journal holds: {run(build_releases(load_run(params)))} entries", err=True)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 def _name(actor: str | None) -> str:

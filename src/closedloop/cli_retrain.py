@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import getpass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from closedloop.cli_options import PARAMS, ParamsOption, read_now
 from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable
 
 app = typer.Typer()
-
-ParamsOption = Annotated[Path, typer.Option("--params", help="Values that change the model; they name the data set.")]
-PARAMS = Path("params.yaml")
 
 
 @app.command()
@@ -41,9 +38,11 @@ def retrain(
     trigger_id = trigger_id or f"by-hand-{values.digest_md5()[:12]}"  # the same parameters are the same retraining
     days = (values.data.start_date, values.data.end_date)
     who = (context.dataset.model_name, getpass.getuser(), reason)
-    checks.request_retraining(Retraining(trigger_id, *who, values.as_of_at, _now(), None, *days))
+    checks.request_retraining(Retraining(trigger_id, *who, values.as_of_at, read_now(), None, *days))
     window_days, runner = context.settings.retraining.window_days, build_runner(context)
-    found, ran = run_retraining(values, context.dataset, checks, runner, trigger_id, window_days=window_days, now=_now)
+    found, ran = run_retraining(
+        values, context.dataset, checks, runner, trigger_id, window_days=window_days, now=read_now
+    )
     text = f"{'' if ran else 'nothing to do: '}retraining {trigger_id} is {found.state}"
     if not ran and found.state in ("requested", "failed"):
         raise ServiceUnavailable(f"retraining {trigger_id}: another one is running here; try again later")
@@ -78,7 +77,3 @@ def pipeline(
     typer.echo(f"on {context.settings.retraining.endpoint}: {runner.publish()}", err=True)
     if schedule:
         typer.echo(f"recurring run: {runner.schedule(name, schedule, {'model_name': name})}", err=True)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

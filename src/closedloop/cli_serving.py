@@ -7,11 +7,24 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from closedloop.cli_options import (
+    PARAMS,
+    AsOfOption,
+    ClockOption,
+    ModelOption,
+    ParamsOption,
+    check_model,
+    read_clock,
+    read_date,
+)
 from closedloop.errors import ConfigError, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from closedloop.adapters.store import Removed
 
 app = typer.Typer()
 store_app = typer.Typer(help="The operations store: predictions, outcomes, the deployment row.", no_args_is_help=True)
@@ -19,16 +32,11 @@ app.add_typer(store_app, name="store")
 edge_app = typer.Typer(help="A model that scores with numpy and ONNX Runtime alone.", no_args_is_help=True)
 app.add_typer(edge_app, name="edge")
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Names the data set.")]
-PARAMS = Path("params.yaml")
-
 
 @app.command()
 def serve(
     params: ParamsOption = PARAMS,
-    as_of: Annotated[
-        str | None, typer.Option(help="UTC date that features are judged at, or 'now' (default: the profile's).")
-    ] = None,
+    as_of: ClockOption = None,
     model: Annotated[
         Path | None, typer.Option(help="A model folder to serve until the operations store names one.")
     ] = None,
@@ -42,8 +50,8 @@ def serve(
     context = load_run(params)
     if model is not None and bento is not None:
         raise ConfigError("--model and --bento: give one of them")
-    bundled = open_bento(bento) if bento is not None else _check_model(model)
-    date = None if clock is not None else _read_as_of(as_of, context)
+    bundled = open_bento(bento) if bento is not None else check_model(model)
+    date = None if clock is not None else read_clock(as_of, context)
     try:
         config = write_serving_config(context, as_of=date, bundled_dir=bundled, clock=clock)
     except OSError as error:
@@ -55,9 +63,7 @@ def serve(
 @app.command()
 def stream(
     params: ParamsOption = PARAMS,
-    as_of: Annotated[
-        str | None, typer.Option(help="UTC date that features are judged at, or 'now' (default: the profile's).")
-    ] = None,
+    as_of: ClockOption = None,
     model: Annotated[
         Path | None, typer.Option(help="A model folder to use until the operations store names one.")
     ] = None,
@@ -67,9 +73,7 @@ def stream(
     from closedloop.bootstrap import load_run, write_stream_config
 
     context = load_run(params)
-    config = write_stream_config(
-        context, as_of=_read_as_of(as_of, context), bundled_dir=_check_model(model), agent=agent
-    )
+    config = write_stream_config(context, as_of=read_clock(as_of, context), bundled_dir=check_model(model), agent=agent)
     os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving.stream", str(config)])  # noqa: S606
 
 
@@ -78,7 +82,7 @@ def score(
     source: Annotated[str, typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE.")],
     target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
     params: ParamsOption = PARAMS,
-    model: Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")] = None,
+    model: ModelOption = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted.")] = False,
     log: Annotated[bool, typer.Option(help="Log every prediction in the operations store.")] = True,
 ) -> None:
@@ -99,9 +103,8 @@ def score(
         resume=resume,
         show_progress=True,
     )
-    with open_slot(context, _check_model(model)) as slot:
+    with open_slot(context, check_model(model)) as slot:
         found = score_batch(source, target, slot, options, state_dir=state_dir)
-    store.close()
     rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
     typer.echo(f"{found.scored:,} of {found.rows:,} rows scored{rejected}", err=True)
 
@@ -110,14 +113,14 @@ def score(
 def edge_export(
     output: Annotated[Path, typer.Option(help="A new folder.")],
     params: ParamsOption = PARAMS,
-    model: Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")] = None,
+    model: ModelOption = None,
 ) -> None:
     """Write a folder with the model and one script that scores with it."""
     from closedloop.bootstrap import load_run, open_slot
     from closedloop.serving.edge import export_edge
 
     context = load_run(params)
-    with open_slot(context, _check_model(model)) as slot:
+    with open_slot(context, check_model(model)) as slot:
         export_edge(slot, output, range_margin=context.settings.serving.range_margin)
     typer.echo(f"{output}: score.py takes JSON lines; edge.json has sizes and latencies", err=True)
 
@@ -136,7 +139,6 @@ def edge_import(
     store.upgrade()
     key = read_id_key(locate_serving_state(context))
     found = import_records(records, store, model_name=context.dataset.model_name, id_key=key)
-    store.close()
     for number, reason in found.refused[:20]:
         typer.echo(f"line {number}: {reason}", err=True)
     typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
@@ -148,17 +150,12 @@ def skew(
     params: ParamsOption = PARAMS,
 ) -> None:
     """Compare the features that were served, request by request, with Feast's point-in-time join."""
-    from closedloop.adapters.mlflow import VersionSource
     from closedloop.bootstrap import build_features, build_store, build_tracking, load_run
     from closedloop.loop.skew import check_skew
 
     context = load_run(params)
-    day = None if since is None else dt.datetime.combine(_read_date("--since", since), dt.time(), dt.UTC)
-    store = build_store(context)
-    try:
-        found = check_skew(store, VersionSource(build_tracking(context)), build_features(context), since=day)
-    finally:
-        store.close()
+    day = None if since is None else dt.datetime.combine(read_date("--since", since), dt.time(), dt.UTC)
+    found = check_skew(build_store(context), build_tracking(context), build_features(context), since=day)
     left_out = f"; {found.bundled} of a bundled model are not compared" if found.bundled else ""
     typer.echo(f"{found.requests} requests were served {found.rows} rows, all as in training{left_out}", err=True)
 
@@ -196,26 +193,21 @@ def upgrade(params: ParamsOption = PARAMS) -> None:
     """Create the tables, or bring them up to date."""
     from closedloop.bootstrap import build_store, load_run
 
-    store = build_store(load_run(params))
-    store.upgrade()
-    store.close()
+    build_store(load_run(params)).upgrade()
     typer.echo("the operations store is up to date", err=True)
 
 
 @store_app.command()
 def purge(
-    as_of: Annotated[str, typer.Option(help="UTC date: predictions older than the kept days before it go.")],
+    as_of: AsOfOption,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Delete predictions, with their outcomes, that are older than operations.predictions_keep_days."""
     from closedloop.bootstrap import build_store, load_run
 
     context = load_run(params, overrides={"as_of": as_of})
-    store = build_store(context)
-    keep_days = context.settings.operations.predictions_keep_days
-    removed = store.purge(context.dataset.model_name, keep_days=keep_days, as_of=context.params.as_of_at)
-    store.close()
-    typer.echo(f"{removed.predictions} predictions and {removed.outcomes} outcomes are gone", err=True)
+    name, keep_days = context.dataset.model_name, context.settings.operations.predictions_keep_days
+    _tell_removed(build_store(context).purge(name, keep_days=keep_days, as_of=context.params.as_of_at))
 
 
 @store_app.command()
@@ -226,27 +218,8 @@ def erase(
     """Delete all that is known of a customer's predictions."""
     from closedloop.bootstrap import build_store, load_run
 
-    store = build_store(load_run(params))
-    removed = store.erase(customer_id)
-    store.close()
+    _tell_removed(build_store(load_run(params)).erase(customer_id))
+
+
+def _tell_removed(removed: Removed) -> None:
     typer.echo(f"{removed.predictions} predictions and {removed.outcomes} outcomes are gone", err=True)
-
-
-def _check_model(model: Path | None) -> Path | None:
-    if model is not None and not (model / "contract.json").is_file():
-        raise ConfigError(f"--model {model}: there is no contract.json; give a folder that 'closedloop train' made")
-    return model
-
-
-def _read_as_of(text: str | None, context: Any) -> dt.date | None:
-    """The date that serving takes for today; None is the wall clock, which production goes by."""
-    if text is None:
-        return None if context.settings.profile == "production" else context.params.as_of
-    return None if text == "now" else _read_date("--as-of", text, ", or 'now'")
-
-
-def _read_date(option: str, text: str, others: str = "") -> dt.date:
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(f"{option} {text!r}: a date as 2025-01-31{others}") from error

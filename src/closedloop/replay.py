@@ -167,9 +167,8 @@ class Replay:
             raise DataError(f"the first model is {ended.state}: {ended.detail}")
         promote(self.releases, self.features, ended.model_version, actor="replay", reason="first", now=self.clock())
         with tempfile.TemporaryDirectory() as folder:
-            version = self.releases.tracking.read_version(ended.model_version)
-            place = self.releases.tracking.fetch_contract(version, Path(folder))
-            self.frozen = load_model(place, version=ended.model_version, folder_sha256=None)
+            place, digest = self.releases.tracking.fetch_version(ended.model_version, Path(folder))
+            self.frozen = load_model(place, version=ended.model_version, folder_sha256=digest)
         self._tell(day, "first model", f"version {ended.model_version} serves; the frozen arm keeps it")
 
     def _retrain(self, day: dt.date, trigger_id: str, reason: str) -> Retraining:

@@ -113,7 +113,6 @@ def test_a_rollback_under_load_is_in_force_at_once_and_the_journal_shows_it(shop
 
 
 def test_every_answer_of_three_versions_is_explained_and_computed_once_more(shop, tmp_path):
-    from closedloop.adapters.mlflow import VersionSource
 
     project, releases, store = shop
     with run_service(project.root) as service, Load(service) as load:
@@ -129,7 +128,7 @@ def test_every_answer_of_three_versions_is_explained_and_computed_once_more(shop
     versions = collections.Counter(answer["model_version"] for answer in chosen)
     assert set(versions) == set(BIASES)
     assert min(versions.values()) >= 10
-    cached = Cached(VersionSource(releases.tracking), tmp_path / "downloads")
+    cached = Cached(releases.tracking, tmp_path / "downloads")
     for answer in chosen:
         again = reproduce(store, cached, NAME, answer["prediction_id"])
         assert again.score == pytest.approx(answer["probability"], abs=1e-6)

@@ -300,7 +300,7 @@ def test_after_all_kills_the_registry_holds_one_whole_version(shop, small_shop, 
     versions = tracking.client.search_model_versions("name = 'shop_churn'")
     assert [version.tags["closedloop.gates"] for version in versions] == ["passed"]
     assert tracking.read_alias("champion").version == versions[0].version
-    assert digest_folder(tracking.fetch_contract(versions[0], tmp_path)) == digest
+    assert digest_folder(tracking.fetch_version(versions[0].version, tmp_path)[0]) == digest
     assert mlflow.get_run(versions[0].run_id).info.status == "FINISHED"
     experiment = tracking.client.get_experiment_by_name("shop_churn")
     for run in tracking.client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):

@@ -60,14 +60,8 @@ class Tracking:
         self, name: str, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> Iterator[str]:
         """Open a run of the data set's experiment, or an earlier one again; yields its id."""
-        import mlflow
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        self._create_store()
-        try:
-            mlflow.set_tracking_uri(self._uri)
-            mlflow.set_registry_uri(self._uri)
+        with self._explain_errors():
+            mlflow = self._open()
             if mlflow.get_experiment_by_name(self.model_name) is None:
                 mlflow.create_experiment(
                     self.model_name,
@@ -76,8 +70,6 @@ class Tracking:
                 )
             mlflow.set_experiment(self.model_name)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
-        except (MlflowException, SQLAlchemyError) as error:
-            raise self._explain(error) from None
         with run:
             yield run.info.run_id
 
@@ -94,19 +86,15 @@ class Tracking:
         import email.utils
 
         import mlflow
-        from mlflow.exceptions import MlflowException
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
-        from sqlalchemy.exc import SQLAlchemyError
 
-        try:
+        with self._explain_errors():
             if not self._uri.startswith("http"):
                 self.client.search_experiments(max_results=1)
                 return mlflow.__version__, 0.0
             creds = get_default_host_creds(self._uri)
             answer = http_request(creds, "/version", "GET", max_retries=0, timeout=5, raise_on_status=False)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise self._explain(error) from None
         if answer.status_code != 200:
             raise ServiceUnavailable(hide_passwords(f"MLflow at {self._uri} answers {answer.status_code}"))
         version, date = answer.text.strip(), answer.headers.get("date")
@@ -123,18 +111,33 @@ class Tracking:
         ServiceUnavailable
             If they cannot be.
         """
-        import mlflow
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        mlflow.set_tracking_uri(self._uri)
+        self._open()
         try:
             get_artifact_repository(self._artifacts).list_artifacts()
         except Exception as error:  # each kind of store has errors of its own
             raise ServiceUnavailable(hide_passwords(f"artifacts at {self._artifacts}: {error}")) from None
         return hide_passwords(self._artifacts)
 
-    def _explain(self, error: Exception) -> ServiceUnavailable:
-        return ServiceUnavailable(hide_passwords(f"MLflow at {self._uri}: {error}"))
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise ServiceUnavailable(hide_passwords(f"MLflow at {self._uri}: {error}")) from None
+
+    def _open(self) -> Any:
+        """MLflow, speaking to this store: much of it knows only the process-wide address."""
+        import mlflow
+
+        self._create_store()
+        mlflow.set_tracking_uri(self._uri)
+        mlflow.set_registry_uri(self._uri)
+        return mlflow
 
     def _create_store(self) -> None:
         """Make the tables of a local store beside it, and put the finished file in its place.
@@ -181,18 +184,11 @@ class Tracking:
 
     def log_curves(self, curves: pd.DataFrame) -> None:
         """Metrics of the open run over its steps: column ``step``, and one column a metric."""
-        import time
-
         import mlflow
-        from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        points = [
-            Metric(name, float(value), now, int(step))
-            for name in curves.columns.drop("step")
-            for step, value in zip(curves["step"], curves[name], strict=True)
-        ]
-        self.client.log_batch(mlflow.active_run().info.run_id, points[:1000])  # MLflow takes no more at once
+        for row in curves.to_dict("records"):
+            step = int(row.pop("step"))
+            mlflow.log_metrics(row, step=step)
 
     def log_inputs(self, frames: Mapping[str, tuple[pd.DataFrame, Path, str]]) -> None:
         """Data set inputs of the open run: by name, the frame, its file and the file's digest."""
@@ -264,11 +260,9 @@ class Tracking:
 
     def register(self, model_uri: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         """Create a version of the data set's registered model."""
-        import mlflow
         from mlflow.exceptions import MlflowException
 
-        # the registry looks the model up through the process-wide address, whatever address its client was given
-        mlflow.set_tracking_uri(self._uri)
+        self._open()
         try:
             self.client.create_registered_model(self.model_name)
         except MlflowException as error:
@@ -278,14 +272,12 @@ class Tracking:
 
     def read_alias(self, alias: str) -> ModelVersion | None:
         """The version that an alias names, or None."""
-        from mlflow.exceptions import MlflowException
+        return self._find_version("get_model_version_by_alias", alias)
 
-        try:
-            return self.client.get_model_version_by_alias(self.model_name, alias)
-        except MlflowException as error:
-            if error.error_code in ABSENT:
-                return None
-            raise self._explain(error) from None
+    def read_champion_version(self) -> str | None:
+        """The number of the version that ``champion`` names, or None."""
+        found = self.read_alias(CHAMPION)
+        return None if found is None else str(found.version)
 
     def read_version(self, version: str) -> ModelVersion:
         """A registered version.
@@ -295,14 +287,22 @@ class Tracking:
         DataError
             If there is no such version.
         """
+        found = self._find_version("get_model_version", version)
+        if found is None:
+            raise DataError(f"{self.model_name} has no version {version}")
+        return found
+
+    def _find_version(self, look_up: str, name: str) -> ModelVersion | None:
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self.client.get_model_version(self.model_name, version)
-        except MlflowException as error:
-            if error.error_code in ABSENT:
-                raise DataError(f"{self.model_name} has no version {version}") from error
-            raise self._explain(error) from None
+        with self._explain_errors():
+            try:
+                found: ModelVersion = getattr(self.client, look_up)(self.model_name, name)
+            except MlflowException as error:
+                if error.error_code in ABSENT:
+                    return None
+                raise
+        return found
 
     def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
         """Set tags of a version that differ from what it has."""
@@ -365,53 +365,15 @@ class Tracking:
         DataError
             As `move_champion`.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with self._explain_errors():
             self.move_champion(champion)
             if rejected is not None:
                 self.reject(rejected, reason)
             if self.read_journal_mark() != mark:
                 self.client.set_registered_model_tag(self.model_name, JOURNAL_TAG, mark)
-        except MlflowException as error:
-            raise self._explain(error) from None
-
-    def fetch_contract(self, version: ModelVersion, folder: Path) -> Path:
-        """Download a version's contract folder into ``folder`` and return where it is."""
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        mlflow.set_tracking_uri(self._uri)
-        try:
-            uri = f"runs:/{version.run_id}/{CONTRACT_PATH}"
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-        except (MlflowException, OSError) as error:
-            reason = hide_passwords(str(error))
-            raise ServiceUnavailable(
-                f"{self.model_name} version {version.version}: artifacts are not there: {reason}"
-            ) from None
-
-    def read_gates(self, version: ModelVersion) -> dict[str, str] | None:
-        """A sentence for each gate that judged a version, from its run; None where none is recorded."""
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        mlflow.set_tracking_uri(self._uri)
-        try:
-            found = mlflow.artifacts.load_dict(f"runs:/{version.run_id}/gates/gates.json")
-        except (MlflowException, OSError):
-            return None
-        return {name: gate["sentence"] for name, gate in found["gates"].items()}
-
-
-class VersionSource:
-    """The registry as the service needs it: a version's folder with the digest that its tag says."""
-
-    def __init__(self, tracking: Tracking) -> None:
-        self._tracking = tracking
 
     def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
-        """Download a version's contract folder into ``folder``; returns where it is and the tagged digest.
+        """Download a version's contract folder into ``folder``; returns where it is, and the digest that its tag says.
 
         Raises
         ------
@@ -420,16 +382,27 @@ class VersionSource:
         DataError
             If there is no such version, or it carries no digest.
         """
-        name = self._tracking.model_name
-        found = self._tracking.read_version(version)
-        if DIGEST_TAG not in found.tags:
-            raise DataError(f"{name} version {version} carries no digest ({DIGEST_TAG})")
-        return self._tracking.fetch_contract(found, folder), found.tags[DIGEST_TAG]
+        from mlflow.exceptions import MlflowException
 
-    def read_champion_version(self) -> str | None:
-        """The version that the alias names, or None."""
-        found = self._tracking.read_alias(CHAMPION)
-        return None if found is None else str(found.version)
+        found, name = self.read_version(version), f"{self.model_name} version {version}"
+        if DIGEST_TAG not in found.tags:
+            raise DataError(f"{name} carries no digest ({DIGEST_TAG})")
+        try:
+            uri = f"runs:/{found.run_id}/{CONTRACT_PATH}"
+            place = self._open().artifacts.download_artifacts(uri, dst_path=str(folder))
+        except (MlflowException, OSError) as error:
+            raise ServiceUnavailable(f"{name}: artifacts are not there: {hide_passwords(str(error))}") from None
+        return Path(place), found.tags[DIGEST_TAG]
+
+    def read_gates(self, version: ModelVersion) -> dict[str, str] | None:
+        """A sentence for each gate that judged a version, from its run; None where none is recorded."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._open().artifacts.load_dict(f"runs:/{version.run_id}/gates/gates.json")
+        except (MlflowException, OSError):
+            return None
+        return {name: gate["sentence"] for name, gate in found["gates"].items()}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -437,4 +410,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value.isoformat() if isinstance(value, dt.date) else value
+            yield f"{prefix}{name}", value

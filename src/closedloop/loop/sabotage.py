@@ -23,7 +23,7 @@ def register_inverted(tracking: Tracking, champion: str) -> str:
 
     right = tracking.read_version(champion)
     with tempfile.TemporaryDirectory(prefix="closedloop-bad-") as folder:
-        place = tracking.fetch_contract(right, Path(folder))
+        place, _ = tracking.fetch_version(champion, Path(folder))
         contract = read_contract(place)
         invert_scores(place / MODEL_FILE)
         scorer = OnnxScorer(place / MODEL_FILE)

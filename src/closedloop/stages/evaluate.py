@@ -134,8 +134,8 @@ def compare_with_champion(
     if champion["folder_sha256"] == candidate.folder_sha256:
         return None, {**champion, "is_candidate": True}
     with tempfile.TemporaryDirectory() as folder:
-        place = tracking.fetch_contract(version, Path(folder))
-        check_digest(place, champion["folder_sha256"])
+        place, registered = tracking.fetch_version(version.version, Path(folder))
+        check_digest(place, registered)
         contract = read_contract(place)
         rows = read_champion_rows(features, contract, candidate.test)
         if rows is None:

@@ -26,12 +26,12 @@ def package(tracking: Tracking, *, registration_path: Path, bento_dir: Path, met
         If the version's folder is not what its tag says, or not the one that was registered.
     """
     from closedloop.adapters.bentoml import DIGEST_LABEL, MODEL_DIR, build_bento, digest_tree
-    from closedloop.adapters.mlflow import BENTO_TAG, VersionSource
+    from closedloop.adapters.mlflow import BENTO_TAG
 
     registration = read_json(registration_path, made_by="closedloop register")
     name, version = registration["model_name"], str(registration["version"])
     with tempfile.TemporaryDirectory(prefix="closedloop-package-") as work:
-        found, tagged = VersionSource(tracking).fetch_version(version, Path(work) / "download")
+        found, tagged = tracking.fetch_version(version, Path(work) / "download")
         check_digest(found, tagged)
         if tagged != registration["folder_sha256"]:
             raise DataError(

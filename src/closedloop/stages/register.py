@@ -14,7 +14,6 @@ from closedloop.files import read_json, write_json
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from closedloop.adapters.mlflow import Tracking
     from closedloop.stages.deploy import Releases
 
 # MLflow's deprecated stages, for those used to them.
@@ -22,7 +21,6 @@ ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
 
 
 def register(
-    tracking: Tracking,
     releases: Releases,
     *,
     now: dt.datetime,
@@ -66,7 +64,7 @@ def register(
     from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, FEATURES_TAG, GATES_TAG, REJECTED_TAG
     from closedloop.stages.deploy import deploy_champion
 
-    contract = read_contract(model_dir)
+    tracking, contract = releases.tracking, read_contract(model_dir)
     folder_sha256 = digest_folder(model_dir)
     verdict = read_json(gates_path, made_by="closedloop evaluate")
     check_request(contract.model_name, verdict, folder_sha256, model_name=model_name, stage=stage)
@@ -77,11 +75,7 @@ def register(
         if run.get("folder_sha256") != folder_sha256:
             raise DataError(f"{run_path} is of another model than {model_dir}: run 'closedloop train' again")
         tags = contract.lineage.list_tags() | {f"closedloop.{name}": value for name, value in (cause or {}).items()}
-        tags |= {
-            DIGEST_TAG: folder_sha256,
-            GATES_TAG: "passed",
-            FEATURES_TAG: contract.feature_service,
-        }
+        tags |= {DIGEST_TAG: folder_sha256, GATES_TAG: "passed", FEATURES_TAG: contract.feature_service}
         version = tracking.register(run["model_uri"], run["run_id"], tags)
     tracking.tag_version(version, describe_comparison(verdict))
     row = releases.settle(overrule=True).row  # what a killed registration left half done is done first
