@@ -389,8 +389,7 @@ def run_contender(folder: Path, name: str) -> None:
 
         from closedloop.adapters.checks import Checks
         from closedloop.adapters.samples import Samples
-        from closedloop.core.monitoring import AlarmLimits, Policy
-        from closedloop.loop.monitor import run_check
+        from closedloop.loop.monitor import Rules, run_check
 
         url = f"sqlite:///{folder / 'operations.db'}"
         started = time.process_time()
@@ -401,10 +400,7 @@ def run_contender(folder: Path, name: str) -> None:
             version="1",
             as_of=TRAINED_AT,
             now=TRAINED_AT,
-            limits=AlarmLimits(),
-            policy=Policy(),
-            window_days_max=31,
-            sample_rows_max=20_000,
+            rules=Rules(),
         )
         said = f"{check.verdict}: {check.predictions:,} predictions, {check.outcomes:,} outcomes read"
     else:

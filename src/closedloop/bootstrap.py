@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from closedloop.params import Params, merge_values, parse_params
 from closedloop.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from closedloop.adapters.checks import Checks
+    from closedloop.adapters.checks import Checks, Retraining
     from closedloop.adapters.engine import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.store import Store
     from closedloop.core.rollout import RolloutPolicy
     from closedloop.loop.doctor import Probe
+    from closedloop.loop.monitor import Rules
     from closedloop.loop.overview import Overview
     from closedloop.loop.release import Evidence
     from closedloop.serving.agent import Agent
@@ -185,6 +187,16 @@ def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
     return LocalRunner(pipeline, locate_retraining_state(run), settings)
 
 
+def build_retraining(run: RunContext, checks: Checks) -> Callable[[str], tuple[Retraining, bool]]:
+    """What runs the retraining of a trigger id; see `closedloop.loop.retrain.run_retraining`."""
+    from closedloop.loop.retrain import run_retraining
+
+    days, runner = run.settings.retraining.window_days, build_runner(run)
+    return partial(
+        run_retraining, run.params, run.dataset, checks, runner, window_days=days, now=lambda: dt.datetime.now(dt.UTC)
+    )
+
+
 def locate_retraining_state(run: RunContext) -> Path:
     """What local retrainings of this data set leave, and keep for the next."""
     return run.settings.locate(run.settings.retraining.state) / run.dataset.model_name
@@ -223,6 +235,19 @@ def build_release_policy(run: RunContext) -> RolloutPolicy:
     names = {field.name for field in dataclasses.fields(RolloutPolicy)} - {"steps"}
     limits = {name: value for name, value in settings.model_dump().items() if name in names}
     return RolloutPolicy(steps=steps, **limits)
+
+
+def build_monitor_rules(run: RunContext) -> Rules:
+    """What the monitor judges by."""
+    import dataclasses
+
+    from closedloop.core.monitoring import AlarmLimits, Policy
+    from closedloop.loop.monitor import Rules
+
+    values = run.settings.monitoring.model_dump()
+    limits = AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)})
+    policy = Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)})
+    return Rules(limits, policy, values["window_days_max"], values["sample_rows_max"])
 
 
 def build_samples(run: RunContext) -> Samples:

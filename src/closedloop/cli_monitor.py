@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,12 +67,10 @@ def monitor(
 
 def _check_once(params: Path, as_of: str, *, report: bool) -> str:
     """One pass; returns its verdict."""
-    from closedloop.bootstrap import build_checks, build_samples, load_run, open_slot
-    from closedloop.core.monitoring import AlarmLimits, Policy
+    from closedloop.bootstrap import build_checks, build_monitor_rules, build_samples, load_run, open_slot
     from closedloop.loop.monitor import run_check
 
     context = load_run(params, overrides={"as_of": as_of})
-    values = context.settings.monitoring.model_dump()
     checks, samples = build_checks(context), build_samples(context)
     checks.upgrade()
     try:
@@ -85,10 +82,7 @@ def _check_once(params: Path, as_of: str, *, report: bool) -> str:
                 version=slot.version,
                 as_of=context.params.as_of_at,
                 now=read_now(),
-                limits=AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)}),
-                policy=Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)}),
-                window_days_max=values["window_days_max"],
-                sample_rows_max=values["sample_rows_max"],
+                rules=build_monitor_rules(context),
             )
             kept = _keep_report(context, checks, samples, check, slot) if report else None
     finally:
@@ -101,8 +95,8 @@ def _check_once(params: Path, as_of: str, *, report: bool) -> str:
         typer.echo(f"  {kept}")
     if retraining is not None:
         typer.echo(f"  retraining {retraining.trigger_id} is {retraining.state}")
-        if retraining.state == "requested" and context.settings.monitoring.retrain:
-            _retrain(params, as_of, retraining.trigger_id)
+    if context.settings.monitoring.retrain:
+        _retrain(context)
     return check.verdict
 
 
@@ -132,21 +126,18 @@ def _keep_report(context: RunContext, checks: Checks, samples: Samples, check: C
     return f"report: {folder / 'report.html'}, MLflow run {run_id}"
 
 
-def _retrain(params: Path, as_of: str, trigger_id: str) -> None:
-    """As `closedloop retrain --trigger-id`; it does nothing where another process has begun."""
-    from closedloop.bootstrap import build_checks, build_runner, load_run
-    from closedloop.loop.retrain import run_retraining
+def _retrain(context: RunContext) -> None:
+    """Run what is open, as `closedloop retrain --trigger-id` does, an earlier pass that was killed included.
 
-    context = load_run(params, overrides={"as_of": as_of})
-    checks, days = build_checks(context), context.settings.retraining.window_days
-    found, _ = run_retraining(
-        context.params,
-        context.dataset,
-        checks,
-        build_runner(context),
-        trigger_id,
-        window_days=days,
-        now=read_now,
-    )
+    What another process here is running is left to it.
+    """
+    from closedloop.adapters.checks import OPEN_STATES
+    from closedloop.bootstrap import build_checks, build_retraining
+
+    checks = build_checks(context)
+    found = checks.list_retrainings(context.dataset.model_name, until=context.params.as_of_at)
+    for one in reversed(found):
+        if one.state in OPEN_STATES:
+            ended, ran = build_retraining(context, checks)(one.trigger_id)
+            typer.echo(f"  retraining {one.trigger_id} is {ended.state}{'' if ran else ', by another process'}")
     checks.close()
-    typer.echo(f"  retraining {trigger_id} is {found.state}")

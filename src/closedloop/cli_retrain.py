@@ -29,8 +29,8 @@ def retrain(
 ) -> None:
     """Train again on recent data; a model that passes its gates becomes the challenger, never the champion."""
     from closedloop.adapters.checks import Retraining
-    from closedloop.bootstrap import build_checks, build_runner, load_newest
-    from closedloop.loop.retrain import override_dates, run_retraining
+    from closedloop.bootstrap import build_checks, build_retraining, load_newest
+    from closedloop.loop.retrain import override_dates
 
     context = load_newest(params, override_dates(as_of, data_start_date, data_end_date))
     values, checks = context.params, build_checks(context)
@@ -39,10 +39,7 @@ def retrain(
     days = (values.data.start_date, values.data.end_date)
     who = (context.dataset.model_name, getpass.getuser(), reason)
     checks.request_retraining(Retraining(trigger_id, *who, values.as_of_at, read_now(), None, *days))
-    window_days, runner = context.settings.retraining.window_days, build_runner(context)
-    found, ran = run_retraining(
-        values, context.dataset, checks, runner, trigger_id, window_days=window_days, now=read_now
-    )
+    found, ran = build_retraining(context, checks)(trigger_id)
     text = f"{'' if ran else 'nothing to do: '}retraining {trigger_id} is {found.state}"
     if not ran and found.state in ("requested", "failed"):
         raise ServiceUnavailable(f"retraining {trigger_id}: another one is running here; try again later")

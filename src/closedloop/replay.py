@@ -16,13 +16,11 @@ import pandas as pd
 from closedloop import bootstrap
 from closedloop.adapters.checks import Retraining
 from closedloop.core.assignment import is_canary
-from closedloop.core.monitoring import AlarmLimits, Policy
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.files import write_json, write_text
 from closedloop.loop.monitor import run_check
 from closedloop.loop.outcomes import label_predictions
 from closedloop.loop.release import run_pass, start_release
-from closedloop.loop.retrain import run_retraining
 from closedloop.loop.rollback import promote
 from closedloop.loop.sabotage import register_inverted
 from closedloop.loop.story import Story, compare_arms, describe_difference, measure_ticks, pair_arms
@@ -177,15 +175,7 @@ class Replay:
         self.checks.request_retraining(
             Retraining(trigger_id, self.name, "replay", reason, run.params.as_of_at, wall)
         )  # the monitor's own request is there already, and stays
-        return run_retraining(
-            run.params,
-            run.dataset,
-            self.checks,
-            bootstrap.build_runner(run),
-            trigger_id,
-            window_days=run.settings.retraining.window_days,
-            now=lambda: dt.datetime.now(dt.UTC),
-        )[0]
+        return bootstrap.build_retraining(run, self.checks)(trigger_id)[0]
 
     def _tick(self, number: int, day: dt.date) -> None:
         run = self._load(day)
@@ -225,7 +215,6 @@ class Replay:
         return [str(one) for one in rows["customer_id"]]
 
     def _check(self, run: bootstrap.RunContext, samples: Any) -> tuple[Check, Retraining | None]:
-        values, day = run.settings.monitoring.model_dump(), run.params.as_of
         with bootstrap.open_slot(run, None) as slot:
             check, asked = run_check(
                 self.checks,
@@ -234,14 +223,11 @@ class Replay:
                 version=slot.version,
                 as_of=run.params.as_of_at,
                 now=dt.datetime.now(dt.UTC),
-                limits=AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)}),
-                policy=Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)}),
-                window_days_max=values["window_days_max"],
-                sample_rows_max=values["sample_rows_max"],
+                rules=bootstrap.build_monitor_rules(run),
             )
         if check.verdict != "none":
             what = f"the monitor says {check.verdict} of version {check.model_version}"
-            self._tell(day, check.verdict, what, "; ".join(check.evidence["reasons"]))
+            self._tell(run.params.as_of, check.verdict, what, "; ".join(check.evidence["reasons"]))
         return check, asked
 
     def _answer_trigger(self, day: dt.date, asked: Retraining, customers: list[str]) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
-from pathlib import Path
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from closedloop.adapters.checks import Checks
+from closedloop.adapters.checks import Checks, Retraining
+from closedloop.adapters.mlflow import Tracking
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.adapters.store import Store
 from closedloop.contract import MODEL_FILE, read_contract
 from closedloop.core.estimators import encode_frame
-from closedloop.records import Prediction, digest_position
-from tests.conftest import Project
+from closedloop.records import Outcome, Prediction, digest_position
+from closedloop.settings import load_settings
+from tests.conftest import SOURCE_ROOT, Project
 
 pytestmark = pytest.mark.thorough
 
@@ -25,8 +29,8 @@ SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
 
 
-def log_predictions(project: Project, rows: pd.DataFrame, at: dt.datetime, version: str) -> None:
-    """As the service logs what it answers, at a simulated time."""
+def log_predictions(project: Project, rows: pd.DataFrame, at: dt.datetime, version: str) -> list[Prediction]:
+    """As the service logs what it answers, at a simulated time; returns it."""
     folder = project.root / "models/candidate"
     contract = read_contract(folder)
     scores = OnnxScorer(folder / MODEL_FILE).score(encode_frame(contract.features, rows))
@@ -53,6 +57,7 @@ def log_predictions(project: Project, rows: pd.DataFrame, at: dt.datetime, versi
     store = open_store(project)
     assert store.insert(records).predictions == len(records)
     store.close()
+    return records
 
 
 def open_store(project: Project) -> Store:
@@ -70,12 +75,16 @@ def list_churned(project: Project, customers: set[str]) -> dict[str, int]:
     return {customer: int(customer not in stayed) for customer in active}
 
 
-def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project, tmp_path: Path) -> None:
-    store = open_store(shop_copy)
+def read_champion(project: Project) -> str:
+    store = open_store(project)
     deployed = store.read_deployment("shop_churn")
     store.close()
     assert deployed is not None
-    version = deployed.champion_version
+    return deployed.champion_version
+
+
+def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project) -> None:
+    version = read_champion(shop_copy)
     rows = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")
 
     log_predictions(shop_copy, rows, SNAPSHOT + DAY / 2, version)
@@ -124,6 +133,58 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project, tmp_path: Pa
     assert f"version {version} for" in screen
     assert "as of 2024-01-31" in screen
     assert re.search(r"accuracy \d\d\.\d% of the last", screen)
+
+
+def list_retrainings(project: Project) -> list[Retraining]:
+    checks = Checks(f"sqlite:///{project.root / 'state/operations.db'}")
+    found = checks.list_retrainings("shop_churn")
+    checks.close()
+    return found
+
+
+def list_versions(project: Project) -> list[str]:
+    tracking = Tracking(load_settings("local", folder=project.root / "configs"), "shop_churn")
+    return sorted(str(found.version) for found in tracking.client.search_model_versions("name = 'shop_churn'"))
+
+
+@pytest.mark.timeout(900)
+def test_a_breach_retrains_once_whatever_dies_and_however_often_it_is_looked_at(shop_copy: Project) -> None:
+    """Outcomes that are the opposite of every decision; the process that begins to retrain is killed."""
+    version = read_champion(shop_copy)
+    shutil.copytree(SOURCE_ROOT / "pipelines", shop_copy.root / "pipelines")
+    rows = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")
+    answered = log_predictions(shop_copy, rows, SNAPSHOT + DAY / 2, version)
+    store = open_store(shop_copy)
+    store.insert([Outcome(one.prediction_id, 1 - one.decision, SNAPSHOT + 30 * DAY) for one in answered])
+    store.close()
+    monitor = ["closedloop", "monitor", "--as-of", "2024-01-31", "--no-report"]
+    run = {"cwd": shop_copy.root, "env": os.environ | {"CLOSEDLOOP_MONITORING__RETRAIN": "true"}, "text": True}
+
+    with subprocess.Popen(monitor, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **run) as first:
+        assert first.stderr
+        for line in first.stderr:  # the first word of a stage
+            if "ingest  " in line:
+                first.kill()
+                break
+    [open_one] = list_retrainings(shop_copy)
+    assert open_one.state == "running"
+    assert open_one.requested_by == "monitor"
+    assert "outcomes: Brier score" in open_one.reason
+
+    begun = [subprocess.Popen(monitor, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **run) for _ in range(2)]
+    told = [process.communicate()[0] for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], told
+    assert all(f"retrain: version {version}" in output for output in told)
+    assert sum(f"retraining {open_one.trigger_id} is registered" in output for output in told) == 1, told
+    [ended] = list_retrainings(shop_copy)
+    assert (ended.trigger_id, ended.state) == (open_one.trigger_id, "registered")
+    assert list_versions(shop_copy) == [version, str(ended.model_version)]
+    assert read_champion(shop_copy) == version
+
+    again = subprocess.run(monitor, capture_output=True, check=True, **run)
+    assert again.stdout.splitlines()[-1] == f"  retraining {ended.trigger_id} is registered"
+    assert list_retrainings(shop_copy) == [ended]
+    assert len(list_versions(shop_copy)) == 2
 
 
 def test_a_wrong_call_says_what_is_allowed(project: Project) -> None:

@@ -21,18 +21,11 @@ from closedloop.errors import ServiceUnavailable
 from closedloop.records import Prediction
 from closedloop.serving.exposition import build_registry
 from closedloop.serving.metrics import WorkerMetrics
-from tests.services import PostgresServer, run_postgres
 
 pytestmark = pytest.mark.thorough
 
 NAME = "shop_churn"
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

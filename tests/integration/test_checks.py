@@ -14,22 +14,12 @@ import pytest
 
 from closedloop.adapters.checks import NEXT_STATES, Check, Checks, Retraining, RetrainingChanged, name_check
 from closedloop.errors import DataError, ServiceUnavailable
-from tests.services import run_postgres
 
 pytestmark = pytest.mark.thorough
 
 DAY = dt.timedelta(days=1)
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 MODEL = "shop_churn"
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('checks') / 'operations.db'}"
-        return
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server.create_database()
 
 
 @pytest.fixture

@@ -15,19 +15,12 @@ from closedloop.adapters.store import Deployment
 from closedloop.core.chain import find_break
 from closedloop.errors import DataError
 from closedloop.migrations.tables import JOURNAL
-from tests.services import PostgresServer, run_postgres
 
 pytestmark = pytest.mark.thorough
 
 NAME = "shop_churn"
 NOW = dt.datetime(2024, 1, 1, 12, 30, 15, 123456, tzinfo=dt.UTC)
 ROW = Deployment(NAME, 1, "7", "salt", NOW, "8", "canary", 0.05)
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

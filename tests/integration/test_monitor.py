@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,21 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.checks import Checks
+from closedloop.adapters.checks import NEXT_STATES, Checks, Retraining
 from closedloop.adapters.samples import Samples
 from closedloop.adapters.store import Store
 from closedloop.contract import REFERENCE_FILE
-from closedloop.core.monitoring import AlarmLimits, Policy
-from closedloop.loop.monitor import run_check
+from closedloop.core.monitoring import Policy
+from closedloop.loop.monitor import Rules, run_check
 from closedloop.records import Prediction, digest_position
 from tests.model_folders import write_model_folder
-from tests.services import run_postgres
 
 pytestmark = pytest.mark.thorough
 
 DAY = dt.timedelta(days=1)
 NOW = dt.datetime(2024, 2, 1, tzinfo=dt.UTC)
 MODEL = "test_churn"
+EAGER = Policy(breaches=1, of_checks=1)
 
 
 def make_rows(seed: int, ages: tuple[int, int]) -> pd.DataFrame:
@@ -46,19 +46,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('monitor') / 'operations.db'}"
-        return
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server.create_database()
-
-
 @pytest.fixture
 def url(database: str) -> str:
-    """A store with a day of customers who are older and nearer to a half than the reference: a retraining is due."""
-    store = Store(database)
+    """A store with a day of customers who are older and nearer to a half than the reference: a retraining is due.
+
+    Of the month's two the first was spent 20 days ago.
+    """
+    store, checks = Store(database), Checks(database)
     store.upgrade()
     with store._begin() as connection:
         for table in ("retrainings", "checks", "outcomes", "predictions"):
@@ -74,10 +68,15 @@ def url(database: str) -> str:
         ]
     )
     store.close()
+    first = Retraining("first", MODEL, "monitor", "drift", NOW - 20 * DAY, NOW - 20 * DAY, state="registered")
+    checks.request_retraining(first)
+    checks.close()
     return database
 
 
-def monitor(url: str, model_dir: Path, *, die_at: int | None = None) -> Any:
+def monitor(
+    url: str, model_dir: Path, *, die_at: int | None = None, as_of: dt.datetime = NOW, policy: Policy = EAGER
+) -> Any:
     """One pass, which kills its process before its ``die_at``-th statement or commit."""
     checks, samples, done = Checks(url), Samples(url), iter(range(1_000))
 
@@ -93,12 +92,9 @@ def monitor(url: str, model_dir: Path, *, die_at: int | None = None) -> Any:
         samples,
         model_dir=model_dir,
         version="7",
-        as_of=NOW,
+        as_of=as_of,
         now=dt.datetime.now(dt.UTC),
-        limits=AlarmLimits(),
-        policy=Policy(breaches=1, of_checks=1),
-        window_days_max=31,
-        sample_rows_max=20_000,
+        rules=Rules(policy=policy),
     )
     checks.close()
     samples.close()
@@ -106,10 +102,26 @@ def monitor(url: str, model_dir: Path, *, die_at: int | None = None) -> Any:
 
 
 def read(url: str) -> tuple[list[Any], list[Any]]:
-    checks = Checks(url)
-    found = checks.list_checks(MODEL), checks.list_retrainings(MODEL)
-    checks.close()
-    return found
+    """The checks and the retrainings that they caused."""
+    with contextlib.closing(Checks(url)) as checks:
+        return checks.list_checks(MODEL), checks.list_retrainings(MODEL)[:-1]
+
+
+def assert_counted_once(url: str, model_dir: Path) -> None:
+    """One retraining is open; once it has ended, the month's budget is spent, and not by more than it is."""
+    with contextlib.closing(Checks(url)) as checks:
+        assert checks.count_retrainings(MODEL) == dict.fromkeys(NEXT_STATES, 0) | {"registered": 1, "requested": 1}
+        asked = checks.list_retrainings(MODEL)[0]
+        running = checks.advance_retraining(asked, "running", now=asked.updated_at)
+        checks.advance_retraining(running, "registered", now=running.updated_at, model_version="8")
+    of_any_age = Policy(model_age_days_max=-1, cooldown_days=0)
+    for days, verdict, said in ((1, "alert", "2 were asked for in the last 30 days"), (11, "retrain", "days old")):
+        check, _ = monitor(url, model_dir, as_of=NOW + days * DAY, policy=of_any_age)
+        assert check.verdict == verdict
+        assert said in check.evidence["reasons"][-1]
+    checks_found, caused = read(url)
+    assert len(checks_found) == 3
+    assert len(caused) == 2
 
 
 def test_a_monitor_that_is_killed_at_any_step_is_made_good_by_the_next(url: str, model_dir: Path) -> None:
@@ -117,13 +129,17 @@ def test_a_monitor_that_is_killed_at_any_step_is_made_good_by_the_next(url: str,
     for die_at in range(60):
         child = os.fork()
         if child == 0:
-            monitor(url, model_dir, die_at=die_at)
-            os._exit(0)
+            failed = 1
+            try:
+                monitor(url, model_dir, die_at=die_at)
+                failed = 0
+            finally:
+                os._exit(failed)
         _, status = os.waitpid(child, 0)
         checks, retrainings = read(url)
         assert len(checks) == len(retrainings) <= 1  # never one without the other
         if os.WIFEXITED(status):
-            survived = True
+            survived = os.WEXITSTATUS(status) == 0
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
     assert survived
@@ -132,6 +148,7 @@ def test_a_monitor_that_is_killed_at_any_step_is_made_good_by_the_next(url: str,
     assert ([check], [retraining]) == read(url)
     assert check.verdict == "retrain"
     assert retraining.trigger_id == check.check_id
+    assert_counted_once(url, model_dir)
 
 
 def test_ten_monitors_at_once_record_one_check_and_one_retraining(url: str, model_dir: Path) -> None:
@@ -141,3 +158,4 @@ def test_ten_monitors_at_once_record_one_check_and_one_retraining(url: str, mode
     assert found == [(check, retraining)] * 10
     assert check.verdict == "retrain"
     assert check.predictions == 1_000
+    assert_counted_once(url, model_dir)

@@ -13,8 +13,7 @@ from closedloop.adapters.mlflow import MONITOR_TAG, Tracking
 from closedloop.adapters.samples import Samples
 from closedloop.adapters.store import Store
 from closedloop.contract import REFERENCE_FILE
-from closedloop.core.monitoring import AlarmLimits, Policy
-from closedloop.loop.monitor import run_check
+from closedloop.loop.monitor import Rules, run_check
 from closedloop.loop.report import keep_report
 from closedloop.records import Outcome, Prediction, digest_position
 from closedloop.settings import Settings
@@ -69,10 +68,7 @@ class Loop:
             version="7",
             as_of=NOW,
             now=NOW,
-            limits=AlarmLimits(),
-            policy=Policy(),
-            window_days_max=31,
-            sample_rows_max=20_000,
+            rules=Rules(),
         )
         return found
 

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from closedloop.adapters.samples import Samples
 from closedloop.adapters.store import Store
 from closedloop.records import Outcome, Prediction, digest_position
-from tests.services import run_postgres
 
 pytestmark = pytest.mark.thorough
 
@@ -20,15 +19,6 @@ DAY = dt.timedelta(days=1)
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 MODEL = "shop_churn"
 FEATURES = ("spend", "plan")
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('samples') / 'operations.db'}"
-        return
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server.create_database()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from closedloop.adapters.store import Deployment, DeploymentChanged, InsertResul
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.migrations.tables import METADATA, OUTCOMES, PREDICTIONS
 from closedloop.records import Outcome, Prediction
-from tests.services import PASSWORD, PostgresServer, run_postgres
+from tests.services import PASSWORD, PostgresServer
 
 pytestmark = pytest.mark.thorough
 
@@ -42,14 +42,8 @@ DEPLOYMENT = Deployment(MODEL, 0, "7", "salt", SNAPSHOT, challenger_version="8",
 
 
 @pytest.fixture(scope="module")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres_database(postgres_server: PostgresServer) -> str:
-    return postgres_server.create_database()
+def postgres_database(postgres: PostgresServer) -> str:
+    return postgres.create_database()
 
 
 @pytest.fixture
@@ -720,21 +714,21 @@ def test_erasure_that_a_reader_keeps_incomplete_says_so(sqlite_file: Path, monke
 # --- trouble
 
 
-def test_a_restarted_server_is_found_again(postgres_server: PostgresServer, postgres_url: str) -> None:
+def test_a_restarted_server_is_found_again(postgres: PostgresServer, postgres_url: str) -> None:
     store = Store(postgres_url)
     store.upgrade()
     store.insert([predict("a")], POSITION)
     for mode in ("fast", "immediate"):
-        postgres_server.stop(mode)
+        postgres.stop(mode)
         with pytest.raises(
             ServiceUnavailable, match=r"operations store postgresql.*\*\*\*@127.0.0.1.*refused"
         ) as raised:
             store.insert([predict("b")])
         assert PASSWORD not in str(raised.value)
-        postgres_server.start()
+        postgres.start()
         assert store.read_position(MODEL, POSITION.spool) == POSITION
-        postgres_server.stop(mode)
-        postgres_server.start()
+        postgres.stop(mode)
+        postgres.start()
         assert store.insert([predict("a")]).duplicates == 1
     store.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closedloop.adapters.checks import Check, Checks, Retraining, name_check
 from closedloop.adapters.tables import read_table
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from closedloop.adapters.samples import Sample, Samples
 
 
+class Rules(NamedTuple):
+    """How much the monitor reads, when a figure is an alarm, and when alarms retrain; the settings say it by name."""
+
+    limits: AlarmLimits = AlarmLimits()
+    policy: Policy = Policy()
+    window_days_max: int = 31
+    sample_rows_max: int = 20_000
+
+
 def run_check(
     checks: Checks,
     samples: Samples,
@@ -34,10 +43,7 @@ def run_check(
     version: str,
     as_of: dt.datetime,
     now: dt.datetime,
-    limits: AlarmLimits,
-    policy: Policy,
-    window_days_max: int,
-    sample_rows_max: int,
+    rules: Rules,
 ) -> tuple[Check, Retraining | None]:
     """Check a version as of a UTC midnight; a check of that moment that is there already is returned as it is.
 
@@ -45,19 +51,19 @@ def run_check(
     rows are looked at again, with those that came meanwhile.
     """
     contract = read_contract(model_dir)
-    name = contract.model_name
+    name, limits, rows_max = contract.model_name, rules.limits, rules.sample_rows_max
     before = checks.list_checks(name, until=as_of, limit=500)
     if before and before[0].as_of == as_of:
         return checks.record_check(before[0])
     own = [check for check in before if check.model_version == version]
     baseline = _read_baseline(contract, model_dir)
-    last_days = dt.timedelta(days=window_days_max)
+    last_days = dt.timedelta(days=rules.window_days_max)
     since = max([as_of - last_days, *(check.until for check in own if "drift" in check.evidence)])
     closed = as_of - dt.timedelta(days=contract.horizon_days or 0)
     judged = (dt.datetime.fromisoformat(c.evidence["outcomes_until"]) for c in own if "realised" in c.evidence)
     after = max([closed - last_days, *judged])
-    window = read_window(samples, contract, version, since=since, until=as_of, rows_max=sample_rows_max)
-    known = samples.sample_outcomes(name, version, after=after, until=closed, rows_max=sample_rows_max)
+    window = read_window(samples, contract, version, since=since, until=as_of, rows_max=rows_max)
+    known = samples.sample_outcomes(name, version, after=after, until=closed, rows_max=rows_max)
     evidence: dict[str, Any] = measure_window(baseline, window.rows, limits) | measure_outcomes(
         baseline, known.rows, limits
     )
@@ -70,7 +76,7 @@ def run_check(
         evidence,
         [PastCheck(check.since, check.evidence) for check in own],
         [PastRetraining(past.as_of, past.state) for past in retrainings],
-        policy,
+        rules.policy,
         as_of=as_of,
         since=since,
         model_as_of=trained_at,
