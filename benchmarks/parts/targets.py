@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +36,17 @@ def show_targets(targets: Sequence[Target]) -> None:
         table.add_row(target.target, f"{target.value:.3g}", limit, met)
     if targets:
         Console().print(table)
+
+
+def show(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """A table of figures by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    Console().print(table)
 
 
 def finish(arguments: Namespace, settings: Iterable[str], figures: dict[str, Any], targets: Sequence[Target]) -> int:
