@@ -6,23 +6,14 @@ import csv
 import hashlib
 import io
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-CHROMIUM = Path("/usr/bin/chromium")
-OFFLINE = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
+from tests.browser import keep_pictures, open_browser
+
 DRAWN = ("ROC curve", "Precision and recall", "Calibration", "Confusion", "Training curve")
 
 
@@ -92,13 +83,7 @@ def test_plots_show_needs_no_template(committed, tmp_path):
 @pytest.mark.browser
 def test_plots_open_without_a_network(committed, tmp_path):
     """Every plot is drawn, with marks, by a browser that can reach nothing."""
-    if not CHROMIUM.exists():
-        assert not os.environ.get("CI"), f"{CHROMIUM} is missing"
-        pytest.skip(f"{CHROMIUM} is not installed")
-    from playwright.sync_api import sync_playwright
-
-    kept = Path(os.environ.get("CLOSEDLOOP_ARTIFACTS", tmp_path)).resolve()
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = keep_pictures(tmp_path)
     committed.run("plots-template")
     assert (
         "?? "
@@ -108,8 +93,7 @@ def test_plots_open_without_a_network(committed, tmp_path):
     )
     run_dvc(committed.root, "plots", "show", "--out", str(tmp_path / "page"))
     asked, errors = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1400})
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -125,7 +109,6 @@ def test_plots_open_without_a_network(committed, tmp_path):
         )
         pictures = page.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
         page.screenshot(path=kept / "dvc_plots.png", full_page=True)
-        browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert set(DRAWN) <= set(titles)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -14,21 +13,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser import keep_pictures, open_browser, require_chromium
 
 pytestmark = pytest.mark.thorough
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
-CHROMIUM = shutil.which("chromium")
-OFFLINE = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 # One worker: the default four take three times as long to start on two cores.
 SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_WORKERS": "1"}
 READY_SECONDS = 150
@@ -48,10 +39,7 @@ LINEAR_SEARCH = {
 
 @pytest.fixture(scope="module")
 def chromium():
-    if CHROMIUM is None:
-        assert not os.environ.get("CI"), "chromium is missing"
-        pytest.skip("chromium is not installed")
-    return CHROMIUM
+    return require_chromium()
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +94,10 @@ def address(chromium, challenged, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(chromium, address):
+def browser(address):
     """Started after the stages have run: playwright leaves an event loop running in this thread."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=OFFLINE)
+    with open_browser(loopback=True) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -132,9 +118,7 @@ def page(browser, address):
 
 @pytest.fixture
 def kept(tmp_path):
-    folder = Path(os.environ.get("CLOSEDLOOP_ARTIFACTS", tmp_path)).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return keep_pictures(tmp_path)
 
 
 def open_run(page: Page, name: str) -> None:

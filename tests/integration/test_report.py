@@ -17,6 +17,7 @@ from closedloop.loop.monitor import Rules, run_check
 from closedloop.loop.report import keep_report
 from closedloop.records import Outcome, Prediction, digest_position
 from closedloop.settings import Settings
+from tests.browser import keep_pictures, open_browser
 from tests.integration.test_monitor import MODEL, NOW, make_rows
 from tests.model_folders import write_model_folder
 
@@ -108,6 +109,36 @@ def test_a_report_is_kept_once_and_shows_how_good_the_estimate_was(tmp_path: Pat
     assert run.data.tags["closedloop.model_version"] == "7"
     kept = loop.tracking.client.list_artifacts(run_id, "monitoring")
     assert [Path(one.path).name for one in kept] == loop.list_pages()
+
+
+@pytest.mark.browser
+def test_every_page_opens_and_draws_its_figures_without_a_network(tmp_path: Path) -> None:
+    loop, kept = Loop(tmp_path, lambda rows: rows["churned"]), keep_pictures(tmp_path)
+    loop.keep()
+    figures = {"data": 2 * len(loop.check().evidence["drift"]["features"]), "outcomes": 4}
+    asked, failed = list[str](), list[str]()
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.goto((loop.folder / "report.html").as_uri())
+        for link in ("drift of features and score, data quality", "performance where outcomes are known"):
+            page.screenshot(path=kept / "monitoring_report.png", full_page=True)
+            page.get_by_role("link", name=link).click()
+            name = Path(page.url).stem
+            page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length == {figures.pop(name)}")
+            # the extent in pixels of what each figure draws inside its axes
+            page.wait_for_function(
+                """[...document.querySelectorAll('.js-plotly-plot')].every(plot =>
+                    [...plot.querySelectorAll('.plot path, .plot image')].some(
+                        mark => mark.getBBox().width + mark.getBBox().height > 100))"""
+            )
+            page.screenshot(path=kept / f"monitoring_{name}.png", full_page=True)
+            page.go_back()
+    assert figures == {}
+    assert failed == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_a_run_that_was_begun_and_never_ended_is_gone_on_with(tmp_path: Path) -> None:
