@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+from closedloop.contract import ModelContract
 from closedloop.core.windows import WindowSpec, feature_names
 from closedloop.dataset import DatasetConfig
 from closedloop.errors import ConfigError
@@ -13,6 +14,7 @@ from closedloop.params import Params
 
 # Raised when code changes what a feature means while its name stays: rows of both meanings must not be mixed.
 DEFINITION_VERSION = 1
+KINDS = ("numeric", "categorical")
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,9 @@ def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
     definition["numeric"] = numeric
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
     return FeatureSet(numeric, columns.categorical, f"{dataset.model_name}_{digest}")
+
+
+def read_features(contract: ModelContract) -> FeatureSet:
+    """The features of a model that was trained."""
+    kinds = {kind: tuple(one.name for one in contract.features if one.kind == kind) for kind in KINDS}
+    return FeatureSet(kinds["numeric"], kinds["categorical"], contract.feature_service)

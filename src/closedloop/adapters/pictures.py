@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from closedloop.core.charts import tabulate_calibration, tabulate_curve, tabulate_lift
+from closedloop.core.charts import tabulate_lift
+from closedloop.core.metrics import CALIBRATION_BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +19,7 @@ if TYPE_CHECKING:
 INK, ACCENT, SECOND, QUIET = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 
 
-def draw_scores(
-    folder: Path, labels: np.ndarray, scores: np.ndarray, threshold: float, *, rows_name: str
-) -> list[Path]:
+def draw_scores(folder: Path, labels: np.ndarray, scores: np.ndarray, threshold: float, *, rows_name: str) -> None:
     """ROC, precision-recall, calibration, confusion and lift of scored rows, one PNG each.
 
     Parameters
@@ -29,100 +29,80 @@ def draw_scores(
     rows_name
         Which rows they are, for the titles.
     """
-    curves = {"roc": tabulate_curve(labels, scores, "roc")}
-    curves["precision_recall"] = tabulate_curve(labels, scores, "precision_recall")
-
-    def roc(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", label="chance")
-        axes.plot(curves["roc"].iloc[:, 0], curves["roc"].iloc[:, 1], color=ACCENT, label="model")
-        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC curve ({rows_name})")
-        axes.legend(frameon=False)
-
-    def precision_recall(axes: Axes) -> None:
-        axes.axhline(labels.mean(), color=QUIET, linestyle="--", label=f"churn rate {labels.mean():.2f}")
-        axes.plot(
-            curves["precision_recall"]["recall"], curves["precision_recall"]["precision"], color=ACCENT, label="model"
-        )
-        axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title=f"Precision and recall ({rows_name})")
-        axes.legend(frameon=False)
-
-    def calibration(axes: Axes) -> None:
-        table = tabulate_calibration(labels, scores)
-        axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", label="perfect")
-        axes.plot(table["mean_score"], table["churn_rate"], color=ACCENT, marker="o", label="model")
-        axes.set(xlabel="mean score of the bin", ylabel="share that churned", title=f"Calibration ({rows_name})")
-        axes.legend(frameon=False)
+    from sklearn.calibration import CalibrationDisplay
+    from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
     def confusion(axes: Axes) -> None:
-        decisions = scores >= threshold
-        counts = np.array([[np.sum((labels == row) & (decisions == column)) for column in (0, 1)] for row in (0, 1)])
-        axes.imshow(counts, cmap="GnBu")
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if count > counts.max() / 2 else INK
-            axes.text(column, row, f"{count:,}\n{count / counts.sum():.1%}", ha="center", va="center", color=colour)
-        names = ["stayed", "churned"]
-        axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names)
+        names = ("stayed", "churned")
+        ConfusionMatrixDisplay.from_predictions(
+            labels, scores >= threshold, display_labels=names, values_format=",", cmap="GnBu", colorbar=False, ax=axes
+        )
         axes.set(xlabel="predicted", ylabel="actual", title=f"Decisions at threshold {threshold:.2f} ({rows_name})")
+
+    def calibration(axes: Axes) -> None:
+        CalibrationDisplay.from_predictions(
+            labels, scores, n_bins=CALIBRATION_BINS, strategy="quantile", name="model", ax=axes
+        )
+        axes.set(xlabel="mean score of the bin", ylabel="share that churned", title=f"Calibration ({rows_name})")
+
+    def roc(axes: Axes) -> None:
+        RocCurveDisplay.from_predictions(labels, scores, name="model", plot_chance_level=True, ax=axes)
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC curve ({rows_name})")
+
+    def precision_recall(axes: Axes) -> None:
+        PrecisionRecallDisplay.from_predictions(labels, scores, name="model", plot_chance_level=True, ax=axes)
+        axes.set(xlabel="recall", ylabel="precision", title=f"Precision and recall ({rows_name})")
 
     def lift(axes: Axes) -> None:
         table = tabulate_lift(labels, scores)
-        axes.bar(table["decile"], table["lift"], color=ACCENT)
+        axes.bar(table["decile"], table["lift"])
         axes.axhline(1, color=QUIET, linestyle="--")
         axes.set(xlabel="decile by score (1 = highest)", ylabel="churn rate over average", title=f"Lift ({rows_name})")
         axes.set_xticks(table["decile"])
 
-    pictures = {"roc": roc, "precision_recall": precision_recall, "calibration": calibration}
-    pictures |= {"confusion": confusion, "lift": lift}
-    return [_save(folder / f"{name}.png", draw) for name, draw in pictures.items()]
+    for draw in (roc, precision_recall, calibration, confusion, lift):
+        with _open_figure(folder / f"{draw.__name__}.png") as (axes,):
+            draw(axes)
 
 
-def draw_importance(path: Path, importance: pd.DataFrame) -> Path:
+def draw_importance(path: Path, importance: pd.DataFrame) -> None:
     """Permutation importance: the 20 largest of columns feature, mean, standard_deviation (drop in ROC AUC)."""
     top = importance.sort_values("mean").tail(20)
-
-    def draw(axes: Axes) -> None:
-        axes.barh(top["feature"], top["mean"], xerr=top["standard_deviation"], color=ACCENT, ecolor=INK)
+    with _open_figure(path, figsize=(6, 2 + 0.25 * len(top))) as (axes,):
+        axes.barh(top["feature"], top["mean"], xerr=top["standard_deviation"], ecolor=INK)
         axes.set(xlabel="drop in ROC AUC when shuffled", title="Feature importance (permutation)")
 
-    return _save(path, draw, height=2 + 0.25 * len(top))
 
-
-def draw_training_curve(path: Path, curve: pd.DataFrame) -> Path:
+def draw_training_curve(path: Path, curve: pd.DataFrame) -> None:
     """Log loss of train and validation rows over the steps of ``core.curves.trace_training``."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot(curve["step"], curve["train_log_loss"], color=QUIET, label="train")
-        axes.plot(curve["step"], curve["validation_log_loss"], color=ACCENT, label="validation")
+    with _open_figure(path) as (axes,):
+        for part in ("validation", "train"):
+            axes.plot(curve["step"], curve[f"{part}_log_loss"], label=part)
         axes.set(xlabel="trees (rows for a linear model)", ylabel="log loss", title="Training curve")
         axes.legend(frameon=False)
 
-    return _save(path, draw)
 
-
-def _save(path: Path, draw: Callable[[Axes], None], height: float = 4.2) -> Path:
+@contextmanager
+def _open_figure(path: Path, rows: int = 1, **options: Any) -> Iterator[Any]:
+    """The axes of a picture, below each other, to draw on; it is saved at the end of the block."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
+    style["axes.prop_cycle"] = plt.cycler(color=[ACCENT, SECOND, QUIET])
     with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
-        draw(axes)
+        figure, axes = plt.subplots(rows, squeeze=False, layout="constrained", **{"figsize": (6, 4.2), **options})
+        yield tuple(axes[:, 0])
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
-    return path
 
 
 def draw_loop(path: Path, report: dict[str, Any]) -> Path:
     """Both arms' log loss and ROC AUC, the drift statistic, and every event of a replay, over its days."""
     import datetime as dt
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     def day(text: Any) -> dt.date:
         return dt.date.fromisoformat(str(text))
@@ -136,12 +116,11 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
         "retrained": ("o", ACCENT),
         "promoted": ("^", "#2b8a3e"),
     }
-    style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
-    with plt.rc_context(style):
-        figure, (loss, auc, drift, events) = plt.subplots(
-            4, 1, figsize=(11, 10), sharex=True, layout="constrained", height_ratios=[3, 3, 2, 2.4]
+    shape: dict[str, Any] = {"figsize": (11, 10), "sharex": True, "height_ratios": [3, 3, 2, 2.4]}
+    with _open_figure(path, 4, **shape) as (loss, auc, drift, events):
+        loss.figure.suptitle(
+            f"A frozen model and a closed loop on the same customers: {report['dataset']}", fontsize=14
         )
-        figure.suptitle(f"A frozen model and a closed loop on the same customers: {report['dataset']}", fontsize=14)
         days = [day(arm["snapshot"]) for arm in report["arms"]]
         for axes, figure_name, title in (
             (loss, "log_loss", "log loss\n(lower is better)"),
@@ -174,7 +153,4 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
             words = f" {change['kind']} change"
             loss.annotate(words, (day(change["at"]), 1.01), xycoords=("data", "axes fraction"), fontsize=9, ha="left")
         events.set_xlabel("simulated day; a snapshot's outcomes are known a horizon later")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-        plt.close(figure)
     return path

@@ -161,7 +161,6 @@ class Store(Database):
         *,
         as_of: dt.datetime,
         horizon_days: int,
-        include_forced: bool = False,
         include_shadow: bool = False,
     ) -> pd.DataFrame:
         """Scored customers of whom it is known by ``as_of`` what happened.
@@ -183,9 +182,8 @@ class Store(Database):
         closed = _select_outcomes().where(
             PREDICTIONS.c.model_name == model_name,
             PREDICTIONS.c.snapshot_at <= as_of - dt.timedelta(days=horizon_days),
+            ~PREDICTIONS.c.forced,
         )
-        if not include_forced:
-            closed = closed.where(~PREDICTIONS.c.forced)
         if not include_shadow:
             closed = closed.where(PREDICTIONS.c.variant != "shadow")
         found = closed.subquery()
@@ -222,15 +220,16 @@ class Store(Database):
                 for rows in streamed.partitions():
                     yield [Prediction(*row) for row in rows]
 
-    def purge(self, model_name: str | None, *, keep_days: int, as_of: dt.datetime) -> Removed:
-        """Delete predictions made more than ``keep_days`` before ``as_of``, with their outcomes; None: all models'.
+    def purge(self, model_name: str, *, keep_days: int, as_of: dt.datetime) -> Removed:
+        """Delete predictions made more than ``keep_days`` before ``as_of``, with their outcomes.
 
         See `erase` for what is left of them.
         """
-        return self._delete(model_name, PREDICTIONS.c.predicted_at < as_of - dt.timedelta(days=keep_days))
+        old = PREDICTIONS.c.predicted_at < as_of - dt.timedelta(days=keep_days)
+        return self._delete(sa.and_(old, PREDICTIONS.c.model_name == model_name))
 
-    def erase(self, customer_id: str, model_name: str | None = None) -> Removed:
-        """Delete a customer's predictions and outcomes; of all models if none is named.
+    def erase(self, customer_id: str) -> Removed:
+        """Delete a customer's predictions and outcomes, of all models.
 
         On SQLite the file and its log are rewritten, so that no byte is left. On PostgreSQL rows and column
         statistics are gone; its write-ahead log, archives and backups hold them until they are rotated. A spool
@@ -241,11 +240,9 @@ class Store(Database):
         ServiceUnavailable
             Also if the rows are gone, but another process keeps the file from being rewritten: run it again.
         """
-        return self._delete(model_name, PREDICTIONS.c.customer_id == customer_id)
+        return self._delete(PREDICTIONS.c.customer_id == customer_id)
 
-    def _delete(self, model_name: str | None, chosen: sa.ColumnElement[bool]) -> Removed:
-        if model_name is not None:
-            chosen = sa.and_(chosen, PREDICTIONS.c.model_name == model_name)
+    def _delete(self, chosen: sa.ColumnElement[bool]) -> Removed:
         ids = sa.select(PREDICTIONS.c.prediction_id).where(chosen)
         with self._begin() as connection:
             outcomes = connection.execute(sa.delete(OUTCOMES).where(OUTCOMES.c.prediction_id.in_(ids))).rowcount

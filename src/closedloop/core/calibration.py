@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,24 +17,9 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The pipeline to use, the method ("raw" or "sigmoid"), and the held-out log losses that chose it."""
-
-    pipeline: Pipeline
-    method: str
-    log_losses: Mapping[str, float]
-    note: str
-
-
 def calibrate_pipeline(
-    pipeline: Pipeline,
-    frame: pd.DataFrame,
-    labels: np.ndarray,
-    ids: Sequence[str],
-    *,
-    salt: str = "calibration",
-) -> Calibration:
+    pipeline: Pipeline, frame: pd.DataFrame, labels: np.ndarray, ids: Sequence[str]
+) -> tuple[Pipeline, str]:
     """Platt scaling of a fitted pipeline, where it lowers the log loss on held-out validation rows.
 
     Half of the customers (by a stable hash) fit the sigmoid, the other half compares it with the raw scores.
@@ -47,13 +31,18 @@ def calibrate_pipeline(
     ----------
     frame, labels, ids
         Validation rows that the pipeline was not trained on, labels (bool, shape (n,)) and customer ids.
+
+    Returns
+    -------
+    Pipeline, str
+        The one to use, and a note of the held-out log losses that chose it.
     """
     truth = np.asarray(labels).astype(bool)
-    fitting = hash_shares(ids, salt) < 0.5
+    fitting = hash_shares(ids, "calibration") < 0.5
     counts = [int((truth[half] == value).sum()) for half in (fitting, ~fitting) for value in (True, False)]
     if min(counts) < 5:
         note = f"raw scores: half of the validation rows has {min(counts)} rows of a class, 5 needed"
-        return Calibration(pipeline, "raw", {}, note)
+        return pipeline, note
     held_out = frame.loc[~fitting]
     sigmoid = _fit_sigmoid(pipeline, frame.loc[fitting], truth[fitting])
     raw, scaled = (list_log_losses(truth[~fitting], score(each, held_out)) for each in (pipeline, sigmoid))
@@ -63,7 +52,7 @@ def calibrate_pipeline(
     figures = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
     note = f"{method} scores: held-out log loss {figures} ({len(gain)} rows)"
     chosen = _fit_sigmoid(pipeline, frame, truth) if method == "sigmoid" else pipeline
-    return Calibration(chosen, method, losses, note)
+    return chosen, note
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) -> float:

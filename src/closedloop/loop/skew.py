@@ -5,36 +5,21 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from closedloop.contract import ModelContract, check_digest, read_contract
 from closedloop.errors import DataError, GateFailed
-from closedloop.featureset import FeatureSet
-from closedloop.records import Prediction
-from closedloop.serving.champion import VersionRegistry
+from closedloop.featureset import read_features
 from closedloop.serving.slots import BUNDLED
 from closedloop.stages.training_set import CUSTOMER, count_differences
 
 if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
+    from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.store import Store
 
 Served = tuple[str, dt.datetime, tuple[float | str | None, ...]]
-
-
-class PredictionStore(Protocol):
-    """What is needed of the operations store."""
-
-    def read_predictions(
-        self,
-        model_name: str,
-        *,
-        ids: Collection[str] | None = None,
-        since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
-    ) -> Iterator[list[Prediction]]:
-        """Predictions in chunks."""
 
 
 class SkewReport(NamedTuple):
@@ -46,8 +31,8 @@ class SkewReport(NamedTuple):
 
 
 def check_skew(
-    store: PredictionStore,
-    registry: VersionRegistry,
+    store: Store,
+    registry: Tracking,
     features: Features,
     *,
     since: dt.datetime | None = None,
@@ -99,22 +84,14 @@ def _compare(served: set[Served], contract: ModelContract, features: Features) -
     online = pd.DataFrame([values for *_, values in ordered], columns=list(contract.feature_names), dtype=object)
     asked = pd.DataFrame({CUSTOMER: [row[0] for row in ordered], TIMESTAMP: [row[1] for row in ordered]})
     asked[TIMESTAMP] = asked[TIMESTAMP].astype("datetime64[us, UTC]")
-    offline = features.with_definition(_list_features(contract)).read_published(asked)
+    offline = features.with_definition(read_features(contract)).read_published(asked)
     if offline is None:
         days = ", ".join(f"{day:%Y-%m-%d}" for day in asked[TIMESTAMP].drop_duplicates())
         raise DataError(f"skew: {contract.feature_service}: not all of the served snapshots are published: {days}")
     return count_differences(offline, online, contract.feature_names)
 
 
-def _list_features(contract: ModelContract) -> FeatureSet:
-    of_kind = {
-        kind: tuple(feature.name for feature in contract.features if feature.kind == kind)
-        for kind in ("numeric", "categorical")
-    }
-    return FeatureSet(of_kind["numeric"], of_kind["categorical"], contract.feature_service)
-
-
-def _read_contract(registry: VersionRegistry, version: str) -> ModelContract:
+def _read_contract(registry: Tracking, version: str) -> ModelContract:
     with tempfile.TemporaryDirectory(prefix="closedloop-skew-") as folder:
         found, tagged = registry.fetch_version(version, Path(folder))
         check_digest(found, tagged)

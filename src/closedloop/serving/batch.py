@@ -10,23 +10,22 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.adapters.row_tables import RowTable, find_table, insert_rows, read_rows
 from closedloop.adapters.rows import RowFile, RowWriter, read_part, require_suffix, write_part, write_rows
-from closedloop.adapters.store import InsertResult, SpoolPosition
+from closedloop.adapters.store import Store
 from closedloop.adapters.trees import split_trees
 from closedloop.contract import MODEL_FILE, digest_file
 from closedloop.errors import ConfigError, DataError
-from closedloop.records import Record, seal_id
+from closedloop.records import seal_id
 from closedloop.serving.chunks import ID_COLUMN, ROW_COLUMN, ChunkScorer, ScoredChunk
 from closedloop.serving.columns import CUSTOMER_COLUMN, ColumnChecker, describe_columns
 from closedloop.serving.jobs import Job, open_work, require_same_job
@@ -41,13 +40,6 @@ OUTPUT_TYPES[ID_COLUMN] = str
 PLAIN_COLUMNS = (CUSTOMER_COLUMN, ROW_COLUMN, "score", ID_COLUMN)  # of values that hardly repeat
 
 
-class PredictionStore(Protocol):
-    """What is needed of the operations store."""
-
-    def insert(self, records: Sequence[Record], position: SpoolPosition | None = None) -> InsertResult:
-        """Store records, none of them twice."""
-
-
 @dataclass(frozen=True)
 class BatchOptions:
     """How to score.
@@ -58,7 +50,7 @@ class BatchOptions:
 
     range_margin: float
     id_key: bytes
-    store: PredictionStore | None = None
+    store: Store | None = None
     chunk_rows: int = CHUNK_ROWS
     threads: int = 2
     resume: bool = False
@@ -260,10 +252,8 @@ def _fill_table(table: RowTable, path: Path) -> None:
 def _show_rows(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar; its function takes how many rows are done."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    text = TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows")
-    columns = (TextColumn("score"), BarColumn(), text, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task("", total=total)
+    with Progress(console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(f"score {total:,} rows", total=total)
         yield lambda rows: bar.update(task, completed=rows)

@@ -6,32 +6,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from closedloop.adapters.store import Deployment
 from closedloop.contract import check_digest
 from closedloop.errors import ConfigError
 from closedloop.serving.slots import Slot, read_slots
 
-
-class DeploymentStore(Protocol):
-    """What is needed of the operations store."""
-
-    def read_deployment(self, model_name: str) -> Deployment | None:
-        """The deployment row, None before the first release."""
-
-
-class VersionRegistry(Protocol):
-    """What is needed of the model registry."""
-
-    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
-        """Download a version's folder into ``folder``; returns where it is, and the digest that its tag says."""
+if TYPE_CHECKING:
+    from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.store import Store
 
 
 @contextmanager
-def open_champion(
-    state_dir: Path, model_name: str, store: DeploymentStore, registry: VersionRegistry
-) -> Iterator[Slot]:
+def open_champion(state_dir: Path, model_name: str, store: Store, registry: Tracking) -> Iterator[Slot]:
     """The champion's folder, for the length of the block: the service's own where one runs here, else a download.
 
     Raises

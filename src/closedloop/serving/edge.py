@@ -6,11 +6,11 @@ import datetime as dt
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.adapters.quantisation import quantise_model
-from closedloop.adapters.store import InsertResult, SpoolPosition
+from closedloop.adapters.store import Store
 from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, digest_file, encode_row
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_folder, write_json
-from closedloop.records import Prediction, Record, digest_position, seal_id
+from closedloop.records import Prediction, digest_position, seal_id
 from closedloop.serving.columns import pack_table
 from closedloop.serving.models import GOLDEN_TOLERANCE, LoadedModel, load_model
 from closedloop.serving.requests import ID_LENGTH_MAX
@@ -166,14 +166,7 @@ class ImportResult(NamedTuple):
     refused: tuple[tuple[int, str], ...]
 
 
-class PredictionStore(Protocol):
-    """What is needed of the operations store."""
-
-    def insert(self, records: Sequence[Record], position: SpoolPosition | None = None) -> InsertResult:
-        """Store records, none of them twice."""
-
-
-def import_records(path: Path, store: PredictionStore, *, model_name: str, id_key: bytes) -> ImportResult:
+def import_records(path: Path, store: Store, *, model_name: str, id_key: bytes) -> ImportResult:
     """Bring a record file into the operations store, under ids that follow from its lines' positions.
 
     What was imported before is not doubled, and a line that is damaged or of another model is refused on its own; so

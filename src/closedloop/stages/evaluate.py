@@ -15,6 +15,7 @@ import pandas as pd
 from closedloop.contract import ModelContract, check_digest, read_contract
 from closedloop.core import gates as gate
 from closedloop.dataset import DatasetConfig
+from closedloop.featureset import read_features
 from closedloop.files import replace_folder, write_json, write_text
 from closedloop.params import Params
 from closedloop.stages.candidate import GROUP, Candidate, load_candidate
@@ -163,12 +164,7 @@ def read_champion_rows(features: Features, contract: ModelContract, test: pd.Dat
     """
     if contract.feature_service == features.features.service:
         return test
-    from closedloop.featureset import FeatureSet
-
-    numeric = tuple(feature.name for feature in contract.features if feature.kind == "numeric")
-    categorical = tuple(feature.name for feature in contract.features if feature.kind == "categorical")
-    definition = FeatureSet(numeric, categorical, contract.feature_service)
-    return features.with_definition(definition).read_published(test[["customer_id", "event_timestamp"]])
+    return features.with_definition(read_features(contract)).read_published(test[["customer_id", "event_timestamp"]])
 
 
 def draw(candidate: Candidate, plots: Path, pictures: Path) -> None:

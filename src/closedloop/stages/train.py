@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.core.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
@@ -37,7 +36,7 @@ class Fitted:
     pipeline: Pipeline
     uncalibrated: Pipeline
     features: tuple[Feature, ...]
-    calibration: Calibration | None
+    calibration: str
     threshold: float
     hyper_parameters: dict[str, Any]
 
@@ -228,11 +227,11 @@ def fit(
     train_rows, validation = rows["train"], rows["validation"]
     unfitted, features = build_unfitted(params, feature_set, hyper_parameters, train_rows)
     uncalibrated = round_thresholds(unfitted.fit(train_rows, train_rows["churned"].to_numpy()))
-    pipeline, calibration = uncalibrated, None
+    pipeline, calibration = uncalibrated, "switched off (model.calibrate)"
     labels = validation["churned"].to_numpy()
     if params.model.calibrate:
-        calibration = calibrate_pipeline(uncalibrated, validation, labels, validation["customer_id"].tolist())
-        pipeline = calibration.pipeline
+        ids = validation["customer_id"].tolist()
+        pipeline, calibration = calibrate_pipeline(uncalibrated, validation, labels, ids)
     threshold = choose_threshold(labels, score(pipeline, validation), params.model.threshold)
     return Fitted(pipeline, uncalibrated, features, calibration, threshold, hyper_parameters)
 
@@ -243,7 +242,7 @@ def measure(fitted: Fitted, rows: dict[str, pd.DataFrame]) -> dict[str, Any]:
     from closedloop.core.metrics import measure_classification
 
     report: dict[str, Any] = {"threshold": fitted.threshold, "hyper_parameters": fitted.hyper_parameters}
-    report["calibration"] = fitted.calibration.note if fitted.calibration else "switched off (model.calibrate)"
+    report["calibration"] = fitted.calibration
     for part in ("train", "validation"):
         scores = score(fitted.pipeline, rows[part])
         report[part] = measure_classification(rows[part]["churned"].to_numpy(), scores, fitted.threshold)
