@@ -38,20 +38,10 @@ class UnusableModelError(Exception):
 
 
 class RefusedLineError(Exception):
-    """A line that is not scored; ``details`` are the rules it breaks, each with its field and value."""
+    """A line that is not scored; its argument is what is answered: code, message and the rules that it breaks."""
 
     def __init__(self, code: str, message: str, details: list[dict[str, Any]]) -> None:
-        super().__init__(message)
-        self.code, self.message, self.details = code, message, details
-
-
-class Request(NamedTuple):
-    """A checked request: ``values`` as they are recorded, ``packed`` as the graph takes them."""
-
-    request_id: str | None
-    customer_id: str | None
-    values: list[float | str | None]
-    packed: list[float]
+        super().__init__({"code": code, "message": message, "details": details})
 
 
 class EdgeModel:
@@ -82,14 +72,19 @@ class EdgeModel:
         version = str(self.contract["contract_version"])
         if version.split(".")[0] != CONTRACT_MAJOR:
             raise UnusableModelError(f"contract_version is {version}, this script reads {CONTRACT_MAJOR}.x")
-        self._session = _open_session(files[name])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(files[name], options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise UnusableModelError(f"ONNX Runtime cannot load the model ({error})") from error
         self._features = [_describe(feature, self.export["range_margin"]) for feature in self.contract["features"]]
         self._check_golden_rows(self.export["files"][name]["golden_tolerance"])
 
     def _check_golden_rows(self, tolerance: float) -> None:
         for number, golden in enumerate(self.contract["golden_rows"]):
-            packed = [feature.pack(golden["features"][feature.name]) for feature in self._features]
-            score = self.score(packed)
+            score = self.score([feature.pack(golden["features"][feature.name]) for feature in self._features])
             if not abs(score - golden["score"]) <= tolerance:
                 raise UnusableModelError(
                     f"golden rows: row {number} scores {score:.7f}, the contract says {golden['score']:.7f}"
@@ -105,14 +100,8 @@ class EdgeModel:
             raise UnusableModelError(f"the model gives {score}, which is no probability")
         return score
 
-    def check(self, line: bytes) -> Request:
-        """A line as a request.
-
-        Raises
-        ------
-        RefusedLineError
-            With every rule that it breaks.
-        """
+    def check(self, line: bytes) -> tuple[dict[str, Any], list[float]]:
+        """What is recorded of a line, and the row as the graph takes it; RefusedLineError if it breaks a rule."""
         try:
             body = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -128,7 +117,7 @@ class EdgeModel:
         values, packed = self._take_features(body.get("features"), details)
         if details:
             raise RefusedLineError("invalid_request", f"{len(details)} rules are broken", details)
-        return Request(request_id, customer_id, values, packed)
+        return {"request_id": request_id, "customer_id": customer_id, "features": values}, packed
 
     def _take_features(self, found: Any, details: list[dict[str, Any]]) -> tuple[list[float | str | None], list[float]]:
         values: list[float | str | None] = []
@@ -154,67 +143,44 @@ class EdgeModel:
         return values, packed
 
 
-class Number(NamedTuple):
-    """A numeric feature, and the range that is accepted."""
+class Feature(NamedTuple):
+    """A feature, and the values that are accepted: a range, or categories with their codes."""
 
     name: str
+    nullable: bool
+    codes: dict[str, int] | None
     low: float
     high: float
-    nullable: bool
 
     def pack(self, value: Any) -> float:
-        """As the graph takes it."""
+        """As the graph takes it; a category that is missing or unknown is -1."""
+        if self.codes is not None:
+            return float(self.codes.get(value, -1))
         return math.nan if value is None else float(value)
 
     def find_broken_rule(self, value: Any) -> str:
         """The rule that a value breaks, or nothing."""
+        or_null = " or null" if self.nullable else ""
         if value is None and self.nullable:
             return ""
+        if self.codes is not None:
+            known = type(value) is str and value in self.codes
+            return "" if known else f"one of {', '.join(list(self.codes)[:20])}{or_null}"
         if type(value) is not float and type(value) is not int:
-            return "number or null" if self.nullable else "number"
+            return f"number{or_null}"
         return "" if self.low <= value <= self.high else f"from {self.low:g} to {self.high:g}"
 
 
-class Category(NamedTuple):
-    """A categorical feature, and the code of each category."""
-
-    name: str
-    codes: dict[str, int]
-    nullable: bool
-
-    def pack(self, value: Any) -> float:
-        """As the graph takes it: what is missing or unknown is -1."""
-        return float(self.codes.get(value, -1))
-
-    def find_broken_rule(self, value: Any) -> str:
-        """The rule that a value breaks, or nothing."""
-        if (value is None and self.nullable) or (type(value) is str and value in self.codes):
-            return ""
-        return f"one of {', '.join(list(self.codes)[:20])}" + (" or null" if self.nullable else "")
-
-
-def _describe(feature: dict[str, Any], range_margin: float) -> Number | Category:
+def _describe(feature: dict[str, Any], range_margin: float) -> Feature:
     """A feature of the contract with the rule that the service applies to it."""
-    name, nullable = feature["name"], feature["nullable"]
+    name, nullable, low, high, codes = feature["name"], feature["nullable"], -3e38, 3e38, None
     if feature["kind"] == "categorical":
-        return Category(name, {category: code for code, category in enumerate(feature["categories"])}, nullable)
-    minimum, maximum = feature["minimum"], feature["maximum"]
-    if minimum is None or maximum is None:
-        return Number(name, -3e38, 3e38, nullable)
-    width = range_margin * max(maximum - minimum, 1.0)
-    low = minimum - width
-    low = max(low, 0.0) if minimum >= 0 else max(low, -3e38)
-    return Number(name, low, min(maximum + width, 3e38), nullable)
-
-
-def _open_session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no public base class
-        raise UnusableModelError(f"ONNX Runtime cannot load the model ({error})") from error
+        codes = {category: code for code, category in enumerate(feature["categories"])}
+    elif feature["minimum"] is not None and feature["maximum"] is not None:
+        width = range_margin * max(feature["maximum"] - feature["minimum"], 1.0)
+        low = max(feature["minimum"] - width, 0.0 if feature["minimum"] >= 0 else low)
+        high = min(feature["maximum"] + width, high)
+    return Feature(name, nullable, codes, low, high)
 
 
 def _require_digest(path: Path, content: bytes, expected: str) -> None:
@@ -273,39 +239,34 @@ def answer_line(model: EdgeModel, recorder: Recorder, number: int, line: bytes) 
     """Check, score, record, answer."""
     start = time.perf_counter()
     try:
-        request = model.check(line)
+        request, packed = model.check(line)
     except RefusedLineError as refused:
-        return {"line": number, "error": {"code": refused.code, "message": refused.message, "details": refused.details}}
-    score = model.score(request.packed)
+        return {"line": number, "error": refused.args[0]}
+    score = model.score(packed)
     record = {
         "stream": recorder.stream,
         "line": number,
-        "request_id": request.request_id or f"edge-{recorder.stream}-{number}",
-        "customer_id": request.customer_id,
+        **request,
+        "request_id": request["request_id"] or f"edge-{recorder.stream}-{number}",
         "predicted_at": dt.datetime.now(dt.UTC).isoformat(),
         "model_name": model.contract["model_name"],
         "model_version": model.export["model_version"],
-        "features": request.values,
         "score": score,
         "decision": int(score >= model.contract["threshold"]),
         "latency_ms": (time.perf_counter() - start) * 1e3,
     }
     recorder.append(record)
+    # the first digits of the prediction id that the import gives: only the service has the key to the others
+    record_id = hashlib.blake2b(f"edge\x1f{recorder.stream}\x1f{number}".encode(), digest_size=16).hexdigest()
     return {
         "line": number,
         "prediction": record["decision"],
         "probability": score,
         "model_version": record["model_version"],
-        "record_id": name_record(recorder.stream, number),
+        "record_id": record_id,
         "request_id": record["request_id"],
         "latency_ms": record["latency_ms"],
     }
-
-
-def name_record(stream: str, number: int) -> str:
-    """The first 32 digits of the prediction id that the import gives: only the service has the key to the others."""
-    position = "\x1f".join(("edge", stream, str(number)))
-    return hashlib.blake2b(position.encode(), digest_size=16).hexdigest()
 
 
 def main() -> int:

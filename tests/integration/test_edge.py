@@ -274,16 +274,17 @@ def test_the_script_checks_as_the_service_does(exported, slot, body):
     elif (refused := find_refusal(checker, line)) is not None:
         with pytest.raises(edge_script.RefusedLineError) as found:
             model.check(line)
-        assert (found.value.code, found.value.message) == (refused.code, refused.message)
+        said = found.value.args[0]
+        assert (said["code"], said["message"]) == (refused.code, refused.message)
         breaches = [msgspec.to_builtins(breach) for breach in refused.breaches]
-        assert sorted(map(repr, found.value.details)) == sorted(map(repr, breaches))
+        assert sorted(map(repr, said["details"])) == sorted(map(repr, breaches))
     else:
-        expected, request = checker.check(msgspec.json.decode(line), ""), model.check(line)
-        assert tuple(request.values) == expected.values
+        expected, (request, row) = checker.check(msgspec.json.decode(line), ""), model.check(line)
+        assert tuple(request["features"]) == expected.values
         names = ("visits_30d", "age", "plan")
         packed = encode_row(checker.contract.features, dict(zip(names, expected.values, strict=True)))
-        np.testing.assert_array_equal([request.packed], packed.astype(np.float64))
-        assert (request.customer_id, request.request_id or "") == (expected.customer_id, expected.request_id)
+        np.testing.assert_array_equal([row], packed.astype(np.float64))
+        assert (request["customer_id"], request["request_id"] or "") == (expected.customer_id, expected.request_id)
 
 
 def find_refusal(checker: RequestChecker, line: bytes) -> RefusedRequest | None:
@@ -451,5 +452,5 @@ def test_the_exported_model_is_the_one_that_serves(exported, slot):
     served = load_model(Path(slot.folder), version="7", folder_sha256=slot.folder_sha256)
     model = edge_script.EdgeModel(exported)
     for row in ROWS:
-        packed = model.check(msgspec.json.encode({"features": row})).packed
+        _, packed = model.check(msgspec.json.encode({"features": row}))
         assert model.score(packed) == served.scorer.score(np.array([packed], dtype=np.float32))[0]

@@ -86,8 +86,7 @@ def open_online_reader(
     if place not in (("sqlite", "redis"), ("redis", "redis")):
         found = " with redis_type ".join(place)
         raise ConfigError(f"feature_store.yaml: online_store.type is {found}; sqlite and redis (one server) are read")
-    version = config.get("entity_key_serialization_version", 3)
-    if version != 3:
+    if (version := config.get("entity_key_serialization_version", 3)) != 3:
         raise ConfigError(f"feature_store.yaml: entity_key_serialization_version is {version}, must be 3")
     if config["registry"].get("enable_online_feature_view_versioning"):
         raise ConfigError("feature_store.yaml: registry.enable_online_feature_view_versioning must be off")

@@ -190,8 +190,8 @@ class Store(Database):
         columns = {column.name: kind for column, kind in OUTCOME_COLUMNS.items()}
         query = sa.select(*[found.c[name] for name in columns]).where(found.c.place == 1)
         with self._begin(write=False) as connection:
-            rows = connection.execute(query.order_by(found.c.predicted_at, found.c.prediction_id)).all()
-        return pd.DataFrame.from_records([tuple(row) for row in rows], columns=list(columns)).astype(columns)
+            rows = pd.read_sql_query(query.order_by(found.c.predicted_at, found.c.prediction_id), connection)
+        return rows.astype(columns)
 
     def read_predictions(
         self,

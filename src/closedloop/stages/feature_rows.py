@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from closedloop.adapters.tables import UTC_TIME, read_table, write_table
+from closedloop.adapters.tables import read_table, write_table
 from closedloop.dataset import DatasetConfig
 from closedloop.errors import DataError
 from closedloop.featureset import build_window_spec, list_features
 from closedloop.files import replace_folder
 from closedloop.params import Params
+from closedloop.stages.features import build_features, describe_rows, list_feature_snapshots
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -38,15 +39,12 @@ def compute_features(
     dict
         ``rows``, ``snapshots`` and ``features``.
     """
-    count = len(list_features(params, dataset).names)
-    if dataset.kind == "table":
-        rollup_dir.mkdir(parents=True, exist_ok=True)
-        return {**_write_table_rows(params, dataset, raw_dir, features_dir), "features": count}
-    from closedloop.stages.features import build_features, list_feature_snapshots
-
-    columns = dataset.columns
+    count, columns = len(list_features(params, dataset).names), dataset.columns
     attributes: dict[str, Literal["numeric", "categorical"]] = dict.fromkeys(columns.numeric, "numeric")
     attributes.update(dict.fromkeys(columns.categorical, "categorical"))
+    if dataset.kind == "table":
+        rollup_dir.mkdir(parents=True, exist_ok=True)
+        return {**_write_table_rows(params, raw_dir, features_dir, describe_rows((), attributes)), "features": count}
     report = build_features(
         raw_dir / "events",
         raw_dir / "customers.parquet",
@@ -61,7 +59,7 @@ def compute_features(
     return {**report, "features": count}
 
 
-def _write_table_rows(params: Params, dataset: DatasetConfig, raw_dir: Path, features_dir: Path) -> dict[str, int]:
+def _write_table_rows(params: Params, raw_dir: Path, features_dir: Path, schema: pa.Schema) -> dict[str, int]:
     """A table without time is one snapshot, at as_of; a customer occurs once a snapshot."""
     import pandas as pd
 
@@ -74,11 +72,6 @@ def _write_table_rows(params: Params, dataset: DatasetConfig, raw_dir: Path, fea
             f"{raw_dir / 'customers.parquet'}: customer_id must be unique at a time, found {repeated.iloc[0]!r} again "
             f"({len(repeated)} such rows)"
         )
-    columns = dataset.columns
-    fields = [("customer_id", pa.string()), ("event_timestamp", UTC_TIME)]
-    fields += [(name, pa.float64()) for name in columns.numeric]
-    fields += [(name, pa.string()) for name in columns.categorical]
-    schema = pa.schema(fields)
     days = 0
     with replace_folder(features_dir) as folder:
         for day, rows in customers.groupby(customers["event_timestamp"].dt.date):

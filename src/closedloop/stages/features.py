@@ -128,7 +128,7 @@ class _Plan:
         combined = combine_windows(ibis.table(PAST_COLUMNS, name="past"), spec)
         self.windows = ibis.table(combined.schema(), name="windows")
         self._windows_sql = engine.compile(combined)
-        self.schema = _features_arrow(spec, attributes)
+        self.schema = describe_rows(feature_names(spec), attributes)
 
     def bind(self, session: Session, files: Sequence[Path], customers_path: Path) -> None:
         session.bind("rollup", files, ROLLUP_COLUMNS)
@@ -225,9 +225,10 @@ def list_closed_snapshots(params: Params, dataset: DatasetConfig, events_dir: Pa
     return closed
 
 
-def _features_arrow(spec: WindowSpec, attributes: Mapping[str, str]) -> pa.Schema:
+def describe_rows(computed: Sequence[str], attributes: Mapping[str, str]) -> pa.Schema:
+    """The columns of feature rows: computed ones, and attributes by their kind."""
     columns: list[tuple[str, pa.DataType]] = [("customer_id", pa.string()), ("event_timestamp", UTC_TIME)]
-    columns += [(name, pa.float64()) for name in feature_names(spec)]
+    columns += [(name, pa.float64()) for name in computed]
     for name, kind in attributes.items():
         columns.append((name, pa.float64() if kind == "numeric" else pa.string()))
     return pa.schema(columns)
