@@ -59,12 +59,7 @@ Paths = dict[str, Path]
 def _stage(*places: str, **own_places: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
     """Make a stage's command of a function of a run's context and paths, which returns what is to be said.
 
-    Parameters
-    ----------
-    places
-        Of ``PLACES``, each an option.
-    own_places
-        The same with a default of their own.
+    Each of ``PLACES`` that is named is an option; some have a default of their own here.
     """
 
     def decorate(run: Callable[..., str]) -> Callable[..., str]:
@@ -153,8 +148,7 @@ def train(context: Any, paths: Paths) -> str:
 
     features, use_wandb = list_features(context.params, context.dataset), context.settings.tracking.wandb
     report = run(context.params, context.dataset, features, build_tracking(context), use_wandb=use_wandb, **paths)
-    figures = report["validation"]
-    return f"validation ROC AUC {figures['roc_auc']:.3f}, log loss {figures['log_loss']:.4f}"
+    return "validation ROC AUC {roc_auc:.3f}, log loss {log_loss:.4f}".format_map(report["validation"])
 
 
 @_stage(
@@ -234,10 +228,9 @@ def refresh(
     work_dir = context.settings.locate("state/refresh") / context.dataset.model_name
     with build_engine(context) as engine:
         report = run(context.params, context.dataset, build_features(context), engine, work_dir=work_dir)
-    if not report["materialized"]:
-        _say("refresh", f"nothing changed online: the store holds newer features than those of {report['snapshot']}")
-        return
-    _say("refresh", f"{report['customers']:,} customers, features of {report['snapshot']} online")
+    newer = f"nothing changed online: the store holds newer features than those of {report['snapshot']}"
+    done = f"{report.get('customers', 0):,} customers, features of {report['snapshot']} online"
+    _say("refresh", done if report["materialized"] else newer)
 
 
 @app.command()
@@ -280,13 +273,12 @@ def _say(stage: str, text: str) -> None:
 
 def configure_logging() -> None:
     """Our own steps from INFO on, so that people see where a long stage is; other libraries' from WARNING on."""
-    level = os.environ.get("CLOSEDLOOP_LOG_LEVEL", "INFO")
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     steps = logging.StreamHandler(sys.stderr)
     steps.setFormatter(logging.Formatter(f"{'':>12}  %(message)s"))
     ours = logging.getLogger("closedloop")
     ours.handlers, ours.propagate = [steps], False
-    ours.setLevel(level)
+    ours.setLevel(os.environ.get("CLOSEDLOOP_LOG_LEVEL", "INFO"))
 
 
 def main() -> None:

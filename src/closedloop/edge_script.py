@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-CONTRACT_MAJOR = "1"
+CONTRACT_MAJOR, ID_LENGTH_MAX = "1", 200
 MODEL_FILE, QUANTISED_FILE = "model.onnx", "model.quantised.onnx"
 CONTRACT_FILE, EDGE_FILE = "contract.json", "edge.json"
-ID_LENGTH_MAX = 200
 FIELDS = ("customer_id", "features", "request_id")
 
 

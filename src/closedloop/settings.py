@@ -63,8 +63,7 @@ class ReleaseSettings(_Section):
 
     ``auto_promote``: a version that won offline becomes champion at once; production releases by evidence instead.
     ``steps``: those between shadow and champion; ``requests_min``: in each, null for what a power calculation says.
-    ``hours_max``, ``last_hours_max`` and ``guard_hours_max``: how long a
-    step, the last canary step and the watch over a new champion may last.
+    ``hours_max``, ``last_hours_max``, ``guard_hours_max``: of a step, the last canary step, the watch over a champion.
     """
 
     auto_promote: bool = False
@@ -291,11 +290,10 @@ def load_settings(profile: str | None = None, *, folder: Path = CONFIG_FOLDER) -
     name = profile or os.environ.get(PROFILE_VARIABLE, "local")
     path = folder / f"{name}.yaml"
     values = {"root": folder.resolve().parent, **read_yaml(path), "profile": name}
+    environment = "the environment (CLOSEDLOOP_*)"
     try:
         return Settings(**values)
     except SettingsError as error:
-        raise ConfigError(
-            f"the environment (CLOSEDLOOP_*): {error}; a section's keys are named SECTION__KEY"
-        ) from error
+        raise ConfigError(f"{environment}: {error}; a section's keys are named SECTION__KEY") from error
     except ValidationError as error:
-        raise ConfigError(f"{path} and the environment (CLOSEDLOOP_*):\n  {describe_invalid(error)}") from error
+        raise ConfigError(f"{path} and {environment}:\n  {describe_invalid(error)}") from error

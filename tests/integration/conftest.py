@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from closedloop.adapters.store import Store
 from tests.services import PostgresServer, run_postgres
 
 
@@ -23,3 +25,12 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         return f"sqlite:///{tmp_path_factory.mktemp('store') / 'operations.db'}"
     made: str = request.getfixturevalue("postgres").create_database()
     return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store in a file of the test's own; tests of the store itself take a `database`."""
+    made = Store(f"sqlite:///{tmp_path / 'operations.db'}")
+    made.upgrade()
+    yield made
+    made.close()

@@ -59,14 +59,6 @@ def slot(tmp_path_factory):
     return Slot("7", str(folder), digest_folder(folder))
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path / 'operations.db'}")
-    made.upgrade()
-    yield made
-    made.close()
-
-
 def make_rows(count: int) -> pd.DataFrame:
     """Rows that all hold; every third lacks a plan, every fifth a customer."""
     number = np.arange(count)

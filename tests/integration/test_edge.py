@@ -66,14 +66,6 @@ def edge(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "edge"))
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path / 'operations.db'}")
-    made.upgrade()
-    yield made
-    made.close()
-
-
 def run(python, edge: Path, lines: list[object], *arguments: str, status: int = 0):
     """Answers of the script, and what it said on stderr."""
     content = b"".join(line if isinstance(line, bytes) else msgspec.json.encode(line) + b"\n" for line in lines)

@@ -39,14 +39,6 @@ for number in itertools.count():
 """
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path / 'operations.db'}")
-    made.upgrade()
-    yield made
-    made.close()
-
-
 def read_ids(store: Store) -> Counter[str]:
     return Counter(found.prediction_id for some in store.read_predictions("shop") for found in some)
 

@@ -33,10 +33,7 @@ State = Literal["fresh", "stale", "unknown"]
 
 
 class OnlineRow(NamedTuple):
-    """A customer's values in the order asked for, and the snapshot (UTC) they belong to; both None if unknown.
-
-    Numbers of every type are floats.
-    """
+    """A customer's values in the order asked for (numbers are floats), and their snapshot (UTC); None if unknown."""
 
     values: tuple[Value, ...] | None
     snapshot_at: dt.datetime | None
@@ -57,11 +54,9 @@ class OnlineReader(Protocol):
             If the store does not answer in time, or holds no such view (Redis cannot tell: nobody is known there),
             or a value that is neither number nor text. The message names no address; its cause does.
         """
-        ...
 
     async def close(self) -> None:
         """Close the connection."""
-        ...
 
 
 def open_online_reader(

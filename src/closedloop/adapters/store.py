@@ -116,17 +116,18 @@ class Store(Database):
 
     def read_position(self, model_name: str, spool: str) -> SpoolPosition | None:
         """How far a spool has been read; None if nothing of it ever was."""
-        table = SPOOL_POSITIONS
-        query = sa.select(table).where(table.c.model_name == model_name, table.c.spool == spool)
-        with self._begin(write=False) as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else SpoolPosition(**row._mapping)
+        found = self._find_row(SPOOL_POSITIONS, model_name=model_name, spool=spool)
+        return None if found is None else SpoolPosition(**found)
 
     def read_deployment(self, model_name: str) -> Deployment | None:
         """The deployment row of a model; None before its first release."""
+        found = self._find_row(DEPLOYMENTS, model_name=model_name)
+        return None if found is None else Deployment(**found)
+
+    def _find_row(self, table: sa.Table, **key: str) -> dict[str, Any] | None:
         with self._begin(write=False) as connection:
-            row = connection.execute(sa.select(DEPLOYMENTS).where(DEPLOYMENTS.c.model_name == model_name)).one_or_none()
-        return None if row is None else Deployment(**row._mapping)
+            row = connection.execute(sa.select(table).filter_by(**key)).one_or_none()
+        return None if row is None else dict(row._mapping)
 
     def write_deployment(self, deployment: Deployment, expected_revision: int) -> Deployment:
         """Replace the row that was read with ``expected_revision`` (0: there was none); returns it as it is stored.
