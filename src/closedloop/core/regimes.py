@@ -12,26 +12,6 @@ CAMPAIGN_SHARE = 0.16
 
 
 @dataclass(frozen=True)
-class RegimeChange:
-    """One dated change of the simulated world.
-
-    Parameters
-    ----------
-    kind : str
-        `covariate` (who the customers are), `concept` (what their behaviour means) or `harmless`
-        (figures move, nothing that bears on churn does).
-    at : datetime.date
-        First day on which the change is in force, UTC.
-    what : str
-        One-line description.
-    """
-
-    kind: str
-    at: dt.date
-    what: str
-
-
-@dataclass(frozen=True)
 class Habits:
     """How customers behave while one concept holds; rates are relative to a customer's own normal.
 
@@ -82,47 +62,39 @@ STOCKING_UP = Habits(
 )
 
 
-def list_changes(
-    covariate_at: dt.date | None, harmless_at: dt.date | None, concept_at: dt.date | None
-) -> tuple[RegimeChange, ...]:
-    """List the changes that have a date, oldest first.
+def describe_changes(
+    covariate_at: dt.date | None, harmless_at: dt.date | None, concept_at: dt.date | None, *, end: dt.date
+) -> list[dict[str, Any]]:
+    """The changes in force before ``end``, oldest first, with the figures that define them; JSON-able.
+
+    Kinds: ``covariate`` (who the customers are), ``concept`` (what their behaviour means) and ``harmless`` (figures
+    move, nothing that bears on churn does). ``at`` is the first day on which a change is in force, UTC.
 
     Examples
     --------
-    >>> [change.kind for change in list_changes(None, dt.date(2024, 4, 15), dt.date(2024, 3, 1))]
+    >>> found = describe_changes(None, dt.date(2024, 4, 15), dt.date(2024, 3, 1), end=dt.date(2025, 1, 1))
+    >>> [change["kind"] for change in found]
     ['concept', 'harmless']
     """
-    whats = (
-        ("covariate", covariate_at, "a campaign signs up many young, low-income, budget customers"),
-        ("harmless", harmless_at, "prices rise; what people do stays the same"),
+    hazards = {"premium_log_hazard_before": BROWSING.premium, "premium_log_hazard_after": STOCKING_UP.premium}
+    known: tuple[tuple[str, dt.date | None, str, dict[str, float]], ...] = (
+        (
+            "covariate",
+            covariate_at,
+            "a campaign signs up many young, low-income, budget customers",
+            {"campaign_days": CAMPAIGN_DAYS, "extra_customers_share": CAMPAIGN_SHARE},
+        ),
+        ("harmless", harmless_at, "prices rise; what people do stays the same", {"price_factor": PRICE_FACTOR}),
         (
             "concept",
             concept_at,
             "customers stock up: few large baskets, few visits; premium leaves, budget stays",
+            {"basket_factor": STOCKING_UP.basket_factor, **hazards},
         ),
     )
-    changes = [RegimeChange(kind, at, what) for kind, at, what in whats if at is not None]
-    return tuple(sorted(changes, key=lambda change: (change.at, change.kind)))
-
-
-def describe_changes(changes: tuple[RegimeChange, ...], *, end: dt.date) -> list[dict[str, Any]]:
-    """Describe, as JSON-able dicts, the changes in force before `end`, with the figures that define them."""
-    figures: dict[str, dict[str, float]] = {
-        "covariate": {"campaign_days": CAMPAIGN_DAYS, "extra_customers_share": CAMPAIGN_SHARE},
-        "harmless": {"price_factor": PRICE_FACTOR},
-        "concept": {
-            "basket_factor": STOCKING_UP.basket_factor,
-            "premium_log_hazard_before": BROWSING.premium,
-            "premium_log_hazard_after": STOCKING_UP.premium,
-        },
-    }
-    return [
-        {
-            "kind": change.kind,
-            "at": change.at.isoformat(),
-            "what": change.what,
-            "figures": figures[change.kind],
-        }
-        for change in changes
-        if change.at < end
+    changes = [
+        {"kind": kind, "at": at.isoformat(), "what": what, "figures": figures}
+        for kind, at, what, figures in known
+        if at is not None and at < end
     ]
+    return sorted(changes, key=lambda change: (str(change["at"]), str(change["kind"])))

@@ -17,6 +17,7 @@ GENDERS = ("female", "male")
 EVENT_TYPES = ("login", "purchase", "ticket")  # in alphabetical order: codes sort as the names do
 ACTIVE, WINDING_DOWN, LAPSED = 0, 1, 2
 DAY_SECONDS = 86_400
+PURCHASES_PER_MONTH = 5.0  # typical, of an active customer in 30 days
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,10 @@ class Shoppers:
     ----------
     capacity : int
         Customers that will have signed up when the simulation ends; no draw depends on it.
-    purchases_per_month : float
-        Typical purchases of an active customer in 30 days.
     """
 
-    def __init__(self, capacity: int, purchases_per_month: float) -> None:
+    def __init__(self, capacity: int) -> None:
         self.count = 0
-        self.purchases_per_month = purchases_per_month
         self.number = np.zeros(capacity, np.int64)
         self.age = np.zeros(capacity, np.int64)
         self.gender = np.zeros(capacity, np.int64)
@@ -122,7 +120,7 @@ class Shoppers:
         self.income[new] = np.round(profile.income_factor * usual * np.exp(0.28 * z[1]), 0)
         self.income_score[new] = np.log(self.income[new] / 38_000.0)
         engagement = 0.6 * z[2]
-        self.purchase_rate[new] = self.purchases_per_month / 30.0 * np.exp(0.5 * engagement + 0.35 * z[3])
+        self.purchase_rate[new] = PURCHASES_PER_MONTH / 30.0 * np.exp(0.5 * engagement + 0.35 * z[3])
         self.login_rate[new] = 12.0 / 30.0 * np.exp(engagement + 0.2 * z[4])
         self.cycle_days[new] = np.clip(15.0 * np.exp(0.60 * z[5]), 5.0, 32.0)
         self.basket[new] = 35.0 * np.exp(0.25 * self.income_score[new] + 0.35 * z[6])

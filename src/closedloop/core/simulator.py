@@ -17,9 +17,7 @@ from closedloop.core.regimes import (
     CAMPAIGN_SHARE,
     PRICE_FACTOR,
     STOCKING_UP,
-    RegimeChange,
     describe_changes,
-    list_changes,
 )
 from closedloop.core.shoppers import (
     CAMPAIGN,
@@ -36,8 +34,6 @@ from closedloop.core.shoppers import (
     Shoppers,
 )
 from closedloop.errors import ConfigError
-
-__all__ = ["RegimeChange", "Simulation", "SimulatorSpec", "simulate"]
 
 RUN_DAYS = 731  # the run after which `SimulatorSpec.customers` have signed up
 WARM_UP_DAYS = 180  # lived before `start` without being recorded: the shop does not open on `start`
@@ -61,8 +57,6 @@ class SimulatorSpec:
         Seed of all random streams, not negative.
     covariate_at, harmless_at, concept_at : datetime.date or None
         First day of each regime change; None: it does not happen.
-    purchases_per_month : float
-        Typical purchases of an active customer in 30 days, above 0.
     """
 
     customers: int = 24_000
@@ -70,7 +64,6 @@ class SimulatorSpec:
     covariate_at: dt.date | None = dt.date(2024, 2, 1)
     harmless_at: dt.date | None = dt.date(2024, 4, 1)
     concept_at: dt.date | None = dt.date(2024, 6, 1)
-    purchases_per_month: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date) -> Simulation
     return Simulation(
         customers=_tabulate_customers([cohort.shoppers for cohort in cohorts], start),
         events=_tabulate_events(chunks, start),
-        truth={"regime_changes": describe_changes(_list_spec_changes(spec), end=end)},
+        truth={"regime_changes": describe_changes(spec.covariate_at, spec.harmless_at, spec.concept_at, end=end)},
     )
 
 
@@ -178,8 +171,6 @@ def _check(spec: SimulatorSpec, start: dt.date, end: dt.date) -> None:
         raise ConfigError(f"simulator.customers is {spec.customers}; allowed is 1 to {MAX_CUSTOMERS}")
     if spec.seed < 0:
         raise ConfigError(f"simulator.seed is {spec.seed}; allowed is 0 or more")
-    if not 0 < spec.purchases_per_month < math.inf:
-        raise ConfigError(f"simulator.purchases_per_month is {spec.purchases_per_month}; allowed is above 0")
     if end <= start:
         raise ConfigError(f"simulator.end is {end}; allowed is a day after the start, {start}")
 
@@ -195,9 +186,7 @@ def _open_cohorts(spec: SimulatorSpec, start: dt.date, end: dt.date) -> list[_Co
         raise ConfigError(
             f"simulator.customers is {spec.customers}, which makes {total} by {end}; allowed is {MAX_CUSTOMERS} in all"
         )
-    return [
-        _Cohort(Shoppers(int(signups.sum()), spec.purchases_per_month), profile, signups) for profile, signups in plans
-    ]
+    return [_Cohort(Shoppers(int(signups.sum())), profile, signups) for profile, signups in plans]
 
 
 def _plan_usual_signups(spec: SimulatorSpec, days: int) -> Ints:
@@ -238,10 +227,6 @@ def _describe_day(spec: SimulatorSpec, date: dt.date, offset: int) -> Day:
         price=PRICE_FACTOR if inflated else 1.0,
         habits=STOCKING_UP if changed else BROWSING,
     )
-
-
-def _list_spec_changes(spec: SimulatorSpec) -> tuple[RegimeChange, ...]:
-    return list_changes(spec.covariate_at, spec.harmless_at, spec.concept_at)
 
 
 def _name_customers(count: int) -> NDArray[np.object_]:

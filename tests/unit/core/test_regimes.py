@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import datetime as dt
 
-from closedloop.core.regimes import RegimeChange, describe_changes, list_changes
+from closedloop.core.regimes import describe_changes
+
+END = dt.date(2025, 1, 1)
 
 
 def test_changes_are_listed_by_date_and_those_without_one_are_left_out() -> None:
-    changes = list_changes(dt.date(2024, 6, 1), None, dt.date(2024, 2, 1))
-    assert [(change.kind, change.at) for change in changes] == [
-        ("concept", dt.date(2024, 2, 1)),
-        ("covariate", dt.date(2024, 6, 1)),
+    changes = describe_changes(dt.date(2024, 6, 1), None, dt.date(2024, 2, 1), end=END)
+    assert [(change["kind"], change["at"]) for change in changes] == [
+        ("concept", "2024-02-01"),
+        ("covariate", "2024-06-01"),
     ]
 
 
 def test_a_change_is_in_force_from_its_day_on() -> None:
-    changes = (RegimeChange("harmless", dt.date(2024, 4, 1), "prices rise"),)
-    assert describe_changes(changes, end=dt.date(2024, 4, 1)) == []
-    assert describe_changes(changes, end=dt.date(2024, 4, 2)) == [
-        {"kind": "harmless", "at": "2024-04-01", "what": "prices rise", "figures": {"price_factor": 1.28}}
-    ]
+    day = dt.date(2024, 4, 1)
+    assert describe_changes(None, day, None, end=day) == []
+    (change,) = describe_changes(None, day, None, end=day + dt.timedelta(days=1))
+    assert (change["kind"], change["at"], change["figures"]) == ("harmless", "2024-04-01", {"price_factor": 1.28})

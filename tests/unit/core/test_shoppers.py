@@ -10,7 +10,7 @@ LOGIN, PURCHASE = 0, 1
 
 
 def sign_up(count: int, profile: Profile = USUAL, second: int = 0) -> Shoppers:
-    shoppers = Shoppers(count, purchases_per_month=6.0)
+    shoppers = Shoppers(count)
     numbers, days = np.arange(count), np.zeros(count, np.int64)
     shoppers.sign_up(np.random.default_rng(0), profile, numbers, days, np.full(count, second))
     return shoppers

@@ -228,8 +228,6 @@ def test_truth_is_json_and_lists_what_has_happened_oldest_first(shop: Simulation
         ("customers", 0),
         ("customers", 1_000_001),
         ("seed", -1),
-        ("purchases_per_month", 0.0),
-        ("purchases_per_month", float("nan")),
     ],
 )
 def test_a_bad_spec_names_its_field_and_value(field: str, value: float) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,39 +12,13 @@ import pytest
 from closedloop.adapters.journal import Journal, JournalChanged, Rollout, read_entry
 from closedloop.adapters.store import Deployment, Store
 from closedloop.core.chain import find_break
-from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.errors import DataError
 from closedloop.stages.deploy import Releases, deploy_champion
-
-NAME = "shop_churn"
-NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+from tests.releases import NAME, NOW, Registry
 
 
 class Killed(BaseException):
     """As a process that is killed: nothing handles it."""
-
-
-class Registry:
-    """Aliases and tags; versions 1 to 4 passed their gates, 5 did not."""
-
-    model_name = NAME
-
-    def __init__(self) -> None:
-        self.champion: str | None = None
-        self.rejected: dict[str, str] = {}
-        self.mark: str | None = None
-        self.away = False
-
-    def require_passed(self, version: str) -> Any:
-        if version == "5":
-            raise DataError("version 5: no passed evaluation")
-        return SimpleNamespace(tags={"closedloop.feature_service": "shop_churn_a"})
-
-    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
-        if self.away:
-            raise ServiceUnavailable("the registry is away")
-        self.champion, self.mark = champion, mark
-        if rejected:
-            self.rejected[rejected] = reason
 
 
 class Mortal:
