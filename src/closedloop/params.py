@@ -33,7 +33,7 @@ class SimulatorParams(_Frozen):
     """Scale of the simulated shop."""
 
     start_date: dt.date = dt.date(2023, 1, 1)
-    customers: int = Field(default=24_000, ge=1, le=5_000_000)
+    customers: int = Field(default=24_000, ge=1, le=1_000_000)
     covariate_at: dt.date | None = None
     harmless_at: dt.date | None = None
     concept_at: dt.date | None = None
@@ -85,7 +85,7 @@ class ModelParams(_Frozen):
 
     type: Literal["logistic_regression", "random_forest", "gradient_boosting", "hist_gradient_boosting"]
     params: dict[str, Any] = {}
-    threshold: float | Literal["accuracy", "f1"] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["accuracy", "f1"] = 0.5
     calibrate: bool = True
 
 

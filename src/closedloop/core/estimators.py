@@ -223,8 +223,6 @@ def _build_model(model_type: str, model_params: Mapping[str, Any], seed: int) ->
         "gradient_boosting": ensemble.GradientBoostingClassifier,
         "hist_gradient_boosting": ensemble.HistGradientBoostingClassifier,
     }
-    if model_type not in classes:
-        raise ConfigError(f"model type is {model_type!r}, allowed: {', '.join(MODEL_TYPES)}")
     # Native categoricals: skl2onnx 1.20 converts them without a warning, and the graph is wrong on most rows.
     allowed = sorted(set(classes[model_type]().get_params()) - {"random_state", "categorical_features"})
     for name in model_params:

@@ -215,17 +215,8 @@ def measure_noise_agreement(
         Noise's standard deviation in units of the feature's.
     standard_deviations : array-like, shape (features,)
         Of each feature in training; 0 or nan leaves the column alone, as coded categories must be.
-
-    Returns
-    -------
-    float
-        nan without rows.
     """
     deviations = np.nan_to_num(np.asarray(standard_deviations, dtype=np.float64))
-    if matrix.ndim != 2 or deviations.shape != matrix.shape[1:]:
-        raise ValueError(f"standard_deviations: found shape {deviations.shape}, allowed is {matrix.shape[1:]}")
-    if not len(matrix):
-        return math.nan
     noise = np.random.default_rng(seed).standard_normal(matrix.shape) * (scale * deviations)
     noisy = (matrix + noise).astype(matrix.dtype)
     before, after = np.asarray(score_function(matrix)), np.asarray(score_function(noisy))
@@ -246,8 +237,6 @@ def fit_recency_rule(recency_days: npt.ArrayLike, labels: npt.ArrayLike) -> Rece
     RecencyRule(threshold_days=2.0, churns_above=True)
     """
     days, truth = np.asarray(recency_days, np.float64), np.asarray(labels).astype(np.int64)
-    if days.shape != truth.shape or not len(days) or np.isnan(days).any():
-        raise ValueError("recency_days: found missing values, no rows or another length than labels, allowed is none")
     values, places = np.unique(days, return_inverse=True)
     churners = np.cumsum(np.bincount(places, truth))
     stayers = np.cumsum(np.bincount(places, 1 - truth))

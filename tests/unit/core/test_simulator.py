@@ -222,19 +222,6 @@ def test_truth_is_json_and_lists_what_has_happened_oldest_first(shop: Simulation
     assert [change["kind"] for change in earlier.truth["regime_changes"]] == ["covariate"]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("customers", 0),
-        ("customers", 1_000_001),
-        ("seed", -1),
-    ],
-)
-def test_a_bad_spec_names_its_field_and_value(field: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"simulator\.{field} is {value}"):
-        simulate(dataclasses.replace(SMALL, **{field: value}), start=START, end=END)
-
-
 @pytest.mark.parametrize("end", [START, START - dt.timedelta(days=1)])
 def test_an_end_that_is_not_after_the_start_is_refused(end: dt.date) -> None:
     with pytest.raises(ConfigError, match=rf"simulator\.end is {end}"):
