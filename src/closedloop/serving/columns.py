@@ -157,18 +157,6 @@ def describe_columns(contract: ModelContract) -> dict[str, ColumnKind]:
     return {**kinds, CUSTOMER_COLUMN: "id", TIME_COLUMN: "time"}
 
 
-def pack_table(features: Sequence[Feature], table: pa.Table) -> np.ndarray:
-    """Rows that need no check, such as the reference's, as the graph takes them."""
-    packed = np.empty((table.num_rows, len(features)), dtype=np.float32)
-    for place, feature in enumerate(features):
-        column = _take_column(table, feature.name)
-        if isinstance(feature, CategoricalFeature):
-            packed[:, place] = _encode_names(feature, pc.cast(column, pa.string()))
-        else:
-            packed[:, place] = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return packed
-
-
 def _encode_names(feature: CategoricalFeature, names: pa.Array) -> np.ndarray:
     """The code of each category, -1 for what is unknown or missing."""
     return np.asarray(pc.index_in(names, pa.array(feature.categories, pa.string())).fill_null(-1).to_numpy())

@@ -23,7 +23,6 @@ from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, diges
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_folder, write_json
 from closedloop.records import Prediction, digest_position, seal_id
-from closedloop.serving.columns import pack_table
 from closedloop.serving.models import GOLDEN_TOLERANCE, LoadedModel, load_model
 from closedloop.serving.requests import ID_LENGTH_MAX
 from closedloop.serving.slots import Slot
@@ -97,13 +96,14 @@ def _add_quantised(model: LoadedModel, source: Path, folder: Path) -> tuple[dict
     changed = quantise_model(source / MODEL_FILE, path)
     scorer = OnnxScorer(path)
     table = pq.read_table(source / REFERENCE_FILE, columns=list(model.contract.feature_names))
-    matrix = pack_table(model.contract.features, table)
+    features = model.contract.features
+    matrix = np.concatenate([encode_row(features, row) for row in table.to_pylist()])
     # row by row, since a tensor's numbers share one scale
     after = np.array([scorer.score(matrix[place : place + 1])[0] for place in range(len(matrix))])
     before = model.scorer.score(matrix)
-    difference = float(np.abs(before - after).max()) if len(matrix) else 0.0
+    difference = float(np.abs(before - after).max())
     threshold = model.contract.threshold
-    different = float(np.mean((before >= threshold) != (after >= threshold))) if len(matrix) else 0.0
+    different = float(np.mean((before >= threshold) != (after >= threshold)))
     if not changed:
         reason = "quantisation changes nothing: the model has no operator with weights that it knows, such as a product"
     elif difference > SCORE_DIFFERENCE_MAX:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
     from closedloop.core.comparison import Comparison
+    from closedloop.core.metrics import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def evaluate(
         draw(candidate, plots, pictures)
         write_card(card_path, params, dataset, candidate, figures, intervals, groups, verdict, pictures)
     flat = {name: value for name, value in figures.items() if math.isfinite(value)}
-    write_json(metrics_path, {**flat, "intervals": {name: list(pair) for name, pair in intervals.items()}})
+    write_json(metrics_path, {**flat, "intervals": intervals})
     write_json(gates_path, verdict)
     with tracking.start_run("evaluate", run_id=tracking.find_run(candidate.folder_sha256)):
         tracking.log_metrics(flat, prefix="test_")
@@ -85,7 +86,7 @@ def evaluate(
     return {"figures": figures, "intervals": intervals, **verdict}
 
 
-def measure(params: Params, candidate: Candidate) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+def measure(params: Params, candidate: Candidate) -> tuple[dict[str, float], dict[str, Interval]]:
     """Figures on the test rows, and the bootstrap intervals of the main ones."""
     from closedloop.core.metrics import bootstrap_intervals, measure_classification
 
@@ -100,7 +101,7 @@ def measure(params: Params, candidate: Candidate) -> tuple[dict[str, float], dic
         level=params.evaluation.level,
         customers=candidate.test["customer_id"].to_numpy(),
     )
-    return figures, {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+    return figures, intervals
 
 
 def measure_sensitive_groups(dataset: DatasetConfig, candidate: Candidate) -> pd.DataFrame | None:
@@ -189,7 +190,7 @@ def write_card(
     dataset: DatasetConfig,
     candidate: Candidate,
     figures: dict[str, float],
-    intervals: dict[str, tuple[float, float]],
+    intervals: dict[str, Interval],
     groups: pd.DataFrame | None,
     verdict: dict[str, Any],
     pictures: Path,

@@ -9,6 +9,7 @@ import pandas as pd
 from closedloop.adapters.tables import read_table
 from closedloop.core import gates as gate
 from closedloop.core.limits import GateLimits
+from closedloop.core.metrics import Interval
 from closedloop.dataset import DatasetConfig
 from closedloop.params import Params
 from closedloop.stages.candidate import GROUP, LABEL, Candidate
@@ -21,7 +22,7 @@ def judge(
     dataset: DatasetConfig,
     candidate: Candidate,
     figures: dict[str, float],
-    intervals: dict[str, tuple[float, float]],
+    intervals: dict[str, Interval],
     groups: pd.DataFrame | None,
     *,
     raw_dir: Path,
