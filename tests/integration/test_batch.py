@@ -153,7 +153,8 @@ def test_progress_is_shown(tmp_path, slot, capsys):
     make_rows(25).to_csv(tmp_path / "in.csv", index=False)
     score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, show_progress=True)
     shown = capsys.readouterr()
-    assert "25 of 25 rows" in shown.err
+    assert "score 25 rows" in shown.err
+    assert "100%" in shown.err
     assert shown.out == ""
 
 
