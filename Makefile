@@ -40,8 +40,8 @@ install: .venv/installed  ## make .venv from the hash-locked requirements
 run: install  ## the whole training workflow (DATASET=name SOURCE=path AS_OF=date for other data)
 	@closedloop run $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(AS_OF),--as-of '$(AS_OF)')
 
-loop: install  ## the whole loop over the data's history, beside a frozen model (DATASET=name SOURCE=path FROM=date TO=date EVERY=days)
-	@closedloop replay $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(FROM),--from '$(FROM)') $(if $(TO),--to '$(TO)') $(if $(EVERY),--every '$(EVERY)')
+loop: install  ## the whole loop over the data's history, beside a frozen model (DATASET=name SOURCE=path FROM=date TO=date EVERY=days HORIZON=days)
+	@closedloop replay $(if $(DATASET),--dataset '$(DATASET)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(FROM),--from '$(FROM)') $(if $(TO),--to '$(TO)') $(if $(EVERY),--every '$(EVERY)') $(if $(HORIZON),--horizon-days '$(HORIZON)')
 
 ui: install  ## the MLflow UI on http://127.0.0.1:5000 (PORT=...)
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)

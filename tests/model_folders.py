@@ -61,8 +61,12 @@ def write_model_folder(
     model_name: str = "test_churn",
     feature_service: str = "test_churn_0",
     missing: float = 0.0,
+    reference_bias: float | None = None,
 ) -> Path:
-    """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much, ``missing`` stands for NaN."""
+    """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much, ``missing`` stands for NaN.
+
+    ``reference_bias``: of the model by which the reference was scored, if it was another one.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +91,9 @@ def write_model_folder(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())
-    pd.DataFrame(ROWS).to_parquet(folder / REFERENCE_FILE)
+    evaluated = bias if reference_bias is None else reference_bias
+    scores = [expected_score(row, evaluated) for row in ROWS]
+    pd.DataFrame(ROWS * 400).assign(score=scores * 400).to_parquet(folder / REFERENCE_FILE)
     golden = tuple(
         GoldenRow(features=row, score=expected_score(row, bias, features) + golden_shift)
         for row in ({feature.name: old for feature, old in zip(features, row.values(), strict=True)} for row in ROWS)

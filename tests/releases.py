@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,34 @@ import pandas as pd
 
 from closedloop.adapters.journal import Journal
 from closedloop.adapters.store import OUTCOME_COLUMNS, Store
+from closedloop.bootstrap import build_releases, load_run
+from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, digest_folder
 from closedloop.core.rollout import ArmEvidence
 from closedloop.errors import DataError, ServiceUnavailable
 from closedloop.loop.release import Evidence
-from closedloop.stages.deploy import Releases
+from closedloop.stages.deploy import Releases, deploy_champion
+from tests.model_folders import write_model_folder
 
 NAME = "shop_churn"
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
 SCORES = (3_000, *[0] * 18, 1_000)
+
+
+def write_folder(folder: Path, number: int) -> Path:
+    """What a release reads of a version's folder."""
+    pd.DataFrame({"score": [0.025] * SCORES[0] + [0.975] * SCORES[-1]}).to_parquet(folder / REFERENCE_FILE)
+    for name in (MODEL_FILE, CONTRACT_FILE):
+        (folder / name).write_text(f"{number}", encoding="utf-8")
+    return folder
+
+
+def digest_number(number: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return digest_folder(write_folder(Path(folder), number))
+
+
+DIGESTS = [digest_number(number) for number in range(7)]
 
 
 class Registry:
@@ -39,9 +59,9 @@ class Registry:
         self.tags = {
             str(number): {
                 "closedloop.feature_service": "shop_churn_a",
-                "closedloop.folder_sha256": f"digest {number}",
+                "closedloop.folder_sha256": DIGESTS[number],
                 "closedloop.comparison": "win",
-                "closedloop.compared_with": f"digest {number - 1}",
+                "closedloop.compared_with": DIGESTS[number - 1],
             }
             for number in range(1, 7)
         }
@@ -57,6 +77,9 @@ class Registry:
         if version == "5":
             raise DataError("version 5: no passed evaluation")
         return self.read_version(version)
+
+    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
+        return write_folder(folder, int(version)), self.tags[version]["closedloop.folder_sha256"]
 
     def set_challenger(self, version: str) -> None:
         self.challenger = version
@@ -104,6 +127,40 @@ class Traffic:
             "scores": SCORES,
         }
         self.arms[version, shadow] = ArmEvidence(**(values | changes))
+
+
+SHARES = {"canary_5": 0.05, "canary_25": 0.25, "canary_50": 0.5}
+
+
+def flow(traffic: Traffic, step: str, **changes: Any) -> None:
+    """Traffic as it should be in a step of version 2 against 1; ``changes`` of version 2's arm."""
+    traffic.arms.clear()
+    share = SHARES.get(step, 1.0)
+    traffic.flow("2", shadow=step == "shadow", share=share, **changes)
+    traffic.flow("1", shadow=step == "champion", share=1 - share if share < 1 else 1.0)
+
+
+def register_versions(root: Path, biases: Mapping[str, float]) -> None:
+    """Versions in a project's real registry, each of which won against the one before; the first one serves.
+
+    One whose bias is below 0 answers otherwise than it did when it was evaluated.
+    """
+    run = load_run(root / "params.yaml", root=root)
+    releases, names = build_releases(run), {"model_name": NAME, "feature_service": f"{NAME}_0"}
+    before = ""
+    for number, bias in biases.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = write_model_folder(Path(place), bias=bias, reference_bias=max(bias, 0.0), **names)
+            digest = digest_folder(folder)
+            with releases.tracking.start_run(f"train {number}") as run_id:
+                releases.tracking.log_files({"contract": folder})
+        tags = {"closedloop.folder_sha256": digest, "closedloop.gates": "passed", "closedloop.comparison": "win"}
+        tags |= {"closedloop.feature_service": f"{NAME}_0", "closedloop.compared_with": before}
+        assert str(releases.tracking.register(f"runs:/{run_id}/contract", run_id, tags).version) == number
+        before = digest
+    deploy_champion(releases, "1", now=NOW, actor="a test", reason="for the test")
+    releases.store.close()  # type: ignore[attr-defined]
+    releases.journal.close()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def replay(
     dataset: Annotated[str | None, typer.Option(help="Default: that of params.yaml.")] = None,
     source: Annotated[str | None, typer.Option(help="File, folder or glob of the data.")] = None,
     share: Annotated[float, typer.Option(help="Of the customers, by a stable hash.", min=0.01, max=1)] = 0.5,
+    horizon_days: Annotated[int | None, typer.Option(help="Another horizon than the label rule's.", min=1)] = None,
     requests_min: Annotated[int, typer.Option(help="Least sample of each step of a release.", min=1)] = 200,
 ) -> None:
     """Replay a data set's history through the whole loop, beside a model that is left alone."""
@@ -32,4 +33,4 @@ def replay(
         days = list_days(dt.date.fromisoformat(first), dt.date.fromisoformat(last), every)
     except ValueError as error:
         raise ConfigError(f"replay: --from and --to are dates like {FIRST}: {error}") from error
-    run(Plan(days, share, requests_min), dataset=dataset, source=source)
+    run(Plan(days, share, requests_min, horizon_days), dataset=dataset, source=source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import yaml
 
 from closedloop import bootstrap
 from closedloop.adapters.checks import Retraining
+from closedloop.adapters.warm import warm_components
 from closedloop.core.assignment import is_canary
+from closedloop.dataset import read_yaml
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.files import write_json, write_text
 from closedloop.loop.monitor import run_check
@@ -23,7 +27,7 @@ from closedloop.loop.outcomes import label_predictions
 from closedloop.loop.release import run_pass, start_release
 from closedloop.loop.rollback import promote
 from closedloop.loop.sabotage import register_inverted
-from closedloop.loop.story import Story, compare_arms, describe_difference, measure_ticks, pair_arms
+from closedloop.loop.story import Story, compare_arms, describe_check, describe_difference, measure_ticks, pair_arms
 from closedloop.loop.traffic import Traffic
 from closedloop.params import PARAMS_FILE
 from closedloop.serving.clock import Clock
@@ -37,9 +41,6 @@ if TYPE_CHECKING:
 
 DAY = dt.timedelta(days=1)
 STEP_DAYS_MAX = 20
-# After a change of concept the right scores are no longer those of the champion (0.32 apart on the shop), whereas the
-# champion's own scores turned round are 0.63 apart.
-SCORE_DISTANCE_MAX = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Plan:
         Of the customers, by a stable hash of their ids.
     requests_min
         Each step's least sample.
+    horizon_days
+        Of the label rule, if it is another than the data set's.
     bad_tick
         Number of the tick at which the bad challenger is offered.
     """
@@ -61,6 +64,7 @@ class Plan:
     days: tuple[dt.date, ...]
     share: float
     requests_min: int
+    horizon_days: int | None = None
     bad_tick: int = 1
 
 
@@ -89,26 +93,33 @@ def replay(plan: Plan, *, dataset: str | None, source: str | None) -> dict[str, 
     if not Path("dvc.yaml").is_file():
         raise ConfigError(f"{Path.cwd()}: there is no dvc.yaml; run this in the project's folder")
     before, environment = Path.cwd(), dict(os.environ)
-    os.chdir(prepare_folder(before, dataset, source, plan.days[0]))
+    os.chdir(prepare_folder(before, dataset, source, plan))
     os.environ["CLOSEDLOOP_RELEASE__REQUESTS_MIN"] = str(plan.requests_min)
-    os.environ["CLOSEDLOOP_RELEASE__SCORE_DISTANCE_MAX"] = str(SCORE_DISTANCE_MAX)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    logging.getLogger("py.warnings").setLevel("ERROR")  # libraries' own, which are deprecated, not wrong
     try:
-        return Replay(plan).run()
+        with warm_components():
+            return Replay(plan).run()
     finally:
         os.chdir(before)
         os.environ.clear()
         os.environ.update(environment)
 
 
-def prepare_folder(root: Path, dataset: str | None, source: str | None, as_of: dt.date) -> Path:
+def prepare_folder(root: Path, dataset: str | None, source: str | None, plan: Plan) -> Path:
     """A project folder whose stores are its own: a real ``configs`` is what stores are found by."""
     name = dataset or bootstrap.load_run(root / PARAMS_FILE, root=root).params.dataset
     folder = root / WORKSPACES / "loop" / name
     shutil.rmtree(folder, ignore_errors=True)
-    prepare_workspace(root, dataset=name, source=source, as_of=f"{as_of}", folder=folder)
+    prepare_workspace(root, dataset=name, source=source, as_of=f"{plan.days[0]}", folder=folder)
     (folder / "configs").unlink()
     for copied in ("configs", "pipelines"):
         shutil.copytree(root / copied, folder / copied)
+    if plan.horizon_days:
+        path = folder / "configs/datasets" / f"{name}.yaml"
+        config = read_yaml(path)
+        config["label"] = {**config["label"], "horizon_days": plan.horizon_days}
+        write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     store = folder / "feature_repo/feature_store.yaml"
     write_text(store, store.read_text(encoding="utf-8").replace("../../../state/", "../state/"))
     return folder
@@ -119,8 +130,12 @@ class Replay:
 
     def __init__(self, plan: Plan) -> None:
         from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.plan, self.story, self.console = plan, Story(), Console(highlight=False)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self.progress = Progress(*columns, console=self.console, transient=True)
+        self.bar = self.progress.add_task("the first model is trained", total=len(plan.days))
         run = self._load(plan.days[0])
         self.run_context, self.name = run, run.dataset.model_name
         clock_path = Path("state/clock")
@@ -135,16 +150,18 @@ class Replay:
 
     def run(self) -> dict[str, Any]:
         """Every tick, and the page."""
-        self._train_first()
-        self.traffic = Traffic(Path("state/clock"), Path("state/service.log"))
-        try:
-            self.traffic.wait_for(1)
-            self.policy = bootstrap.build_release_policy(self._load(self.plan.days[0]))
-            self.evidence = bootstrap.build_release_evidence(self._load(self.plan.days[0]))
-            for number, day in enumerate(self.plan.days):
-                self._tick(number, day)
-        finally:
-            self.traffic.stop()
+        with self.progress:
+            self._train_first()
+            self.traffic = Traffic(Path("state/clock"), Path("state/service.log"))
+            try:
+                self.traffic.wait_for(1)
+                self.policy = bootstrap.build_release_policy(self._load(self.plan.days[0]))
+                self.evidence = bootstrap.build_release_evidence(self._load(self.plan.days[0]))
+                for number, day in enumerate(self.plan.days):
+                    self.progress.update(self.bar, description=f"{day}", completed=number)
+                    self._tick(number, day)
+            finally:
+                self.traffic.stop()
         return self._finish()
 
     def _load(self, day: dt.date) -> bootstrap.RunContext:
@@ -163,6 +180,7 @@ class Replay:
         ended = self._retrain(day, "first", "the first model")
         if ended.model_version is None:
             raise DataError(f"the first model is {ended.state}: {ended.detail}")
+        self.clock.set(self._midnight(day))  # the journal's times never go back: the first tick goes on from here
         promote(self.releases, self.features, ended.model_version, actor="replay", reason="first", now=self.clock())
         with tempfile.TemporaryDirectory() as folder:
             place, digest = self.releases.tracking.fetch_version(ended.model_version, Path(folder))
@@ -179,7 +197,8 @@ class Replay:
 
     def _tick(self, number: int, day: dt.date) -> None:
         run = self._load(day)
-        self.clock.set(run.params.as_of_at)
+        if number:
+            self.clock.set(run.params.as_of_at)
         work_dir = Path("state/refresh") / self.name
         with bootstrap.build_engine(run) as engine:
             refresh(run.params, run.dataset, self.features, engine, work_dir=work_dir)
@@ -194,9 +213,7 @@ class Replay:
         self._wait_stored(self.traffic.ask(customers))
         tick = {"at": f"{day}", "customers": len(customers), "outcomes": labelled.stored}
         if check is not None:
-            drift = check.evidence.get("drift", {})
-            effects = [found["effect"] for found in drift.get("features", {}).values()]
-            tick |= {"verdict": check.verdict, "drift": max(effects, default=None), "drifted": drift.get("drifted")}
+            tick |= describe_check(check)
         self.story.ticks.append(tick)
         self._say(day, "tick", f"{len(customers):,} customers scored, {labelled.stored:,} outcomes closed")
         if number == self.plan.bad_tick:
@@ -315,7 +332,6 @@ class Replay:
         pairs = pair_arms(outcomes, self.story.frozen)
         concept = next((dt.date.fromisoformat(one["at"]) for one in changes if one["kind"] == "concept"), None)
         compared = compare_arms(pairs, concept, seed=self.run_context.params.seed)
-        shown = [one for one in changes if self.plan.days[0] <= dt.date.fromisoformat(one["at"]) <= self.plan.days[-1]]
         report = {
             "dataset": self.run_context.dataset.name,
             "days": [f"{day}" for day in self.plan.days],
@@ -326,7 +342,7 @@ class Replay:
             "champion": self.releases.settle().row.champion_version,  # type: ignore[union-attr]
             "comparison": compared,
             "conclusion": describe_difference(compared),
-            "regime_changes": shown,
+            "regime_changes": changes,
             "arms": measure_ticks(pairs),
             "ticks": self.story.ticks,
             "events": [event._asdict() for event in self.story.events],

@@ -8,10 +8,7 @@ import importlib.util
 import itertools
 import json
 import math
-import os
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -28,23 +25,11 @@ import yaml
 from tests.http_service import Load, run_service, wait_until
 from tests.loops import NAME, fill
 from tests.model_folders import write_model_folder
-from tests.services import find_free_port, require, run_postgres
+from tests.programs import fetch, run_program, run_prometheus
+from tests.services import find_free_port, run_postgres
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "k8s/base/observability"
-
-
-@contextlib.contextmanager
-def run_program(log: Path, *command: str, cwd: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for the length of the block."""
-    require(shutil.which(command[0]), command[0])
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 @contextlib.contextmanager
@@ -57,14 +42,6 @@ def run_exporter(project: Path, url: str) -> Iterator[str]:
         address = f"http://127.0.0.1:{port}/metrics"
         wait_until(lambda: fetch(address), "the exporter's page")
         yield address
-
-
-def fetch(address: str) -> str | None:
-    try:
-        with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - loopback
-            return answer.read().decode()
-    except OSError:
-        return None
 
 
 class Slack(BaseHTTPRequestHandler):
@@ -113,29 +90,6 @@ def run_alertmanager(folder: Path, slack: str) -> Iterator[str]:
     with run_program(folder / "alertmanager.log", "prometheus-alertmanager", *options, cwd=folder):
         wait_until(lambda: fetch(f"http://127.0.0.1:{port}/-/ready"), "readiness of the alertmanager")
         yield f"127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def run_prometheus(folder: Path, targets: dict[str, str], alertmanager: str) -> Iterator[str]:
-    """The real one with the real rules; ``targets`` are addresses by job."""
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(FOLDER / "rules.yaml")],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
-        "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
-        ],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    port = find_free_port()
-    options = [
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'series'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with run_program(folder / "prometheus.log", "prometheus", *options, cwd=folder):
-        wait_until(lambda: fetch(f"http://127.0.0.1:{port}/-/ready"), "readiness of Prometheus")
-        yield f"http://127.0.0.1:{port}"
 
 
 def query(prometheus: str, expression: str) -> list[float]:
@@ -194,7 +148,7 @@ def test_every_panel_has_data_and_alerts_reach_slack(project, tmp_path, monkeypa
         exporter = urllib.parse.urlsplit(stack.enter_context(run_exporter(project.root, url))).netloc
         alertmanager = stack.enter_context(run_alertmanager(tmp_path, stack.enter_context(run_slack())))
         targets = {"closedloop-service": f"127.0.0.1:{service.metrics_port}", "closedloop-exporter": exporter}
-        prometheus = stack.enter_context(run_prometheus(tmp_path, targets, alertmanager))
+        prometheus = stack.enter_context(run_prometheus(tmp_path, targets, alertmanager, rules=FOLDER / "rules.yaml"))
         load = stack.enter_context(Load(service, clients=1))
         load.wait_for(50)
         for answer in load.answers[:20]:

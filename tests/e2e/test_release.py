@@ -6,23 +6,29 @@ import collections
 import contextlib
 import datetime as dt
 import json
-import shutil
 import sqlite3
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from prometheus_client import generate_latest
 
 from closedloop.adapters.journal import read_entry
 from closedloop.bootstrap import build_releases, build_store, load_run
-from closedloop.contract import digest_folder
 from closedloop.errors import GateFailed
 from closedloop.loop.lineage import explain, reproduce
 from closedloop.loop.rollback import promote
+from closedloop.serving.exposition import build_registry
+from closedloop.serving.metrics import WorkerMetrics
 from tests.http_service import Load, run_service, wait_until
-from tests.model_folders import write_model_folder
+from tests.lineage import Cached
+from tests.programs import run_program, run_prometheus
+from tests.releases import register_versions
 
 pytestmark = pytest.mark.thorough
 
-NAME, SERVICE = "shop_churn", "shop_churn_0"
+NAME = "shop_churn"
 BIASES = {"1": 0.0, "2": 0.01, "3": -1.0}
 
 
@@ -33,41 +39,17 @@ class Everything:
         return True
 
 
-class Cached:
-    """A registry that downloads each version once: MLflow takes a third of a second."""
-
-    def __init__(self, inner, folder):
-        self._inner, self._folder, self._found = inner, folder, {}
-
-    def fetch_version(self, version, folder):
-        if version not in self._found:
-            self._found[version] = self._inner.fetch_version(version, self._folder / version)
-        place, digest = self._found[version]
-        return shutil.copytree(place, folder / "contract"), digest
-
-
 def run_sql(root, statement, *values):
     with contextlib.closing(sqlite3.connect(root / "state/operations.db")) as connection, connection:
         connection.execute(statement, values)
 
 
 @pytest.fixture
-def shop(project, tmp_path):
-    """Three registered versions, the first of which serves."""
+def shop(project):
+    """Three registered versions, the first of which serves; the third answers otherwise than when it was evaluated."""
+    register_versions(project.root, BIASES)
     run = load_run(project.root / "params.yaml", root=project.root)
-    releases = build_releases(run)
-    tracking = releases.tracking
-    for number, bias in BIASES.items():
-        folder = write_model_folder(tmp_path / number, bias=bias, model_name=NAME, feature_service=SERVICE)
-        with tracking.start_run(f"train {number}") as run_id:
-            tracking.log_files({"contract": folder})
-        tags = {"closedloop.folder_sha256": digest_folder(folder), "closedloop.gates": "passed"}
-        tags |= {"closedloop.feature_service": SERVICE, "closedloop.comparison": "win"}
-        if number > "1":  # each won against the one before
-            tags["closedloop.compared_with"] = digest_folder(tmp_path / str(int(number) - 1))
-        assert str(tracking.register(f"runs:/{run_id}/contract", run_id, tags).version) == number
-    release(releases, "1")
-    return project, releases, build_store(run)
+    return project, build_releases(run), build_store(run)
 
 
 def release(releases, version):
@@ -163,25 +145,81 @@ def test_a_good_version_goes_all_the_way_under_load_and_a_bad_one_is_rejected(sh
         project.run("release", "start", "2")
         project.run("release", "check", status=3)
 
-        def step():
-            return project.run("release", "step").output
-
         def is_champion():
-            return "advance" in step() and releases.settle().rollout.step == "champion"
+            return releases.settle().rollout.step == "champion"
 
-        wait_until(is_champion, "a new champion", seconds=400)
+        command = (sys.executable, "-m", "closedloop.cli", "release", "step", "--every", "1s")
+        with run_program(project.root / "steps.log", *command, cwd=project.root):
+            wait_until(is_champion, "a new champion", seconds=400)
         load.wait_for(100)
         row = releases.settle().row
         assert (row.champion_version, row.challenger_version, row.challenger_mode) == ("2", "1", "shadow")
         project.run("release", "start", "3")
-        wait_until(lambda: "roll back" in step(), "a rejection")
+        wait_until(lambda: "roll back" in project.run("release", "step").output, "a rejection")
     assert load.failures == []
     actions = [entry.action for entry in releases.read_entries()]
     steps = ["shadow", "canary_5", "canary_25", "canary_50", "champion"]
     assert actions == ["promote", *steps, "shadow", "reject"]
-    assert "scores: the arms' distributions are" in releases.read_entries()[-1].reason
+    assert "apart from those that it was evaluated by" in releases.read_entries()[-1].reason
     assert releases.settle().row.champion_version == "2"
     assert "3" not in {answer["model_version"] for answer in load.answers}
     assert {answer["variant"] for answer in load.answers} == {"champion", "canary"}
     assert releases.tracking.read_version("3").tags["closedloop.rejected"].startswith("entry 8: ")
     project.run("release", "verify")
+
+
+@contextlib.contextmanager
+def run_page(folder):
+    """The metrics page of another service, and what counts its errors."""
+    metrics = WorkerMetrics(folder, "w1")
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(generate_latest(build_registry(folder)))
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", metrics
+    finally:
+        server.shutdown()
+        server.server_close()
+        metrics.close()
+
+
+def test_check_reads_a_real_prometheus_and_the_store_and_changes_nothing(shop, monkeypatch, tmp_path):
+    """Undecided, then fine, then a second service's errors, which only Prometheus knows of."""
+    project, releases, _ = shop
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(run_service(project.root))
+        load = stack.enter_context(Load(service))
+        other, metrics = stack.enter_context(run_page(tmp_path / "metrics"))
+        metrics.count("model_errors_total", "2", "shadow")  # a series begins with what it says first
+        targets = {"closedloop": f"127.0.0.1:{service.metrics_port}", "other": other}
+        address = stack.enter_context(run_prometheus(tmp_path, targets))
+        monkeypatch.setenv("CLOSEDLOOP_RELEASE__PROMETHEUS", address)
+        monkeypatch.setenv("CLOSEDLOOP_RELEASE__REQUESTS_MIN", "200")
+        monkeypatch.setenv("CLOSEDLOOP_RELEASE__LATENCY_SLACK_MS", "5000")  # the machine may be busy
+        project.run("release", "start", "2")
+        entries = len(releases.read_entries())
+        assert "sample: " in project.run("release", "check", status=3).output
+
+        def says(status):
+            with contextlib.suppress(AssertionError):
+                return project.run("release", "check", status=status).output
+            return None
+
+        assert "advance" in wait_until(lambda: says(0), "advance")
+        metrics.count("model_errors_total", "2", "shadow", by=1_000_000)
+        found = wait_until(lambda: says(2), "roll back")
+        assert "error rate: " in found
+        assert load.failures == []
+    assert len(releases.read_entries()) == entries
+    assert releases.settle().row.challenger_mode == "shadow"
+    monkeypatch.setenv("CLOSEDLOOP_RELEASE__PROMETHEUS", "http://127.0.0.1:1")
+    assert "ServiceUnavailable" in project.run("release", "check", status=1).output

@@ -10,20 +10,20 @@ from collections.abc import Callable
 from closedloop.errors import ClosedloopError, ConfigError
 
 logger = logging.getLogger(__name__)
-UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
 def parse_interval(text: str) -> dt.timedelta:
-    """An interval such as 1d, 12h or 30m.
+    """An interval such as 1d, 12h, 30m or 5s.
 
     Raises
     ------
     ConfigError
         If it is none.
     """
-    found = re.fullmatch(r"([1-9]\d{0,4})([dhm])", text)
+    found = re.fullmatch(r"([1-9]\d{0,4})([dhms])", text)
     if not found:
-        raise ConfigError(f"--every {text}: allowed are whole days, hours or minutes, such as 1d, 12h or 30m")
+        raise ConfigError(f"--every {text}: allowed are whole days, hours, minutes or seconds: 1d, 12h, 30m, 5s")
     return dt.timedelta(**{UNITS[found[2]]: int(found[1])})
 
 

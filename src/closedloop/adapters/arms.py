@@ -7,7 +7,8 @@ import datetime as dt
 import sqlalchemy as sa
 
 from closedloop.adapters.database import Database
-from closedloop.core.rollout import SCORE_BINS, ArmEvidence
+from closedloop.core.guardrails import SCORE_BINS
+from closedloop.core.rollout import ArmEvidence
 from closedloop.migrations.tables import PREDICTIONS
 
 

@@ -27,7 +27,8 @@ class Rollout(msgspec.Struct, frozen=True):
     """A version on its way: ``step`` is one of `closedloop.core.rollout`, and began at ``step_at``.
 
     ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
-    before the step, by "version/variant".
+    before the step, by "version/variant"; ``reference_scores`` are those that the version was evaluated by, counted in
+    bins.
     """
 
     version: str
@@ -36,6 +37,7 @@ class Rollout(msgspec.Struct, frozen=True):
     started_at: dt.datetime
     step_at: dt.datetime
     errors_before: dict[str, float] = {}
+    reference_scores: tuple[int, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True):

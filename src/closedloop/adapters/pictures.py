@@ -121,6 +121,7 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
         loss.figure.suptitle(
             f"A frozen model and a closed loop on the same customers: {report['dataset']}", fontsize=14
         )
+        changes = [one for one in report["regime_changes"] if day(one["at"]) >= day(report["days"][0])]
         days = [day(arm["snapshot"]) for arm in report["arms"]]
         for axes, figure_name, title in (
             (loss, "log_loss", "log loss\n(lower is better)"),
@@ -129,7 +130,8 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
             for arm, colour in (("frozen", SECOND), ("closed", ACCENT)):
                 label = {"frozen": "frozen at its first model", "closed": "closed loop"}[arm]
                 values = [found[arm][figure_name] for found in report["arms"]]
-                axes.plot(days, values, color=colour, marker="o", label=label)
+                dashes, order = ("--", 3) if arm == "frozen" else ("-", 2)  # where they are the same, both are seen
+                axes.plot(days, values, color=colour, marker="o", markersize=4, ls=dashes, zorder=order, label=label)
             axes.set_ylabel(title)
         loss.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         judged = [tick for tick in report["ticks"] if tick.get("drift") is not None]
@@ -144,12 +146,12 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
         events.set_ylim(-0.6, max(len(shown), 1) - 0.4)
         events.grid(axis="y", color="#e9ecef")
         for axes in (loss, auc, drift, events):
-            for change in report["regime_changes"]:
+            for change in changes:
                 axes.axvline(day(change["at"]), color=INK, linestyle=":", linewidth=1)
             for event in report["events"]:
                 if event["kind"] == "promoted":
                     axes.axvline(day(event["at"]), color="#2b8a3e", linewidth=1, alpha=0.6)
-        for change in report["regime_changes"]:
+        for change in changes:
             words = f" {change['kind']} change"
             loss.annotate(words, (day(change["at"]), 1.01), xycoords=("data", "axes fraction"), fontsize=9, ha="left")
         events.set_xlabel("simulated day; a snapshot's outcomes are known a horizon later")

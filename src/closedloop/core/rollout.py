@@ -16,7 +16,6 @@ from closedloop.core.sequential import PairedLosses
 Verdict = Literal["advance", "hold", "roll_back"]
 StepName = Literal["shadow", "canary_5", "canary_25", "canary_50", "champion"]
 Unit = Literal["customer", "request"]
-SCORE_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class RolloutPolicy:
     split_alpha
         Level of the sequential sample-ratio test.
     score_distance_max
-        Largest distance of both arms' cumulative score distributions (Kolmogorov-Smirnov), 0 to 1.
+        Largest distance of the challenger's scores from those that it was evaluated by (Kolmogorov and Smirnov's),
+        0 to 1. Against the champion's they may differ: after a change the right scores are others.
     """
 
     steps: tuple[Step, ...] = STEPS
@@ -111,7 +111,7 @@ class RolloutPolicy:
 class ArmEvidence:
     """What one model did since the step began.
 
-    ``scores`` counts scores in `SCORE_BINS` equal bins of [0, 1]; ``latency_p95_ms`` is None if it was not measured.
+    ``scores`` is as `count_scores` gives it; ``latency_p95_ms`` is None if it was not measured.
     In shadow the challenger's requests and errors are those of its shadow scoring.
     """
 
@@ -128,7 +128,8 @@ class StepEvidence:
 
     ``hours`` since the step began. ``losses`` since the release began: paired differences, challenger minus stable, on
     customers with closed outcomes that both models scored (in ``champion``: minus its predecessor). ``unit`` is what
-    the split deals out: customers, or requests where a proxy splits.
+    the split deals out: customers, or requests where a proxy splits. ``reference_scores`` are counts, as in
+    `ArmEvidence`, of the challenger's reference rows.
     """
 
     step: StepName
@@ -138,6 +139,7 @@ class StepEvidence:
     offline_verdict: Literal["win", "lose", "inconclusive"] | None = None
     losses: PairedLosses = field(default_factory=PairedLosses)
     unit: Unit = "customer"
+    reference_scores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,9 @@ def decide_step(policy: RolloutPolicy, evidence: StepEvidence) -> Decision:
 
     Examples
     --------
-    >>> arm = ArmEvidence(requests=6000, errors=60, latency_p95_ms=8.0, scores=(4000,) + (0,) * 18 + (2000,))
-    >>> decide_step(RolloutPolicy(), StepEvidence("shadow", 2.0, arm, arm, offline_verdict="win")).verdict
+    >>> scores = (4000,) + (0,) * 18 + (2000,)
+    >>> arm = ArmEvidence(requests=6000, errors=60, customers=3000, latency_p95_ms=8.0, scores=scores)
+    >>> decide_step(RolloutPolicy(), StepEvidence("shadow", 2.0, arm, arm, "win", reference_scores=scores)).verdict
     'advance'
     """
     step = policy.find_step(evidence.step)

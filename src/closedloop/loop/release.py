@@ -9,11 +9,16 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from closedloop.adapters.journal import Rollout
+from closedloop.adapters.tables import read_table
+from closedloop.contract import REFERENCE_FILE, check_digest
+from closedloop.core.guardrails import count_scores
 from closedloop.core.rollout import Decision, RolloutPolicy, StepEvidence, decide_step
 from closedloop.core.sequential import PairedLosses, sum_paired_losses
 from closedloop.errors import ConfigError, DataError, GateFailed
@@ -22,6 +27,7 @@ from closedloop.stages.deploy import Challenger, Releases, State
 if TYPE_CHECKING:
     import pandas as pd
 
+    from closedloop.adapters.mlflow import Tracking
     from closedloop.core.rollout import ArmEvidence
 
 logger = logging.getLogger(__name__)
@@ -89,7 +95,8 @@ class Evidence:
         hours = max((now - rollout.step_at).total_seconds() / 3600, 0.0)
         step: Any = rollout.step
         # a release begins with a win alone (`start_release`); what was promoted by hand has no need of one any more
-        return StepEvidence(step, hours, arms[0], arms[1], "win", self._pair(name, rollout, as_of), self.unit)
+        paired = self._pair(name, rollout, as_of)
+        return StepEvidence(step, hours, arms[0], arms[1], "win", paired, self.unit, rollout.reference_scores)
 
     def _pair(self, name: str, rollout: Rollout, as_of: dt.datetime) -> PairedLosses:
         if self.horizon_days is None:
@@ -140,7 +147,8 @@ def start_release(releases: Releases, evidence: Evidence, version: str, *, actor
         releases.move(state, action="reject", reason=reason, rejected=version, **common)
         raise GateFailed(f"version {version} is rejected: {reason}")
     releases.tracking.set_challenger(version)
-    rollout = Rollout(version, row.champion_version, "shadow", now, now, evidence.errors.read_totals())
+    scores = read_reference_scores(releases.tracking, version)
+    rollout = Rollout(version, row.champion_version, "shadow", now, now, evidence.errors.read_totals(), scores)
     challenger: Challenger = (version, "shadow", 0.0)
     return releases.move(state, action="shadow", reason="started", challenger=challenger, rollout=rollout, **common)
 
@@ -158,6 +166,20 @@ def find_obstacle(releases: Releases, version: str, champion: str) -> str | None
         raise DataError(f"version {version} was not compared with version {champion}: run 'closedloop evaluate' again")
     verdict = new.tags.get(VERDICT_TAG)
     return None if verdict == "win" else f"the champion-challenger gate said {verdict}, win is needed"
+
+
+def read_reference_scores(tracking: Tracking, version: str) -> tuple[int, ...]:
+    """The scores that a version was evaluated by, counted in bins.
+
+    Raises
+    ------
+    DataError
+        If its folder is not the registered one.
+    """
+    with tempfile.TemporaryDirectory(prefix="closedloop-release-") as folder:
+        place, digest = tracking.fetch_version(version, Path(folder))
+        check_digest(place, digest)
+        return count_scores(read_table(place / REFERENCE_FILE, ["score"], made_by="closedloop train")["score"])
 
 
 def run_pass(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from closedloop.core.comparison import compare_models
 from closedloop.core.metrics import measure_classification
+
+if TYPE_CHECKING:
+    from closedloop.adapters.checks import Check
 
 
 class Event(NamedTuple):
@@ -38,6 +41,23 @@ class Story:
     def tell(self, at: dt.date, kind: str, what: str, why: str = "") -> None:
         """Add an event."""
         self.events.append(Event(at, kind, what, why))
+
+
+def describe_check(check: Check) -> dict[str, Any]:
+    """What the monitor's verdict rests on: drift by feature, and the outcomes beside what was expected of them."""
+    evidence = check.evidence
+    drift, found = evidence.get("drift", {}), evidence.get("realised")
+    effects = {name: shift["effect"] for name, shift in drift.get("features", {}).items()}
+    told = {
+        "verdict": check.verdict,
+        "model_version": check.model_version,
+        "drift": max(effects.values(), default=None),
+        "drifted": {name: effects[name] for name in drift.get("drifted", ())},
+    }
+    if found is None:
+        return told
+    figures = {name: found[name] for name in ("brier", "churn_rate", "expected", "breach")}
+    return told | {"outcomes_of": evidence["outcomes_until"][:10], "realised": figures}
 
 
 def pair_arms(outcomes: pd.DataFrame, frozen: list[pd.DataFrame]) -> pd.DataFrame:

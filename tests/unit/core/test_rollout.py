@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from closedloop.core.guardrails import list_checks, measure_score_distance
+from closedloop.core.guardrails import count_scores, list_checks, measure_score_distance
 from closedloop.core.rollout import STEPS, ArmEvidence, Decision, RolloutPolicy, StepEvidence, decide_step
 from closedloop.core.sequential import sum_paired_losses
 
@@ -21,7 +21,7 @@ LABELS = (0, 0, 0, 1) * 750
 BLIND, SHARP = (0.25,) * 3_000, tuple(0.4 if label else 0.2 for label in LABELS)
 LEVEL = sum_paired_losses(LABELS, BLIND, BLIND)
 BETTER, WORSE = sum_paired_losses(LABELS, BLIND, SHARP), sum_paired_losses(LABELS, SHARP, BLIND)
-GOOD = StepEvidence("canary_50", 10.0, ARM, ARM, offline_verdict="win", losses=LEVEL)
+GOOD = StepEvidence("canary_50", 10.0, ARM, ARM, offline_verdict="win", losses=LEVEL, reference_scores=SCORES)
 
 
 def decide(policy: RolloutPolicy = POLICY, evidence: StepEvidence = GOOD, **changes: Any) -> Decision:
@@ -154,6 +154,32 @@ def test_unknown_steps_and_impossible_counts_are_refused() -> None:
         POLICY.find_step("canary_10")
     with pytest.raises(ValueError, match="challenger: found 11 errors of 10 requests"):
         decide_step(POLICY, with_challenger(requests=10, errors=11))
+
+
+def test_scores_unlike_the_champions_pass_where_the_evaluation_said_so() -> None:
+    turned = SCORES[::-1]
+    assert decide(stable=replace(ARM, scores=turned)).verdict == "advance"
+    (reason,) = decide(reference_scores=turned).reasons
+    assert "scores: 0.333 apart from those that it was evaluated by, at most 0.2 is allowed" in reason
+    assert decide(reference_scores=turned).verdict == "roll_back"
+
+
+@pytest.mark.parametrize("customers", [5, 200])
+def test_scores_that_chance_may_have_moved_hold(customers: int) -> None:
+    few = replace(ARM, customers=customers)
+    evidence = replace(GOOD, stable=few, challenger=few, reference_scores=SCORES[::-1])
+    found = decide_step(POLICY, evidence)
+    assert found.verdict == "hold"
+    assert [reason.split(":")[0] for reason in found.reasons[:-1]] == ["scores"]
+
+
+def test_without_reference_scores_nothing_advances() -> None:
+    assert decide(reference_scores=()).verdict == "hold"
+
+
+def test_scores_are_counted_as_the_store_counts_them() -> None:
+    found = count_scores([0.0, 0.049, 0.05, 0.5, 0.949, 0.95, 1.0])
+    assert found == (2, 1, *[0] * 8, 1, *[0] * 7, 1, 2)
 
 
 def test_score_distance_by_hand() -> None:

@@ -206,3 +206,15 @@ def test_the_paired_sample_gives_its_power_at_the_last_look(gain: float) -> None
     needed = math.log(40) / bet + bet * customers * deviation**2 / 2
     power = norm.sf((needed - gain * customers) / (deviation * math.sqrt(customers)))
     assert 0.8 <= power < 0.802
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.01, 0.001])
+def test_the_bound_of_a_distribution_keeps_its_level_by_the_papers_formula(alpha: float) -> None:
+    """Theorem 2: an error of at most 4 exp(-g^2 C) (1 + 1 / ((g^2 - 1) log h)), the least over h."""
+    constant = 0.8 * math.log(1612 / alpha)
+    h = np.linspace(1.0005, 1.2, 4_000)
+    g = np.sqrt(2 / h) * (0.85 - np.sqrt(2 * (h - 1) / constant))
+    valid = g > 1
+    h, g = h[valid], g[valid]
+    errors = 4 * np.exp(-(g**2) * constant) * (1 + 1 / ((g**2 - 1) * np.log(h)))
+    assert 0.5 * alpha < errors.min() <= alpha

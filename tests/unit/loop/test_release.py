@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from closedloop.adapters.journal import read_entry
-from closedloop.core.chain import find_break
 from closedloop.core.rollout import RolloutPolicy
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.loop.release import run_pass, start_release
 from closedloop.loop.rollback import find_predecessor, promote, roll_back, verify
 from closedloop.stages.deploy import deploy_champion
-from tests.releases import HOUR, NOW, open_desk
+from tests.releases import HOUR, NOW, flow, open_desk
 
 POLICY = RolloutPolicy()
 STEPS = ("shadow", "canary_5", "canary_25", "canary_50", "champion")
-SHARES = {"canary_5": 0.05, "canary_25": 0.25, "canary_50": 0.5}
 
 
 class Services:
@@ -44,14 +38,6 @@ def desk(tmp_path: Path) -> Any:
     with open_desk(tmp_path) as made:
         deploy_champion(made[0], "1", now=NOW, actor="register", reason="the first version")
         yield made
-
-
-def flow(traffic: Any, step: str, **changes: Any) -> None:
-    """Traffic as it should be in a step of version 2 against 1; ``changes`` of version 2's arm."""
-    traffic.arms.clear()
-    share = SHARES.get(step, 1.0)
-    traffic.flow("2", shadow=step == "shadow", share=share, **changes)
-    traffic.flow("1", shadow=step == "champion", share=1 - share if share < 1 else 1.0)
 
 
 def advance(desk: Any, *, until: str, now: dt.datetime = NOW) -> dt.datetime:
@@ -122,7 +108,11 @@ def test_an_undecided_step_holds_and_goes_back_when_its_time_is_over(desk: Any) 
     [
         ("canary_5", {"latency_p95_ms": 40.0}, "latency: p95 is 40.00 ms"),
         ("canary_25", {"customers": 1_500}, "the split is broken"),
-        ("shadow", {"scores": (0,) * 19 + (40_000,)}, "scores: the arms' distributions are 0.750 apart"),
+        (
+            "shadow",
+            {"scores": (0,) * 19 + (40_000,)},
+            "scores: 0.750 apart from those that it was evaluated by, at most 0.2",
+        ),
     ],
 )
 def test_a_guardrail_that_fails_takes_the_version_back(desk: Any, step: str, changes: Any, words: str) -> None:
@@ -221,6 +211,14 @@ def test_what_cannot_be_judged_is_refused_without_a_trace(desk: Any) -> None:
     assert len(releases.read_entries()) == 2
 
 
+def test_a_version_whose_folder_is_not_the_registered_one_does_not_begin(desk: Any) -> None:
+    releases, evidence, _ = desk
+    releases.tracking.tags["2"] |= {"closedloop.folder_sha256": "another"}
+    with pytest.raises(DataError, match="the registry says another"):
+        start_release(releases, evidence, "2", actor="a test", now=NOW)
+    assert len(releases.read_entries()) == 1
+
+
 def test_a_rollback_ends_a_canary_first_and_the_champion_after(desk: Any) -> None:
     releases, _, _ = desk
     now = advance(desk, until="canary_25")
@@ -282,95 +280,43 @@ def test_verify_names_what_is_wrong(desk: Any) -> None:
         verify(releases)
 
 
-# The controller as a process that kills itself before or after its n-th write, which no process can resist: a child
-# for each, of one that has imported everything.
-CONTROLLER = """
-import os, signal, sys
-from pathlib import Path
-from tests.releases import HOUR, NOW, open_desk
-from tests.unit.loop.test_release import POLICY, flow
-from closedloop.loop.release import run_pass
-
-folder, step, left = Path(sys.argv[1]), sys.argv[2], [0]
-
-def tick():
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def mortal(owner, name):
-    inner = getattr(owner, name)
-    def call(*arguments, **named):
-        tick()
-        result = inner(*arguments, **named)
-        tick()
-        return result
-    setattr(owner, name, call)
-
-for line in sys.stdin:
-    child = os.fork()
-    if child:
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    with open_desk(folder) as (releases, evidence, traffic):
-        mortal(releases.journal, "append")
-        mortal(releases.store, "write_deployment")
-        mortal(releases.tracking, "mirror_release")
-        left[0] = int(line) + 2  # settling mirrors once
-        flow(traffic, step)
-        run_pass(releases, evidence, POLICY, now=NOW + 10 * HOUR, as_of=NOW)
-    os._exit(0)
-"""
+BY_OUTCOMES = RolloutPolicy(evidence="outcomes")
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("step", STEPS[:-1])
-def test_a_controller_killed_at_any_write_of_any_step_is_resumed(desk: Any, tmp_path: Path, step: str) -> None:
+def add_outcomes(traffic: Any, now: dt.datetime, *, better: bool) -> None:
+    """600 customers whom both models scored in the canary; version 2 knows more, or as much."""
+    traffic.rows.clear()
+    for number in range(600):
+        outcome = int(number % 3 == 0)
+        knows = 0.2 + 0.5 * outcome + 0.001 * (number % 7)
+        for version, variant in (("1", "champion"), ("2", "shadow")):
+            score = knows if better and version == "2" else 0.4
+            who = (f"p{version}{number}", f"C{number}", NOW, now, version, variant)
+            traffic.rows.append((*who, "http", False, score, 0, outcome, now))
+
+
+def test_by_outcomes_the_controller_waits_for_a_proof_and_promotes_on_it(desk: Any) -> None:
     releases, evidence, traffic = desk
-    now = advance(desk, until=step)
-    before, name = describe(releases), "shop_churn"
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    releases.store.close()
-    releases.journal.close()
-    content = (tmp_path / "operations.db").read_bytes()  # closed: nothing is left in its log
-    controller = subprocess.Popen(
-        [sys.executable, "-c", CONTROLLER, str(tmp_path), step],
-        cwd=root,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert controller.stdin is not None
-    assert controller.stdout is not None
-    for moment in range(1, 7):
-        for left_over in tmp_path.glob("operations.db*"):
-            left_over.unlink()
-        (tmp_path / "operations.db").write_bytes(content)
-        controller.stdin.write(f"{moment}\n")
-        controller.stdin.flush()
-        assert controller.stdout.readline() == "-9\n"
-        row, links = releases.store.read_deployment(name), releases.journal.read(name)
-        # whatever moment it was, one champion serves and the shares add up
-        assert row is not None
-        assert row.champion_version != row.challenger_version
-        assert 0.0 <= row.weight <= 0.5
-        assert read_entry(links[-1]).row.revision - row.revision in (0, 1)
-        releases.settle()
-        after = describe(releases)
-        assert (after == before) == (moment == 1)
-        if moment == 1:
-            flow(traffic, step)
-            run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
-            after = describe(releases)
-        following = STEPS[STEPS.index(step) + 1]
-        expected = ("2", "1", "shadow", 0.0) if following == "champion" else ("1", "2", "canary", SHARES[following])
-        assert after == expected
-        assert releases.tracking.champion == expected[0]
-        assert releases.settle().rollout.step == following
-        assert find_break(releases.journal.read(name), releases.tracking.mark) is None
-        releases.store.close()
-        releases.journal.close()
-    controller.communicate()
-    assert controller.returncode == 0
+    now = advance(desk, until="canary_50")
+    flow(traffic, "canary_50")
+    found = run_pass(releases, evidence, BY_OUTCOMES, now=now + HOUR, as_of=now)
+    assert found.decision.verdict == "hold"  # type: ignore[union-attr]
+    assert "outcomes better: 0 customers with closed outcomes" in found.decision.reasons[0]  # type: ignore[union-attr]
+    add_outcomes(traffic, now, better=True)
+    run_pass(releases, evidence, BY_OUTCOMES, now=now + 2 * HOUR, as_of=now)
+    assert describe(releases) == ("2", "1", "shadow", 0.0)
+    entry = releases.read_entries()[-1]
+    assert "outcomes better: 600 customers with closed outcomes" in entry.reason
+    assert entry.evidence["figures"]["outcomes_better_evidence"] > 3
+    assert entry.evidence["evidence"]["losses"]["customers"] == 600
+
+
+def test_by_outcomes_a_version_that_is_not_proved_better_goes_back_at_the_end_of_its_time(desk: Any) -> None:
+    releases, evidence, traffic = desk
+    now = advance(desk, until="canary_50")
+    flow(traffic, "canary_50")
+    add_outcomes(traffic, now, better=False)
+    for hours, expected in ((100, "hold"), (24 * 45, "roll_back")):
+        found = run_pass(releases, evidence, BY_OUTCOMES, now=now + hours * HOUR, as_of=now)
+        assert found.decision.verdict == expected  # type: ignore[union-attr]
+    assert (describe(releases), releases.read_entries()[-1].rejected) == (("1", None, None, 0.0), "2")

@@ -1,0 +1,62 @@
+"""Real programs for the length of a block, and what they answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from tests.http_service import wait_until
+from tests.services import find_free_port, require
+
+
+@contextlib.contextmanager
+def run_program(log: Path, *command: str, cwd: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process for the length of the block."""
+    require(shutil.which(command[0]), command[0])
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def fetch(address: str) -> str | None:
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - loopback
+            return answer.read().decode()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def run_prometheus(
+    folder: Path, targets: dict[str, str], alertmanager: str = "127.0.0.1:1", *, rules: Path | None = None
+) -> Iterator[str]:
+    """The real one; ``targets`` are addresses by job."""
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(rules)] if rules else [],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    port = find_free_port()
+    options = [
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'series'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with run_program(folder / "prometheus.log", "prometheus", *options, cwd=folder):
+        wait_until(lambda: fetch(f"http://127.0.0.1:{port}/-/ready"), "readiness of Prometheus")
+        yield f"http://127.0.0.1:{port}"
