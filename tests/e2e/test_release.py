@@ -23,7 +23,7 @@ from closedloop.serving.exposition import build_registry
 from closedloop.serving.metrics import WorkerMetrics
 from tests.http_service import Load, run_service, wait_until
 from tests.lineage import Cached
-from tests.programs import run_program, run_prometheus
+from tests.programs import fetch, run_program, run_prometheus
 from tests.releases import register_versions
 
 pytestmark = pytest.mark.thorough
@@ -214,6 +214,8 @@ def test_check_reads_a_real_prometheus_and_the_store_and_changes_nothing(shop, m
                 return project.run("release", "check", status=status).output
             return None
 
+        known = f"{address}/api/v1/query?query=model_errors_total"
+        wait_until(lambda: '"shadow"' in (fetch(known) or ""), "the series in Prometheus")
         assert "advance" in wait_until(lambda: says(0), "advance")
         metrics.count("model_errors_total", "2", "shadow", by=1_000_000)
         found = wait_until(lambda: says(2), "roll back")
