@@ -116,6 +116,8 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project) -> None:
     checks.close()
     assert [check.until for check in before] == [SNAPSHOT + 2 * DAY, SNAPSHOT + DAY]
     assert newest.since == SNAPSHOT + 2 * DAY
+    few = "0 customers since the last window, 500 are needed"
+    assert newest.evidence["reasons"] == [few, "outcomes are as expected"]
     realised = newest.evidence["realised"]
     assert newest.outcomes == realised["rows"] == len(expected)
     assert realised["accuracy"] == pytest.approx((found["decision"] == found["outcome"]).mean(), abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,16 @@ def test_a_check_and_its_retraining_come_back_as_they_were(checks: Checks) -> No
     assert checks.list_checks(MODEL) == [found]
     assert checks.list_retrainings(MODEL) == [asked]
     assert checks.read_retraining(found.check_id) == asked
+
+
+def test_what_nobody_closes_lets_go_of_its_connections(checks: Checks, database: str) -> None:
+    forgotten = Checks(database)
+    forgotten.list_checks(MODEL)
+    pool: Any = forgotten._engine.pool
+    assert pool.checkedin() == 1
+    del forgotten
+    gc.collect()
+    assert pool.checkedin() == 0
 
 
 def test_the_first_check_of_a_moment_is_the_one(checks: Checks) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from closedloop.adapters.figures import Figures
 from closedloop.adapters.samples import Samples
 from closedloop.adapters.store import Store
 from closedloop.records import Outcome, Prediction, digest_position
+from tests.services import PostgresServer
 
 pytestmark = pytest.mark.thorough
 
@@ -174,3 +178,28 @@ def test_a_window_is_found_by_an_index_that_covers_it(samples: Samples, store: S
     assert "COVERING INDEX predictions_by_snapshot" in plans[2]
     assert "predictions USING INDEX predictions_by_snapshot" in plans[3]
     assert all("predictions_by_customer" in plan for plan in (plans[1], plans[3]))
+
+
+def test_nothing_goes_through_all_outcomes_where_postgresql_has_no_statistics(postgres: PostgresServer) -> None:
+    """An index that gave it their order would be read from its start for each prediction: an hour for a million."""
+    url, plans = postgres.create_database(), list[str]()
+    names = [digest_position("row", number) for number in range(5_000)]
+    with closing(Store(url)) as store, closing(Samples(url)) as samples, closing(Figures(url)) as figures:
+        store.upgrade()
+        store.insert([predict(name) for name in names])
+        store.insert([Outcome(name, 1, START + 40 * DAY) for name in names])
+
+        def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            if statement.startswith("SELECT") and "outcomes" in statement:
+                rows = cursor.connection.execute(f"EXPLAIN {statement}", parameters).fetchall()
+                plans.append("\n".join(row[0] for row in rows))
+
+        for one in (samples, figures):
+            sa.event.listen(one._engine, "before_cursor_execute", explain)
+        assert len(close(samples, rows_max=20_000).rows) == 5_000
+        assert figures.measure_accuracy(MODEL, "7", closed_by=START).whole == 1_000
+    assert len(plans) == 2
+    for plan in plans:
+        [of_first] = re.findall(r"SubPlan \d+\n.*?Limit.*", plan, flags=re.DOTALL)
+        assert "outcomes_once" in of_first
+        assert "outcomes_pkey" not in of_first

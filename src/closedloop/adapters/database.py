@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -53,6 +54,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = _create_engine(url)
+        weakref.finalize(self, self._engine.dispose)  # of what nobody closed, at the latest when the process ends
         self._schema_known = False
         self._name = f"operations store {self._engine.url.set(query={}).render_as_string(hide_password=True)}"
         self._dialect = self._engine.dialect.name

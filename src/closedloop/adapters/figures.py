@@ -8,6 +8,7 @@ import datetime as dt
 import sqlalchemy as sa
 
 from closedloop.adapters.database import Database
+from closedloop.adapters.samples import select_first_outcome
 from closedloop.migrations.tables import OUTCOMES, PREDICTIONS
 
 ROLLING_ROWS, REPORTS_READ = 1_000, 10_000
@@ -37,11 +38,10 @@ class Figures(Database):
         Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 10,000
         outcomes that arrived last, of whatever model.
         """
-        table, reports = PREDICTIONS.c, OUTCOMES.alias()
+        table = PREDICTIONS.c
         newest = sa.select(OUTCOMES).order_by(OUTCOMES.c.sequence.desc()).limit(REPORTS_READ).subquery()
         # a subquery of one value: as an anti-join PostgreSQL would read all outcomes
-        first_report = sa.select(reports.c.outcome).where(reports.c.prediction_id == table.prediction_id)
-        outcome = first_report.order_by(reports.c.sequence).limit(1).scalar_subquery().label("outcome")
+        outcome = select_first_outcome().label("outcome")
         query = (
             sa.select(table.customer_id, table.prediction_id, table.snapshot_at, table.decision, outcome)
             .join(newest, newest.c.prediction_id == table.prediction_id)

@@ -84,8 +84,7 @@ class Samples(Database):
                 < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
                 sa.exists().where(OUTCOMES.c.prediction_id == others.c.prediction_id),
             )
-            first = sa.select(OUTCOMES.c.outcome).where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id)
-            outcome = first.order_by(OUTCOMES.c.sequence).limit(1).scalar_subquery()
+            outcome = select_first_outcome()
             known = drawn.where(
                 sa.exists().where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id), ~earlier.exists()
             )
@@ -126,6 +125,15 @@ class Samples(Database):
         if count > rows_max:
             query = query.where(PREDICTIONS.c.prediction_id < f"{int(rows_max / count * 16**8):08x}")
         return count, query.order_by(PREDICTIONS.c.prediction_id)
+
+
+def select_first_outcome() -> sa.ScalarSelect[int]:
+    """The outcome of a prediction that arrived first; None if none is known."""
+    reports = OUTCOMES.alias()
+    of_prediction = sa.select(reports.c.outcome).where(reports.c.prediction_id == PREDICTIONS.c.prediction_id)
+    # an expression that no index serves: PostgreSQL, where it does not know the table yet, would go through all
+    # outcomes by their key until it meets one of this prediction
+    return of_prediction.order_by(reports.c.sequence + 0).limit(1).scalar_subquery()
 
 
 def _pick(columns: Sequence[str]) -> list[sa.Column[Any]]:

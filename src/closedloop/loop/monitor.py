@@ -120,7 +120,8 @@ def _read_baseline(contract: ModelContract, model_dir: Path) -> Baseline:
 def _explain_quiet(evidence: Mapping[str, Any], limits: AlarmLimits) -> list[str]:
     if "drift" in evidence:
         return ["nothing is beyond its limit"]
-    return [f"{evidence['window_rows']} customers since the last window, {limits.window_rows_min} are needed"]
+    few = f"{evidence['window_rows']} customers since the last window, {limits.window_rows_min} are needed"
+    return [few, *(["outcomes are as expected"] if "realised" in evidence else [])]
 
 
 def _ask(check: Check, reasons: list[str], now: dt.datetime) -> Retraining:
