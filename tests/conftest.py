@@ -98,6 +98,12 @@ class Project:
         merged = merge_values(yaml.safe_load(path.read_text(encoding="utf-8")), values)
         path.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
 
+    def add_sources(self, *names: str) -> None:
+        """Folders of the repository, without what running leaves in them."""
+        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
+        for name in names:
+            shutil.copytree(SOURCE_ROOT / name, self.root / name, ignore=ignored)
+
     def copy(self, root: Path) -> Project:
         """The same with all results, to break something in; absolute paths in stores are moved along."""
         shutil.copytree(self.root, root, dirs_exist_ok=True)
@@ -172,9 +178,7 @@ def dvc_shop(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """
     made = create_project(tmp_path_factory.mktemp("dvc") / "project")
     made.change_params(SMALL_SHOP)
-    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
-    for name in ("src", ".dvc"):
-        shutil.copytree(SOURCE_ROOT / name, made.root / name, ignore=ignored)
+    made.add_sources("src", ".dvc")
     shutil.copy(SOURCE_ROOT / ".gitignore", made.root / ".gitignore")
     subprocess.run(["git", "init", "--quiet"], cwd=made.root, check=True)
     different = {"PYTHONHASHSEED": "1", "CLOSEDLOOP_ENGINE__THREADS": "1"}

@@ -29,9 +29,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Pat
     """The folder of a replay of three ticks."""
     made: Project = make_project(tmp_path_factory.mktemp("loop") / "project")
     made.change_params(SHOP)
-    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
-    for name in ("src", ".dvc", "pipelines"):
-        shutil.copytree(SOURCE_ROOT / name, made.root / name, ignore=ignored)
+    made.add_sources("src", ".dvc", "pipelines")
     shutil.copy(SOURCE_ROOT / "dvc.yaml", made.root / "dvc.yaml")
     made.run("replay", "--from", "2024-03-03", "--to", "2024-05-02", "--share", "1")
     return made.root / "workspaces/loop/shop"

@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import os
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -21,7 +20,7 @@ from closedloop.contract import MODEL_FILE, read_contract
 from closedloop.core.estimators import encode_frame
 from closedloop.records import Outcome, Prediction, digest_position
 from closedloop.settings import load_settings
-from tests.conftest import SOURCE_ROOT, Project
+from tests.conftest import Project
 
 pytestmark = pytest.mark.thorough
 
@@ -153,7 +152,7 @@ def list_versions(project: Project) -> list[str]:
 def test_a_breach_retrains_once_whatever_dies_and_however_often_it_is_looked_at(shop_copy: Project) -> None:
     """Outcomes that are the opposite of every decision; the process that begins to retrain is killed."""
     version = read_champion(shop_copy)
-    shutil.copytree(SOURCE_ROOT / "pipelines", shop_copy.root / "pipelines")
+    shop_copy.add_sources("pipelines")
     rows = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")
     answered = log_predictions(shop_copy, rows, SNAPSHOT + DAY / 2, version)
     store = open_store(shop_copy)

@@ -34,9 +34,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Project
     """The small shop with its graph and its pipeline, in a Git repository, and a request of the monitor's."""
     made: Project = make_project(tmp_path_factory.mktemp("retrain") / "project")
     made.change_params(SMALL_SHOP)
-    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "*.local", "plots_template.html")
-    for name in ("src", ".dvc", "pipelines"):
-        shutil.copytree(SOURCE_ROOT / name, made.root / name, ignore=ignored)
+    made.add_sources("src", ".dvc", "pipelines")
     shutil.copy(SOURCE_ROOT / ".gitignore", made.root / ".gitignore")
     identity = ["-c", "user.name=tester", "-c", "user.email=tester@example.com"]
     for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "a project"]):
