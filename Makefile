@@ -6,6 +6,7 @@ SOURCE ?=
 AS_OF ?=
 PORT ?= 5000
 JOB ?= monitor
+PROFILE ?= production
 CLUSTER ?= closedloop
 BASE ?= origin/main
 RUN := $(or $(RUN),$(shell date -u +%Y%m%d-%H%M%S))
@@ -20,7 +21,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run loop ui serve status plots test test-all check format bench soak soak-serving pipeline manifests workflows images push-images registry-login cluster-login metrics-diff cluster-job lock clean
+.PHONY: help install run loop ui serve status plots test test-all check format bench soak soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -90,6 +91,11 @@ manifests: install  ## both overlays as they would be applied: artifacts/k8s-*.y
 	kubectl kustomize k8s/overlays/local > artifacts/k8s-local.yaml
 	kubectl kustomize k8s/overlays/production > artifacts/k8s-production.yaml
 
+scan: manifests  ## checkov on both overlays; it has an environment of its own, since its pins are not ours
+	@test -x .venv/checkov/bin/checkov || $(PYTHON) -m venv .venv/checkov
+	@uv pip sync --quiet --python .venv/checkov/bin/python --require-hashes k8s/checkov.lock
+	.venv/checkov/bin/checkov --config-file k8s/checkov.yaml --file artifacts/k8s-local.yaml artifacts/k8s-production.yaml
+
 workflows: install  ## GitHub's workflows against their schema, and what zizmor finds in them
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	zizmor --offline --no-progress --quiet .github/workflows
@@ -110,6 +116,9 @@ registry-login:  ## to REGISTRY, with the cloud's short-lived credentials
 cluster-login:  ## kubectl to CLUSTER, with the same
 	aws eks update-kubeconfig --name $(CLUSTER)
 
+data-remote: install  ## tell DVC, on this machine, where PROFILE keeps data (data.remote)
+	@dvc remote add --quiet --local --force --default $(PROFILE) "$$(python -c 'import sys; from closedloop.settings import load_settings; print(load_settings(sys.argv[1]).data.remote)' $(PROFILE))"
+
 metrics-diff: install  ## how this commit's figures differ from the main branch's: artifacts/metrics-diff.md (BASE=...)
 	@mkdir -p artifacts
 	dvc metrics diff --md $(BASE) > artifacts/metrics-diff.md
@@ -125,6 +134,8 @@ lock: install  ## resolve the lock file again
 	@printf 'hatchling\nuv\n' > .venv/build.in
 	$(subset) .venv/build.in -o docker/build.lock
 	$(subset) --extra cluster --extra kafka --extra postgres --extra redis --extra s3 pyproject.toml -o docker/jobs.lock
+	@echo checkov > .venv/checkov.in
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header .venv/checkov.in -o k8s/checkov.lock
 	@python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['serving'], sep='\n')" > .venv/serving.in
 	$(subset) .venv/serving.in -o docker/serving.lock
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class HttpService:
     port: int = field(default_factory=find_free_port)
     metrics_port: int = field(default_factory=find_free_port)
     process: subprocess.Popen[bytes] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
@@ -62,7 +63,7 @@ class HttpService:
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._is_ready, "readiness of the service")
+        wait_until(self._is_ready, "readiness of the service", seconds=300)  # a model may come from afar
 
     def kill(self) -> None:
         """Kill the server as nothing can prevent; its agent notices by itself."""
@@ -80,7 +81,7 @@ class HttpService:
         """One request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
+            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
 
@@ -118,6 +119,7 @@ class Load:
     service: HttpService
     clients: int = 4
     keep: bool = True
+    rows: Sequence[dict[str, Any]] = ROWS
     answers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -144,11 +146,11 @@ class Load:
         number = 0
         with contextlib.closing(connection):
             while not self._stopping.is_set():
-                row = ROWS[number % len(ROWS)]
+                row = self.rows[number % len(self.rows)]
                 number += 1
                 body = {"features": row, "request_id": uuid.uuid4().hex, "customer_id": f"C{number % 97}"}
                 try:
-                    connection.request("POST", "/predict", json.dumps(body))
+                    connection.request("POST", "/predict", json.dumps(body), self.service.headers)
                     answer = connection.getresponse()
                     content = answer.read()
                 except (OSError, http.client.HTTPException) as error:

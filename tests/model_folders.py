@@ -62,10 +62,12 @@ def write_model_folder(
     feature_service: str = "test_churn_0",
     missing: float = 0.0,
     reference_bias: float | None = None,
+    fails_from: int | None = None,
 ) -> Path:
     """A whole model folder; ``golden_shift`` makes its golden rows wrong by that much, ``missing`` stands for NaN.
 
-    ``reference_bias``: of the model by which the reference was scored, if it was another one.
+    ``reference_bias``: of the model by which the reference was scored, if it was another one. ``fails_from``: the graph
+    raises on a row whose first feature is at least that.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -82,12 +84,24 @@ def write_model_folder(
         helper.make_node("Sigmoid", ["sum"], ["column"]),
         helper.make_node("Squeeze", ["column", "axis"], [OUTPUT_NAME]),
     ]
+    constants = [weights, shift, axis, zero]
+    if fails_from is not None:  # a table without such an entry is asked for it; what it gives is 0
+        constants.append(numpy_helper.from_array(np.array(0, dtype=np.int64), "first"))
+        constants.append(numpy_helper.from_array(np.zeros(fails_from, dtype=np.float32), "table"))
+        nodes[3:4] = [
+            helper.make_node("Gather", ["values", "first"], ["number"], axis=1),
+            helper.make_node("Cast", ["number"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["nothing"]),
+            helper.make_node("Unsqueeze", ["nothing", "axis"], ["nothings"]),
+            helper.make_node("Add", ["product", "nothings"], ["same"]),
+            helper.make_node("Add", ["same", "bias"], ["sum"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "logistic",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [None, len(features)])],
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [None])],
-        [weights, shift, axis, zero],
+        constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())

@@ -93,14 +93,19 @@ def build_store(run: RunContext) -> Store:
     """The operations store."""
     from closedloop.adapters.store import Store
 
-    return Store(run.settings.locate_url(run.settings.operations.url))
+    return Store(*_locate_operations(run))
+
+
+def _locate_operations(run: RunContext) -> tuple[str, int]:
+    """The operations store's address, and how many connections each client of it may open."""
+    return run.settings.locate_url(run.settings.operations.url), run.settings.operations.connections_max
 
 
 def build_checks(run: RunContext) -> Checks:
     """The monitor's checks and the retrainings, in the operations store."""
     from closedloop.adapters.checks import Checks
 
-    return Checks(run.settings.locate_url(run.settings.operations.url))
+    return Checks(*_locate_operations(run))
 
 
 def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Overview]:
@@ -109,8 +114,8 @@ def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Over
     from closedloop.adapters.journal import Journal
     from closedloop.loop.overview import Sources, gather
 
-    address = run.settings.locate_url(run.settings.operations.url)
-    sources = Sources(build_store(run), Journal(address), build_checks(run), Figures(address))
+    address = _locate_operations(run)
+    sources = Sources(build_store(run), Journal(*address), build_checks(run), Figures(*address))
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
     name = run.dataset.model_name
     return lambda now, as_of: gather(sources, name, horizon_days=horizon_days, now=now, as_of=as_of)
@@ -172,7 +177,7 @@ def build_releases(run: RunContext) -> Releases:
 
     store, release = build_store(run), run.settings.release
     store.upgrade()
-    journal = Journal(run.settings.locate_url(run.settings.operations.url))
+    journal = Journal(*_locate_operations(run))
     traffic = IstioSplit(release.istio) if release.traffic == "istio" else ServiceSplit()
     return Releases(build_tracking(run), store, journal, traffic)
 
@@ -209,11 +214,11 @@ def build_release_evidence(run: RunContext) -> Evidence:
     from closedloop.loop.release import Evidence
 
     settings, serving = run.settings.release, run.settings.serving
-    address = run.settings.locate_url(run.settings.operations.url)
+    address = _locate_operations(run)
     errors = ErrorCounts(settings.prometheus, f"http://{serving.host}:{serving.metrics_port}/metrics")
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
     unit: Literal["customer", "request"] = "customer" if settings.traffic == "row" else "request"
-    return Evidence(Arms(address), build_store(run), errors, unit, horizon_days)
+    return Evidence(Arms(*address), build_store(run), errors, unit, horizon_days)
 
 
 def build_release_policy(run: RunContext) -> RolloutPolicy:
@@ -254,7 +259,7 @@ def build_samples(run: RunContext) -> Samples:
     """What the monitor reads of the operations store."""
     from closedloop.adapters.samples import Samples
 
-    return Samples(run.settings.locate_url(run.settings.operations.url))
+    return Samples(*_locate_operations(run))
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:

@@ -26,6 +26,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
+class DataSettings(_Section):
+    """DVC's remote: a bucket or folder; `make data-remote` tells DVC."""
+
+    remote: str = ""
+
+
 class TrackingSettings(_Section):
     """MLflow: its store, and the folder or bucket of its artifacts."""
 
@@ -96,9 +102,13 @@ class ReleaseSettings(_Section):
 
 
 class OperationsSettings(_Section):
-    """The operations store: predictions, outcomes, the deployment row. A password belongs in the environment."""
+    """The operations store: predictions, outcomes, the deployment row. A password belongs in the environment.
+
+    ``connections_max``: of each of the few clients (store, journal, checks, ...) that a process has open.
+    """
 
     url: str = "sqlite:///state/operations.db"
+    connections_max: int = Field(default=5, ge=1)
     predictions_keep_days: int = Field(default=400, ge=1)
 
 
@@ -236,6 +246,7 @@ class Settings(BaseSettings):
 
     profile: Literal["local", "production"] = "local"
     root: Path = Path()
+    data: DataSettings = DataSettings()
     tracking: TrackingSettings = TrackingSettings()
     features: FeatureStoreSettings = FeatureStoreSettings()
     engine: EngineSettings = EngineSettings()

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from closedloop.adapters.store import Store
+from closedloop.errors import ClosedloopError
 from tests.http_service import run_service, wait_until
 from tests.model_folders import ROWS, write_model_folder, write_online_rows
 
@@ -325,3 +327,52 @@ def test_without_a_token_nothing_but_health_answers(make_project, tmp_path):
         assert ask("GET", "/metrics", "Bearer a-token")[0] == 404
         assert "p-token" not in service.read_log()
         assert all(token not in path.read_text(errors="replace") for token in TOKENS for path in root.rglob("*.json"))
+
+
+def test_poisoned_outcomes_never_reach_the_store(make_project, tmp_path):
+    """Ids made up, turned, or sealed by another service; without the scope; a second opinion; more than the limit."""
+    write_model_folder(tmp_path / "model", model_name=NAME, feature_service=f"{NAME}_0")
+    roots = [make_project(tmp_path / name).root for name in ("own", "other")]
+    variables = {
+        "CLOSEDLOOP_SERVING__TOKENS": json.dumps(TOKENS),
+        "CLOSEDLOOP_SERVING__OUTCOMES_PER_MINUTE": "300",
+    }
+    arguments = ("--model", str(tmp_path / "model"))
+    with run_service(roots[0], *arguments, **variables) as own, run_service(roots[1], *arguments, **variables) as other:
+        source = random.Random(7)  # noqa: S311
+
+        def call(service, scope, path, body):
+            service.headers = {"authorization": f"Bearer {scope}-token"}
+            return service.call("POST", path, body)
+
+        def predict(service):
+            return call(service, "p", "/predict", {"features": ROWS[0]})[1]["prediction_id"]
+
+        known = [predict(own) for _ in range(20)]
+        made_up = [f"{source.getrandbits(192):048x}" for _ in range(50)]
+        turned = [one[:-1] + ("0" if one[-1] != "0" else "1") for one in known]
+        foreign = [predict(other) for _ in range(20)]
+        assert call(own, "p", "/outcomes", [{"prediction_id": known[0], "outcome": 0}])[0] == 403
+        for wrong in (made_up, turned, foreign):
+            status, answer = call(own, "o", "/outcomes", [{"prediction_id": one, "outcome": 0} for one in wrong])
+            assert (status, answer["accepted"], len(answer["refused"])) == (202, 0, len(wrong))
+        for outcome in (1, 0):  # the first value counts
+            items = [{"prediction_id": one, "outcome": outcome} for one in known]
+            assert call(own, "o", "/outcomes", items)[1]["accepted"] == len(known)
+        statuses = {call(own, "o", "/outcomes", {"prediction_id": made_up[0], "outcome": 0})[0] for _ in range(400)}
+        assert statuses == {404, 429}
+
+        store = Store(f"sqlite:///{roots[0] / 'state/operations.db'}")
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(days=40)
+
+        def read_outcomes():
+            with contextlib.suppress(ClosedloopError):  # there are no tables yet
+                found = store.list_outcomes(NAME, as_of=later, horizon_days=30)
+                return dict(zip(found["prediction_id"], found["outcome"], strict=True))
+            return {}
+
+        wait_until(lambda: len(read_outcomes()) == len(known), "the outcomes")
+        wait_until(lambda: own.read_metric("spool_depth_bytes") == 0, "an empty spool")
+        assert read_outcomes() == dict.fromkeys(known, 1)  # corrections are kept, and count for nothing
+        store.close()
+    assert "Traceback" not in own.read_log()

@@ -116,7 +116,6 @@ def ask(services, tmp_path, monkeypatch):
             "CLOSEDLOOP_OPERATIONS__URL": store,
             "CLOSEDLOOP_FEATURES__OVERRIDES": json.dumps(overrides),
             "CLOSEDLOOP_TRACKING__URI": mlflow,
-            "CLOSEDLOOP_TRACKING__ARTIFACTS": mlflow.replace("http", "mlflow-artifacts"),
             "MLFLOW_TRACKING_USERNAME": user,
             "MLFLOW_TRACKING_PASSWORD": f"{SECRET}-longer",
             **settings,
@@ -160,6 +159,14 @@ def test_services_that_are_missing(ask):
     for name in ("operations store", "MLflow", "Feast's registry", "Kubeflow Pipelines"):
         assert "refused" in found[name].text, found[name]
     assert "onnect" in found["online store"].text
+    settings = {
+        "operations store": "operations.url",
+        "MLflow": "tracking.uri",
+        "artifacts": "tracking.artifacts",
+        "Feast's registry": "features.overrides",
+        "online store": "features.overrides",
+    }
+    assert {name: setting for name, setting in settings.items() if setting in found[name].remedy} == settings
     assert "retraining.endpoint" in found["Kubeflow Pipelines"].remedy
 
 
@@ -174,6 +181,9 @@ def test_wrong_passwords(ask, services):
     assert "answers 401" in found["MLflow"].text
     assert "MLFLOW_TRACKING_PASSWORD" in found["MLflow"].remedy
     assert "password" in found["online store"].text
+    assert "features.overrides" in found["Feast's registry"].remedy
+    assert "features.overrides" in found["online store"].remedy
+    assert "401" in found["artifacts"].text
 
 
 @pytest.mark.thorough

@@ -7,6 +7,8 @@ import functools
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -130,6 +132,7 @@ CHANGES = {
         "Role", "closedloop-release", ("rules", 0, "resourceNames"), None,
     ),
     "there is no other among deployments": ("Role", "closedloop-release", ("rules", 1, "resourceNames"), ["other"]),
+    "delete of jobs": ("Role", "closedloop-ci", ("rules", 1, "verbs"), ["create", "delete"]),
     "mounts a token that opens nothing": (
         "Deployment", "closedloop-exporter", ("spec", "template", "spec", "automountServiceAccountToken"), True,
     ),
@@ -172,6 +175,24 @@ def test_containers_run_commands_that_exist_with_settings_that_exist():
                     continue
                 words = box["args"][0].removeprefix("exec ").removeprefix("closedloop ").split()
                 assert words[0] in commands, name
+
+
+@pytest.mark.thorough
+def test_checkov_finds_a_fault_and_else_only_what_has_a_reason(tmp_path):
+    checkov = Path(sys.prefix) / "checkov/bin/checkov"
+    require(checkov.exists(), "checkov (make scan)")
+
+    def scan(resources):
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(resources), encoding="utf-8")
+        command = [checkov, "--config-file", ROOT / "k8s/checkov.yaml", "--file", tmp_path / "all.yaml"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    clean = scan(read_overlay("production") + read_overlay("local"))
+    assert clean.returncode == 0, clean.stdout
+    path = (*BOX, "securityContext", "readOnlyRootFilesystem")
+    broken = scan(change("Deployment", "closedloop-stable", path, False))
+    assert broken.returncode == 1
+    assert "CKV_K8S_22" in broken.stdout
 
 
 @pytest.mark.thorough

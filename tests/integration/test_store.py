@@ -81,6 +81,23 @@ def sqlite_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_client_opens_no_more_connections_than_it_may(postgres_url: str) -> None:
+    """Eight threads that each hold a transaction for a moment; the limit is two."""
+    store = Store(postgres_url, 2)
+    store.upgrade()
+
+    def count(_: int) -> int:
+        with store._begin(write=False) as connection:
+            connection.execute(sa.text("SELECT pg_sleep(0.05)"))
+            mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL"
+            return int(connection.execute(sa.text(mine)).scalar_one())
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(count, range(24)))
+    store.close()
+    assert max(found) == 2
+
+
 def predict(prediction_id: str, **changes: Any) -> Prediction:
     values: dict[str, Any] = {
         "request_id": "r",

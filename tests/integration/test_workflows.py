@@ -87,6 +87,15 @@ def test_every_command_in_the_workflows_exists():
     assert find_wrong_commands("curl x", scheduled) == ["curl"]
 
 
+def test_the_workflows_identity_may_start_the_jobs_that_they_name_and_no_other():
+    (role,) = (
+        one for one in render("production") if (one["kind"], one["metadata"]["name"]) == ("Role", "closedloop-ci")
+    )
+    text = "".join(file.read_text(encoding="utf-8") for file in FILES)
+    named = {f"closedloop-{name}" for name in re.findall(r"cluster-job JOB=([a-z-]+)", text)}
+    assert set(role["rules"][0]["resourceNames"]) == named
+
+
 def test_no_pull_request_of_a_fork_gets_an_identity_or_a_secret():
     for file in FILES:
         text = file.read_text(encoding="utf-8")

@@ -56,3 +56,14 @@ def test_the_compose_file_fits_its_schema_and_the_dockerfile() -> None:
             assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"], volume
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), port
+
+
+def test_prometheus_in_the_compose_file_scrapes_the_jobs_that_the_rules_are_about() -> None:
+    config = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text(encoding="utf-8"))
+    rules = (ROOT / "k8s/base/observability/rules.yaml").read_text(encoding="utf-8")
+    jobs = {one["job_name"]: one["static_configs"][0]["targets"][0] for one in config["scrape_configs"]}
+    assert set(jobs) == set(re.findall('job="([^"]+)"', rules))
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert {target.split(":")[0] for target in jobs.values()} <= set(services)
+    mounted = {volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
+    assert set(config["rule_files"]) <= mounted

@@ -45,6 +45,8 @@ class Database:
     ----------
     url
         ``sqlite:///file`` or ``postgresql://user:password@host/database``.
+    connections_max
+        Connections open at once; whoever needs one more waits for half a minute.
 
     Raises
     ------
@@ -52,8 +54,8 @@ class Database:
         If the address is of another kind, or its driver is not installed.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _create_engine(url)
+    def __init__(self, url: str, connections_max: int = 5) -> None:
+        self._engine = _create_engine(url, connections_max)
         weakref.finalize(self, self._engine.dispose)  # of what nobody closed, at the latest when the process ends
         self._schema_known = False
         self._name = f"operations store {self._engine.url.set(query={}).render_as_string(hide_password=True)}"
@@ -193,7 +195,7 @@ class Database:
         return connection.scalar(sa.select(SCHEMA_COMPATIBILITY.c.oldest_revision))
 
 
-def _create_engine(address: str) -> sa.Engine:
+def _create_engine(address: str, connections_max: int) -> sa.Engine:
     allowed = "allowed are sqlite:///file and postgresql://user:password@host/database"
     try:
         url = sa.make_url(address)
@@ -210,6 +212,8 @@ def _create_engine(address: str) -> sa.Engine:
         engine = sa.create_engine(
             url,
             connect_args=arguments,
+            pool_size=connections_max,
+            max_overflow=0,
             pool_pre_ping=True,
             execution_options={"preserve_rowcount": True},  # of an insert too
             json_serializer=lambda values: msgspec.json.encode(values).decode(),

@@ -268,7 +268,9 @@ class Tracking:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return self.client.create_model_version(self.model_name, model_uri, run_id, tags=dict(tags))
+        # a server takes a logged model by its id alone
+        model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
+        return self.client.create_model_version(self.model_name, model_uri, run_id, tags=dict(tags), model_id=model_id)
 
     def read_alias(self, alias: str) -> ModelVersion | None:
         """The version that an alias names, or None."""
