@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from closedloop.cli_options import PARAMS, ParamsOption, read_now
-from closedloop.errors import ConfigError
+from closedloop.errors import ConfigError, GateFailed
 
 app = typer.Typer()
 release_app = typer.Typer(
@@ -18,7 +18,7 @@ app.add_typer(release_app, name="release")
 
 ActorOption = Annotated[str | None, typer.Option(help="Who asks, for the journal (default: the user).")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the journal.")]
-EXIT_OF_VERDICT = {"advance": 0, "roll_back": 2, "hold": 3}
+UNDECIDED = 3
 
 
 @app.command()
@@ -113,7 +113,9 @@ def check(params: ParamsOption = PARAMS) -> None:
     evidence, policy = build_release_evidence(context), build_release_policy(context)
     _, decision = judge(releases, evidence, policy, rollout, now=now, as_of=now)
     _say(decision)
-    raise SystemExit(EXIT_OF_VERDICT[decision.verdict])
+    if decision.verdict == "roll_back":  # the status 2 of a wrong command line becomes 1
+        raise GateFailed(f"version {rollout.version} would be taken back")
+    raise SystemExit(UNDECIDED if decision.verdict == "hold" else 0)
 
 
 @release_app.command()
