@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from closedloop.loop.overview import Overview
     from closedloop.loop.release import Evidence
     from closedloop.serving.agent import Agent
+    from closedloop.serving.config import WorkerConfig
     from closedloop.serving.slots import Slot
-    from closedloop.serving.worker import WorkerConfig
     from closedloop.stages.deploy import Releases
 
 
@@ -298,7 +298,7 @@ def build_worker_config(
     import msgspec
 
     from closedloop.adapters.feast import read_store_config
-    from closedloop.serving.worker import WorkerConfig
+    from closedloop.serving.config import WorkerConfig
 
     names = {field.name for field in msgspec.structs.fields(WorkerConfig)}
     values = {name: value for name, value in run.settings.serving.model_dump().items() if name in names}
@@ -338,7 +338,7 @@ def write_serving_config(
     import msgspec
 
     from closedloop.files import write_text
-    from closedloop.serving.worker import CONFIG_FILE
+    from closedloop.serving.config import CONFIG_FILE
 
     settings, state_dir = run.settings.serving, locate_serving_state(run)
     config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, clock=clock)

@@ -44,13 +44,16 @@ def serve(
     clock: Annotated[Path | None, typer.Option(help="A file by which a replay moves the service's clock.")] = None,
 ) -> None:
     """Serve the deployed model over HTTP, with its agent beside it, until stopped."""
-    from closedloop.adapters.bentoml import open_bento
     from closedloop.bootstrap import load_run, write_serving_config
 
     context = load_run(params)
     if model is not None and bento is not None:
         raise ConfigError("--model and --bento: give one of them")
-    bundled = open_bento(bento) if bento is not None else check_model(model)
+    bundled = check_model(model)
+    if bento is not None:
+        from closedloop.adapters.bentoml import open_bento
+
+        bundled = open_bento(bento)
     date = None if clock is not None else read_clock(as_of, context)
     try:
         config = write_serving_config(context, as_of=date, bundled_dir=bundled, clock=clock)

@@ -11,12 +11,14 @@ import datetime as dt
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from closedloop.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONTRACT_VERSION = "1.0"
 MODEL_FILE = "model.onnx"
@@ -178,6 +180,8 @@ def check_digest(folder: Path, registered: str | None) -> str:
 
 def encode_row(features: tuple[Feature, ...], row: dict[str, float | str | None]) -> np.ndarray:
     """One customer's features as the packed float32 vector, shape (1, n_features), that the graph takes."""
+    import numpy as np
+
     packed = np.empty((1, len(features)), dtype=np.float32)
     for position, feature in enumerate(features):
         value = row.get(feature.name)

@@ -21,8 +21,9 @@ from closedloop.environment import TELEMETRY_OFF
 from closedloop.loop.exporter import GAUGES
 from closedloop.params import Params
 from closedloop.serving.app import Application
+from closedloop.serving.config import WorkerConfig
 from closedloop.serving.metrics import METRICS
-from closedloop.serving.worker import Worker, WorkerConfig
+from closedloop.serving.worker import Worker
 from closedloop.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from closedloop.adapters.bentoml import DIGEST_LABEL, MODEL_DIR, SERVICE, create
 from closedloop.contract import digest_folder
 from closedloop.errors import ConfigError, DataError
 from closedloop.serving import bento
-from closedloop.serving.worker import CONFIG_VARIABLE
+from closedloop.serving.config import CONFIG_VARIABLE
 from tests.http_service import HttpService, run_service, wait_until
 from tests.model_folders import ROWS, expected_score, write_model_folder
 

@@ -28,11 +28,12 @@ from closedloop.adapters.kafka import Event
 from closedloop.adapters.store import Store
 from closedloop.contract import digest_folder
 from closedloop.records import Prediction, is_issued
+from closedloop.serving.config import WorkerConfig
 from closedloop.serving.drain import drain_once
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments, list_spools, read_lines
 from closedloop.serving.stream import StreamConfig, StreamWorker
-from closedloop.serving.worker import Worker, WorkerConfig
+from closedloop.serving.worker import Worker
 from tests import kafka
 from tests.kafka import KafkaCluster, run_kafka
 from tests.model_folders import ROWS, expected_score, write_model_folder, write_online_rows

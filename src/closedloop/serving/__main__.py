@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from closedloop.errors import ClosedloopError
+from closedloop.serving.config import CONFIG_VARIABLE
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
-from closedloop.serving.worker import CONFIG_VARIABLE
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ def main() -> None:
     os.environ[CONFIG_VARIABLE] = str(path)
     logging.config.dictConfig(LOG_CONFIG)
     stopping = threading.Event()
-    keeper = threading.Thread(target=keep_agent, args=(stopping,), name="agent")
+    keeper = threading.Thread(target=keep_agent, args=(stopping, (config.host, config.port)), name="agent")
     # the server raises a signal again once it has shut down: this turns it into an exit that ends the agent too
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

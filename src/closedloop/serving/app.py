@@ -15,6 +15,7 @@ import msgspec
 
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Prediction
+from closedloop.serving.config import CONFIG_VARIABLE, read_config
 from closedloop.serving.exchange import (
     Answer,
     Call,
@@ -31,7 +32,7 @@ from closedloop.serving.openapi import PAGE, describe_service
 from closedloop.serving.outcomes import OutcomeIntake
 from closedloop.serving.requests import Breach, RefusedRequest, parse_json, shorten
 from closedloop.serving.slots import Serving
-from closedloop.serving.worker import CONFIG_VARIABLE, Worker, end_with_parent, read_config
+from closedloop.serving.worker import Worker, end_with_parent
 
 logger, access_logger = logging.getLogger(__name__), logging.getLogger("closedloop.access")
 Send = Callable[[dict[str, Any]], Awaitable[None]]

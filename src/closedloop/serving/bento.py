@@ -11,7 +11,8 @@ import msgspec
 from closedloop.adapters.bentoml import MODEL_DIR, create_service
 from closedloop.contract import read_contract
 from closedloop.serving.app import Application
-from closedloop.serving.worker import CONFIG_VARIABLE, Worker, WorkerConfig, read_config
+from closedloop.serving.config import CONFIG_VARIABLE, WorkerConfig, read_config
+from closedloop.serving.worker import Worker
 
 
 def find_config() -> WorkerConfig:

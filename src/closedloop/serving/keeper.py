@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +15,18 @@ AGENT_PRIORITY = 10  # an answer goes before its way into the store: the spool c
 logger = logging.getLogger(__name__)
 
 
-def keep_agent(stopping: threading.Event) -> None:
-    """Run the agent beside the workers, and start it again if it ends."""
+def keep_agent(stopping: threading.Event, after: tuple[str, int] | None = None) -> None:
+    """Run the agent beside the workers, and start it again if it ends.
+
+    Its own start waits until the address ``after`` answers, if one is given: it would take the processor from the
+    workers' start, which somebody waits for.
+    """
+    while after is not None and not stopping.wait(0.05):
+        try:
+            socket.create_connection(after, timeout=1).close()
+            break
+        except OSError:
+            continue
     command = [sys.executable, "-m", "closedloop.cli", "serve-agent", "--parent", str(os.getpid())]
     while not stopping.is_set():
         agent = subprocess.Popen(command)

@@ -26,13 +26,14 @@ from closedloop.adapters.kafka import Event, EventStream, Letter
 from closedloop.errors import ClosedloopError, ServiceUnavailable
 from closedloop.records import Prediction, digest_position
 from closedloop.serving.batching import Batcher, Pending
+from closedloop.serving.config import WorkerConfig
 from closedloop.serving.exchange import PredictAnswer, describe, encode, error_of
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest
 from closedloop.serving.slots import Serving
 from closedloop.serving.spool import take_lock
-from closedloop.serving.worker import Worker, WorkerConfig
+from closedloop.serving.worker import Worker
 
 PROPERTIES_VARIABLE = "CLOSEDLOOP_STREAM__PROPERTIES"
 WAIT_SECONDS, RETRY_SECONDS, REPORT_SECONDS = 0.5, 1.0, 60.0

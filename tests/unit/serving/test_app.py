@@ -20,11 +20,12 @@ from closedloop.errors import ServiceUnavailable
 from closedloop.records import Outcome, Prediction
 from closedloop.serving import exchange
 from closedloop.serving.app import Application
+from closedloop.serving.config import WorkerConfig
 from closedloop.serving.drain import list_spools, read_lines
 from closedloop.serving.logs import JsonFormatter
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments
-from closedloop.serving.worker import Worker, WorkerConfig
+from closedloop.serving.worker import Worker
 from tests.model_folders import ROWS, expected_score, write_model_folder
 
 ROW = ROWS[0]
