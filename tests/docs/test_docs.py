@@ -169,3 +169,43 @@ def test_the_tests_that_a_page_points_at_are_there(page):
     named = re.findall(r"`((?:tests|k8s)/[\w/.-]+)`", text)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+# which test runs each command of the runbook; what asks a cluster stands in docs/untested.md
+RUN_BY = {
+    "closedloop doctor": "tests/integration/test_doctor.py",
+    "closedloop monitor": "tests/e2e/test_monitoring.py",
+    "closedloop outcomes": "tests/e2e/test_monitoring.py",
+    "closedloop refresh": "tests/e2e/test_refresh.py",
+    "closedloop release check": "tests/e2e/test_release.py",
+    "closedloop release history": "tests/e2e/test_release.py",
+    "closedloop release promote": "tests/e2e/test_release.py",
+    "closedloop release rollback": "tests/e2e/test_release.py",
+    "closedloop release step": "tests/e2e/test_release.py",
+    "closedloop release verify": "tests/e2e/test_release.py",
+    "closedloop retrain": "tests/e2e/test_retrain.py",
+    "closedloop status": "tests/e2e/test_observability.py",
+    "closedloop store erase": "tests/integration/test_store.py",
+    "closedloop store upgrade": "tests/integration/test_store.py",
+    "make cluster-job": "tests/integration/test_workflows.py",
+}
+
+
+def test_every_command_of_the_runbook_is_run_by_a_test_or_said_not_to_be():
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    untested = (ROOT / "docs/untested.md").read_text(encoding="utf-8")
+    lines = [*re.findall(r"`((?:closedloop|make|kubectl) [^`]*)`", runbook)]
+    lines += re.findall(r"^(?:closedloop|make|kubectl) .*", runbook, re.MULTILINE)
+    for line in lines:
+        words = [word for word in line.split() if not word.startswith("-")]
+        if words[0] == "kubectl":
+            assert (
+                f"`{' '.join(words[:2])}`" in untested
+                or f"`{' '.join(words[1:3])}`" in untested
+                or (f"`{words[1]}`" in untested)
+            ), line
+            continue
+        named = " ".join(words[: 3 if words[1] in ("release", "store") else 2])
+        assert named in RUN_BY, line
+        text = (ROOT / RUN_BY[named]).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in text or word in text for word in named.split()[1:]), line
