@@ -84,8 +84,8 @@ def rows(origin):
 def serve(production, cluster, rows, **ports):
     """The service as a pod of the cluster, under load."""
     service = HttpService(cluster.root, production.environment, ("--as-of", DAY), **ports)  # the data's day
-    service.start()
     try:
+        service.start()
         with Load(service, rows=rows) as load:
             load.wait_for(50)
             yield service, load
