@@ -38,6 +38,7 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"visits_30d": 0.0, "age": 20.0, "plan": "basic"},
     {"visits_30d": 20.0, "age": 80.0, "plan": None},
 )
+REFERENCE_COPIES = 400  # of these rows, so that a canary can be told from them
 
 
 def expected_score(row: dict[str, Any], bias: float = 0.0, features: Any = FEATURES) -> float:
@@ -107,7 +108,7 @@ def write_model_folder(
     (folder / MODEL_FILE).write_bytes(model.SerializeToString())
     evaluated = bias if reference_bias is None else reference_bias
     scores = [expected_score(row, evaluated) for row in ROWS]
-    pd.DataFrame(ROWS * 400).assign(score=scores * 400).to_parquet(folder / REFERENCE_FILE)
+    pd.DataFrame(ROWS * REFERENCE_COPIES).assign(score=scores * REFERENCE_COPIES).to_parquet(folder / REFERENCE_FILE)
     golden = tuple(
         GoldenRow(features=row, score=expected_score(row, bias, features) + golden_shift)
         for row in ({feature.name: old for feature, old in zip(features, row.values(), strict=True)} for row in ROWS)

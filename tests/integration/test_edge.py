@@ -25,7 +25,7 @@ from closedloop.serving.edge import export_edge, import_records
 from closedloop.serving.models import load_model
 from closedloop.serving.requests import RefusedRequest, RequestChecker
 from closedloop.serving.slots import Slot
-from tests.model_folders import ROWS, expected_score, write_model_folder
+from tests.model_folders import REFERENCE_COPIES, ROWS, expected_score, write_model_folder
 
 pytestmark = pytest.mark.thorough
 
@@ -325,7 +325,7 @@ def test_a_quantised_variant_that_passes_is_kept_and_scores(bare_python, edge):
     assert described["kept"]
     assert described["score_difference_max"] == pytest.approx(worst, abs=2e-4)
     assert 0.005 < worst < 0.01
-    assert described["rows"] == 3
+    assert described["rows"] == 3 * REFERENCE_COPIES
     answers, _ = run(bare_python, edge, [{"features": row} for row in ROWS], "--quantised")
     np.testing.assert_allclose([answer["probability"] for answer in answers], by_hand, rtol=0, atol=2e-4)
 
