@@ -70,7 +70,9 @@ def simulate_promotion(policy: RolloutPolicy, noise: float, runs: int, seed: int
         # one-sided at .05
         naive += any(-losses.mean * math.sqrt(losses.customers) > 1.6449 * losses.deviation for losses in looks)
         for day, losses in enumerate(looks, 1):
-            evidence = StepEvidence("canary_50", 24.0 * day, ARM, deal_arm(generator), "win", losses)
+            evidence = StepEvidence(
+                "canary_50", 24.0 * day, ARM, deal_arm(generator), "win", losses, reference_scores=SCORES
+            )
             verdict = decide_step(policy, evidence).verdict
             promoted += verdict == "advance"
             rolled_back += verdict == "roll_back"

@@ -210,7 +210,9 @@ def test_generated_requests_find_no_fault(service):
         )  # fmt: skip
         def send(case):
             answer = case.call(base, session=session, timeout=30)
-            assert not LEAKS.search(answer.content.replace(b"application/json", b"")), answer.content
+            sent = repr((answer.request.url, case.headers, answer.request.body)).lower().encode()
+            told = LEAKS.findall(answer.content.replace(b"application/json", b""))
+            assert [words for words in told if words.lower() not in sent] == [], answer.content  # an echo tells nothing
             key = operation.path, answer.status_code
             statuses[key] = statuses.get(key, 0) + 1
             lists = [] if operation.path == "/predict" else [checks.CHECKS.get_one("negative_data_rejection")]
