@@ -98,7 +98,7 @@ def replay(plan: Plan, *, dataset: str | None, source: str | None) -> dict[str, 
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     logging.getLogger("py.warnings").setLevel("ERROR")  # libraries' own, which are deprecated, not wrong
     try:
-        with warm_components():
+        with warm_components("closedloop.cli", "closedloop.bootstrap"):
             return Replay(plan).run()
     finally:
         os.chdir(before)

@@ -27,18 +27,22 @@ PRELOADED = (
     "ibis",
     "bentoml._internal.bento.bento",
     "kfp.dsl.executor_main",
-    "closedloop.cli",
-    "closedloop.bootstrap",
 )
 
 
 @contextlib.contextmanager
-def warm_components() -> Iterator[None]:
-    """Let local components be forked for the length of the block; each is a process of its own as before."""
+def warm_components(*modules: str) -> Iterator[None]:
+    """Let local components be forked for the length of the block; each is a process of its own as before.
+
+    Parameters
+    ----------
+    modules
+        What the components import beside the tools, by name.
+    """
     from kfp.local import subprocess_task_handler as handler
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([*PRELOADED, *modules])
 
     def run(full_command: list[str]) -> int:
         source, *arguments = full_command[3:]  # behind `sh -ec SCRIPT`
