@@ -45,6 +45,7 @@ def serve(
 ) -> None:
     """Serve the deployed model over HTTP, with its agent beside it, until stopped."""
     from closedloop.bootstrap import load_run, write_serving_config
+    from closedloop.serving.server import serve as serve_until_stopped
 
     context = load_run(params)
     if model is not None and bento is not None:
@@ -59,8 +60,7 @@ def serve(
         config = write_serving_config(context, as_of=date, bundled_dir=bundled, clock=clock)
     except OSError as error:
         raise ServiceUnavailable(f"serving.state {context.settings.serving.state}: {error.strerror}") from error
-    # another program from here on, so that nothing of this command stays in the server's memory
-    os.execv(sys.executable, [sys.executable, "-m", "closedloop.serving", str(config)])  # noqa: S606
+    serve_until_stopped(config)  # in this process: another would import for a second time what is here already
 
 
 @app.command()

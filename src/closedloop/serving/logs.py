@@ -30,5 +30,6 @@ LOG_CONFIG: dict[str, Any] = {
     "formatters": {"json": {"()": "closedloop.serving.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"level": "INFO", "handlers": ["stderr"]},
-    "loggers": {"alembic": {"level": "WARNING"}},
+    # the command line has given ours a handler for people
+    "loggers": {"alembic": {"level": "WARNING"}, "closedloop": {"handlers": [], "propagate": True}},
 }

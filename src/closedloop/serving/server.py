@@ -1,4 +1,4 @@
-"""Starts the service: ``python -m closedloop.serving CONFIG`` (what ``closedloop serve`` becomes), workers and agent.
+"""The server that ``closedloop serve`` becomes: workers and agent.
 
 The agent is a process of its own: started again when it dies, ended with the server.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from closedloop.errors import ClosedloopError
 from closedloop.serving.config import CONFIG_VARIABLE
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
@@ -29,13 +28,12 @@ class ServerConfig(msgspec.Struct, frozen=True):
     agent: bool = True
 
 
-def main() -> None:
-    """Serve until told to stop: SIGTERM lets open requests finish."""
+def serve(path: Path) -> None:
+    """Serve what a config file says until told to stop: SIGTERM lets open requests finish."""
     import uvicorn
 
     from closedloop.serving.protocol import Connection
 
-    path = Path(sys.argv[1])
     config = msgspec.json.decode(path.read_bytes(), type=ServerConfig)
     os.environ[CONFIG_VARIABLE] = str(path)
     logging.config.dictConfig(LOG_CONFIG)
@@ -65,13 +63,7 @@ def main() -> None:
             timeout_graceful_shutdown=10,
             backlog=1024,
         )
-    except ClosedloopError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     finally:
         stopping.set()
         if config.agent:
             keeper.join()
-
-
-if __name__ == "__main__":
-    main()
