@@ -6,6 +6,7 @@ SOURCE ?=
 AS_OF ?=
 PORT ?= 5000
 JOB ?= monitor
+IMAGE ?=
 PROFILE ?= production
 CLUSTER ?= closedloop
 BASE ?= origin/main
@@ -14,6 +15,11 @@ COMMIT ?= $(shell git rev-parse --short=12 HEAD)
 REGISTRY ?= registry.example.com
 # what an image installs: some of the lock, in the same versions
 subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
+# a Job in another image than the one that is deployed, its pods on Kubeflow too
+in_image = --dry-run=client --output=json \
+	| kubectl set image --local --filename=- --output=json '*=$(IMAGE)' \
+	| kubectl set env --local --filename=- --output=json 'CLOSEDLOOP_RETRAINING__BASE_IMAGE=$(IMAGE)' \
+	| kubectl create --namespace closedloop --filename=-
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= true
 export DVC_NO_ANALYTICS = true
@@ -123,8 +129,8 @@ metrics-diff: install  ## how this commit's figures differ from the main branch'
 	@mkdir -p artifacts
 	dvc metrics diff --md $(BASE) > artifacts/metrics-diff.md
 
-cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id)
-	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN)
+cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name)
+	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN) $(if $(IMAGE),$(in_image))
 	kubectl wait --namespace closedloop --for=condition=ready --timeout=10m pod --selector=job-name=$(JOB)-$(RUN) || true
 	kubectl logs --namespace closedloop --follow job/$(JOB)-$(RUN)
 	kubectl wait --namespace closedloop --for=condition=complete --timeout=60s job/$(JOB)-$(RUN)

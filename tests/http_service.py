@@ -120,6 +120,7 @@ class Load:
     clients: int = 4
     keep: bool = True
     rows: Sequence[dict[str, Any]] = ROWS
+    customers: Sequence[str] = ()  # asked for by id, instead of by rows
     answers: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -149,6 +150,8 @@ class Load:
                 row = self.rows[number % len(self.rows)]
                 number += 1
                 body = {"features": row, "request_id": uuid.uuid4().hex, "customer_id": f"C{number % 97}"}
+                if self.customers:
+                    body = {"customer_id": self.customers[number % len(self.customers)]}
                 try:
                     connection.request("POST", "/predict", json.dumps(body), self.service.headers)
                     answer = connection.getresponse()

@@ -136,7 +136,7 @@ def run_mlflow(folder: Path, postgres: PostgresServer, bucket: Bucket) -> Iterat
             return False
 
     try:
-        wait_until(is_up, "start of MLflow", seconds=180)
+        wait_until(is_up, "start of MLflow", seconds=600)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

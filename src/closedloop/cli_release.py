@@ -137,6 +137,9 @@ def promote(
 @release_app.command()
 def rollback(
     to: Annotated[str | None, typer.Option(help="The version to serve (default: the one before).")] = None,
+    only_open: Annotated[
+        bool, typer.Option("--only-open", help="End a shadow or canary; where none is under way, change nothing.")
+    ] = False,
     params: ParamsOption = PARAMS,
     reason: ReasonOption = "by hand",
     actor: ActorOption = None,
@@ -147,7 +150,8 @@ def rollback(
 
     context = load_run(params)
     releases, features = build_releases(context), build_features(context)
-    _show(roll_back(releases, features, to=to, actor=_name(actor), reason=reason, now=read_now()))
+    who = _name(actor)
+    _show(roll_back(releases, features, to=to, only_open=only_open, actor=who, reason=reason, now=read_now()))
 
 
 @release_app.command()

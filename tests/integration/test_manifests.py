@@ -159,6 +159,14 @@ def test_secrets_are_declared_and_used():
     assert used == set(read_external())
 
 
+def test_kubeflows_pods_run_the_image_of_the_jobs():
+    resources = read_overlay("production")
+    (said,) = (one["data"] for one in resources if one["metadata"]["name"].startswith("closedloop-environment-"))
+    images = {box["image"] for _, _, pod in list_pods(resources) for box in pod["containers"]}
+    (image,) = (image for image in images if "closedloop-jobs" in image)
+    assert said["CLOSEDLOOP_RETRAINING__BASE_IMAGE"] == image
+
+
 def test_containers_run_commands_that_exist_with_settings_that_exist():
     commands = {command.split()[0] for command in list_commands()}
     keys = {key.upper().replace(".", "__") for key in list_keys(Settings)} | {"PROFILE"}

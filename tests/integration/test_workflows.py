@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -87,6 +88,72 @@ def test_every_command_in_the_workflows_exists():
     assert find_wrong_commands("curl x", scheduled) == ["curl"]
 
 
+BEFORE = ("mlops-pipeline.yml train", "release.yml images")  # keep what the jobs that call gh fetch
+# what runs the commands that mlops-pipeline.yml does not have: those tests/e2e/test_pipeline_workflow.py runs
+RUN_BY = {
+    "make check": ".ci/run",
+    "make scan": ".ci/run",
+    "make test": ".ci/run",
+    "make workflows": "tests/integration/test_workflows.py",
+    "gh pr": "tests/integration/test_workflows.py",
+    "gh release": "tests/integration/test_workflows.py",
+}
+
+
+def list_targets(line):
+    """What a step runs, without its options: one or more targets, or a program's command."""
+    words = [word for word in shlex.split(line) if "=" not in word]
+    return [f"make {word}" for word in words[1:]] if words[0] == "make" else [" ".join(words[:2])]
+
+
+def test_every_command_in_the_workflows_is_run():
+    piped = {
+        target
+        for name, job in read_jobs()
+        for step in job["steps"]
+        if name.startswith("mlops-pipeline.yml") and "comment" not in name and "run" in step
+        for target in list_targets(step["run"])
+    }
+    for name, job in read_jobs():
+        for line in [step["run"] for step in job["steps"] if "run" in step]:
+            for target in list_targets(line):
+                if target in piped or target == "sudo .ci/run":  # CI itself
+                    continue
+                assert target in RUN_BY, name
+                assert target.split()[-1] in (ROOT / RUN_BY[target]).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.thorough
+def test_make_workflows_finds_nothing():
+    ran = subprocess.run(["make", "--silent", "workflows"], cwd=ROOT, env={**os.environ, "MAKEFLAGS": ""}, check=False)
+    assert ran.returncode == 0
+
+
+def test_gh_is_given_the_files_that_the_job_before_it_kept(tmp_path):
+    """With a program called gh that looks for them: what GitHub does with it cannot be had."""
+    said = {name: job for name, job in read_jobs() if name in ("mlops-pipeline.yml comment", "release.yml publish")}
+    kept = {"mlops-pipeline.yml comment": ["artifacts/metrics-diff.md"]}
+    kept["release.yml publish"] = ["sbom-jobs.json", "sbom-serving.json"]
+    jobs = dict(read_jobs())
+    texts = {name: yaml.safe_dump(jobs[before]) for name, before in zip(said, BEFORE, strict=True)}
+    for number, (name, job) in enumerate(said.items()):
+        place = tmp_path / str(number)
+        for file in kept[name]:
+            assert file in texts[name]
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).touch()
+        (place / "gh").write_text('#!/bin/sh\necho "$@" > said\n', encoding="utf-8")
+        (place / "gh").chmod(0o755)
+        variables = {"GITHUB_REPOSITORY": "we/closedloop", "GITHUB_REF_NAME": "v1.2.3", "NUMBER": "17"}
+        (line,) = [step["run"] for step in job["steps"] if "run" in step]
+        environment = {**variables, "PATH": f"{place}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-e", "-c", line], cwd=place, env=environment, check=True)
+        words = (place / "said").read_text(encoding="utf-8").split()
+        assert ("17" in words, "v1.2.3" in words) == (name.endswith("comment"), name.endswith("publish"))
+        assert words[words.index("--repo") + 1] == "we/closedloop"
+        assert sorted(word for word in words if word.endswith((".md", ".json"))) == kept[name]
+
+
 def test_the_workflows_identity_may_start_the_jobs_that_they_name_and_no_other():
     (role,) = (
         one for one in render("production") if (one["kind"], one["metadata"]["name"]) == ("Role", "closedloop-ci")
@@ -112,7 +179,7 @@ POD_START_SECONDS, HOSTED_SECONDS = 11 * 60, 6 * 3600  # what `make cluster-job`
 
 def find_short_waits(job, deadlines):
     """What ends before the Jobs that this waits for must have: the workflow's job, or its login."""
-    jobs = [found[1] for step in job["steps"] if (found := re.search("cluster-job JOB=(.*)", step.get("run", "")))]
+    jobs = [found[1] for step in job["steps"] if (found := re.search("cluster-job JOB=([a-z-]+)", step.get("run", "")))]
     needed = sum(deadlines[name] + POD_START_SECONDS for name in jobs)
     logins = [step["with"] for step in job["steps"] if "configure-aws" in step.get("uses", "")]
     lasts = {"job": job["timeout-minutes"] * 60} | (
@@ -142,7 +209,7 @@ def test_github_monitors_when_the_cluster_does():
     assert re.findall('cron: "(.*)"', text) == [own["schedule"]] == ["0 9 * * *"]
 
 
-def run_make(folder, kubectl):
+def run_make(folder, kubectl, *options):
     """`make cluster-job` with a program called kubectl that writes its arguments down."""
     program = folder / "kubectl"
     program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{kubectl}\n', encoding="utf-8")
@@ -150,7 +217,7 @@ def run_make(folder, kubectl):
     # make puts the environment's own programs first
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(CURDIR)/$(BIN):$(PATH)", f"{folder}:$(PATH)")
     (folder / "Makefile").write_text(makefile, encoding="utf-8")
-    command = ["make", "--silent", "--directory", folder, "cluster-job", "JOB=release-check", "RUN=7"]
+    command = ["make", "--silent", "--directory", folder, "cluster-job", "JOB=release-check", "RUN=7", *options]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "MAKEFLAGS": ""})
     return ran.returncode, (folder / "calls").read_text(encoding="utf-8").splitlines()
 
@@ -162,3 +229,30 @@ def test_a_workflows_job_runs_in_the_cluster_and_its_failure_is_the_workflows(tm
     assert calls[-1].endswith("--for=condition=complete --timeout=60s job/release-check-7")
     status, _ = run_make(tmp_path, 'case "$*" in *condition=complete*) exit 1;; esac')
     assert status != 0
+
+
+JOB = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "metadata": {"name": "release-check-7"},
+    "spec": {"template": {"spec": {"containers": [{"name": "one", "image": "deployed:1", "command": ["sh"]}]}}},
+}
+
+
+def test_a_job_runs_in_the_image_that_is_named_and_so_do_its_pods_on_kubeflow(tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps(JOB), encoding="utf-8")
+    answers = (
+        f'case "$*" in *--dry-run=client*) cat {tmp_path}/job.json;; set*) exec {PROGRAMS}/kubectl "$@";;'
+        f" create*--filename=-) cat > {tmp_path}/created; test -s {tmp_path}/created;; esac"
+    )
+    status, calls = run_make(tmp_path, answers, "IMAGE=registry.example.com/closedloop-jobs:abc")
+    assert status == 0
+    made = json.loads((tmp_path / "created").read_text(encoding="utf-8"))
+    (box,) = made["spec"]["template"]["spec"]["containers"]
+    image = "registry.example.com/closedloop-jobs:abc"
+    assert (box["image"], box["command"]) == (image, ["sh"])
+    assert box["env"] == [{"name": "CLOSEDLOOP_RETRAINING__BASE_IMAGE", "value": image}]
+    assert made["metadata"]["name"] == "release-check-7"
+    assert sum(call.startswith("create ") and "--filename=-" in call for call in calls) == 1
+    (tmp_path / "job.json").write_text("", encoding="utf-8")  # there is no such CronJob
+    assert run_make(tmp_path, answers, f"IMAGE={image}")[0] != 0

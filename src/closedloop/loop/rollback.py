@@ -45,7 +45,14 @@ def promote(
 
 
 def roll_back(
-    releases: Releases, definitions: Definitions, *, to: str | None, actor: str, reason: str, now: dt.datetime
+    releases: Releases,
+    definitions: Definitions,
+    *,
+    to: str | None,
+    actor: str,
+    reason: str,
+    now: dt.datetime,
+    only_open: bool = False,
 ) -> State:
     """End what is on its way, or else give the champion's place back; model, features and thresholds in one.
 
@@ -54,6 +61,8 @@ def roll_back(
     to
         The version that serves afterwards; None: the champion that stays if a version is in shadow or canary, else
         the champion before.
+    only_open
+        End a shadow or canary, and else change nothing: whoever asks may have been overtaken by the controller.
 
     Raises
     ------
@@ -68,6 +77,8 @@ def roll_back(
     entries, current = releases.read_entries(), state.row.champion_version
     rollout = state.rollout
     open_release = rollout is not None and rollout.step != "champion"
+    if only_open and not open_release:
+        return state
     target = to or (current if open_release else find_predecessor(entries, current))
     if target is None:
         raise ConfigError(f"version {current} has no predecessor in the journal; name one with --to")

@@ -236,6 +236,19 @@ def test_a_rollback_ends_a_canary_first_and_the_champion_after(desk: Any) -> Non
     assert describe(releases)[0] == "3"
 
 
+def test_a_rollback_of_what_is_open_alone_never_touches_a_champion(desk: Any) -> None:
+    releases, _, _ = desk
+    now = advance(desk, until="canary_25")
+    roll_back(releases, HERE, to=None, actor="CI", reason="", now=now, only_open=True)
+    assert describe(releases) == ("1", None, None, 0.0)
+    for version in ("2", "3"):
+        promote(releases, HERE, version, actor="me", reason="", now=now)
+    entries = len(releases.read_entries())
+    roll_back(releases, HERE, to=None, actor="CI", reason="", now=now, only_open=True)  # 3 is watched, 2 is in shadow
+    assert describe(releases) == ("3", "2", "shadow", 0.0)
+    assert len(releases.read_entries()) == entries
+
+
 def test_a_rollback_needs_no_registry(desk: Any) -> None:
     releases, _, _ = desk
     promote(releases, HERE, "2", actor="me", reason="", now=NOW)
