@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "base/observability/dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 GREEN, YELLOW, RED = "green", "yellow", "red"
 RATE = "[$__rate_interval]"
-SERVED = 'model_predictions_total{variant!="shadow"}'
+SERVED = 'model_predictions_total{variant=~"champion|canary"}'
 Queries = dict[str, str]  # {legend: expression}
 Steps = dict[float | None, str]  # {from this value on: colour}
 
@@ -113,7 +113,7 @@ def build_serving() -> Dashboard:
 
 def build_model_health() -> Dashboard:
     """Whether the model still holds."""
-    churning = f'sum(rate(model_predictions_total{{variant!="shadow", prediction_class="1"}}{RATE}))'
+    churning = f'sum(rate(model_predictions_total{{variant=~"champion|canary", prediction_class="1"}}{RATE}))'
     missing = f'sum by (feature_name) (rate(feature_categories_total{{category="missing"}}{RATE}))'
     far = f'sum by (feature_name) (rate(feature_distribution_bucket{{le="%s"}}{RATE}))'
     outside = f"1 - ({far % '3.0'} - {far % '-3.0'}) / {far % '+Inf'}"

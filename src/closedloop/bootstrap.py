@@ -275,10 +275,10 @@ def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, P
 def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
     """The model to score with outside the service: this folder, else the released version's."""
     from closedloop.serving.champion import open_champion
-    from closedloop.serving.slots import BUNDLED, Slot
+    from closedloop.serving.slots import read_bundled
 
     if model_dir is not None:
-        yield Slot(BUNDLED, str(model_dir.resolve()), "")
+        yield read_bundled(model_dir.resolve())
         return
     store, registry = build_store(run), build_tracking(run)
     with open_champion(locate_serving_state(run), run.dataset.model_name, store, registry) as slot:

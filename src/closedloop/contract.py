@@ -24,6 +24,7 @@ CONTRACT_VERSION = "1.0"
 MODEL_FILE = "model.onnx"
 CONTRACT_FILE = "contract.json"
 REFERENCE_FILE = "reference.parquet"
+VERSION_FILE = "version.json"  # beside a folder that was packaged: the registry's version, and its tag's digest
 JOIN_KEY = "customer_id"  # of every feature row, training row and online row
 
 

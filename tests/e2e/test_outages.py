@@ -140,6 +140,20 @@ def test_the_last_good_model_serves_while_registry_and_store_are_gone(shop_copy)
         wait_until(is_noted, "a note on the outage", seconds=300)
 
 
+def test_without_a_store_the_bundled_version_serves(small_shop, project):
+    away = {"CLOSEDLOOP_OPERATIONS__URL": "postgresql+psycopg://127.0.0.1:1/operations"}
+    built = small_shop.root / "models/bento"
+    row = json.loads((built / "src/models/candidate/contract.json").read_text(encoding="utf-8"))["golden_rows"][0]
+    with run_service(project.root, "--bento", str(built), **away) as service:
+        status, answer = service.call("POST", "/predict", {"features": row["features"]})
+        assert (status, answer["model_version"]) == (200, "1")
+        assert answer["probability"] == pytest.approx(row["score"], abs=1e-6)
+        info = service.call("GET", "/model/info")[1]
+        assert (info["source"], info["revision"], info["slots"]["champion"]["version"]) == ("bundled", 0, "1")
+        wait_until(lambda: service.read_metric("spool_depth_bytes") > 0, "an answer that waits for a store")
+    assert "Traceback" not in service.read_log()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own with little room."""

@@ -25,6 +25,8 @@ def test_the_bento_holds_the_registered_version_and_the_registry_knows_its_diges
     registered = small_shop.read_json("metrics/registration.json")
     bento = small_shop.root / BENTO
     assert digest_folder(bento / "src" / MODEL_DIR) == report["folder_sha256"] == registered["folder_sha256"]
+    packaged = json.loads((bento / "src/models/version.json").read_text(encoding="utf-8"))
+    assert packaged == {"version": "1", "folder_sha256": registered["folder_sha256"]}
     assert digest_tree(bento / "src") == report["bento_sha256"]
     assert open_version(small_shop)[1].tags[BENTO_TAG] == report["bento_sha256"]
     info = yaml.safe_load((bento / "bento.yaml").read_text(encoding="utf-8"))

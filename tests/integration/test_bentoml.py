@@ -20,6 +20,7 @@ from closedloop.contract import digest_folder
 from closedloop.errors import ConfigError, DataError
 from closedloop.serving import bento
 from closedloop.serving.config import CONFIG_VARIABLE
+from closedloop.serving.worker import Worker
 from tests.http_service import HttpService, run_service, wait_until
 from tests.model_folders import ROWS, expected_score, write_model_folder
 
@@ -171,6 +172,8 @@ def test_bentoml_serve_answers_like_closedloop_serve(small_shop, project, tmp_pa
     assert scores == pytest.approx([row["score"] for row in golden], abs=1e-6)
     for (path, (status, body)), (_, (our_status, our_body)) in zip(*answers, strict=True):
         assert (status, json.dumps(body)) == (our_status, json.dumps(our_body)), path
+    bodies = {path: body for path, (_, body) in answers[0]}
+    assert (bodies["/health"]["model_version"], bodies["/model/info"]["source"]) == ("1", "bundled")  # as registered
     log = by_hand.read_log()
     assert "Traceback" not in log
     assert "Completed async cleanup hook: stop" in log
@@ -209,11 +212,16 @@ def test_the_bento_imports_its_own_source(small_shop, tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_bento_that_was_changed_is_not_served(small_shop, project, tmp_path):
+def test_a_bento_that_was_changed_is_not_served(small_shop, project, tmp_path, monkeypatch):
     copy = tmp_path / "bento"
     shutil.copytree(small_shop.root / "models/bento", copy)
     path = copy / "src" / MODEL_DIR / "reference.parquet"
     path.write_bytes(path.read_bytes() + b"\0")
+    monkeypatch.setenv("CLOSEDLOOP_SERVING__STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(copy / "src")  # as BentoML does
+    worker = Worker(bento.find_config())
+    assert worker.slots.serving is None
+    assert worker.slots.refused["1"].startswith("digest: ")
     assert "DataError: digest: " in project.run("serve", "--bento", str(copy), status=1).output
     both = project.run("serve", "--bento", str(copy), "--model", str(copy), status=1)
     assert "--model and --bento: give one of them" in both.output

@@ -65,6 +65,11 @@ class Pending(msgspec.Struct):
     values: tuple[Value, ...] = ()
     features_as_of: dt.datetime | None = None
 
+    @property
+    def counted_as(self) -> str:
+        """The variant in metrics; what was forced upon a version stands apart, since it is not judged by that."""
+        return "forced" if self.forced else self.variant
+
 
 class Batcher:
     """Scores and logs requests; `source` is where they come from.
@@ -181,7 +186,7 @@ class Batcher:
     def _score(self, waiting: list[Pending]) -> None:
         groups: dict[tuple[int, str], list[Pending]] = {}
         for pending in waiting:
-            groups.setdefault((id(pending.model), pending.variant), []).append(pending)
+            groups.setdefault((id(pending.model), pending.counted_as), []).append(pending)
         for group in groups.values():
             self._answer(group)
 
@@ -200,17 +205,18 @@ class Batcher:
         except Exception as error:
             self._fail_model(group, error)
             return
-        self._observe(group)
+        if not group[0].forced:
+            self._observe(group)
         for pending, prediction in zip(group, predictions, strict=True):
             if not pending.future.done():
                 pending.future.set_result(prediction)
         challenger = group[0].serving.challenger
         # in canary too: only customers that both have scored tell soon which is better
-        if challenger is not None and group[0].model is not challenger:
-            asyncio.get_running_loop().call_soon(self._score_shadow, group, predictions, took)
+        if challenger is not None and group[0].model is not challenger and not group[0].forced:
+            asyncio.get_running_loop().call_soon(self._score_shadow, challenger, group, predictions, took)
 
     def _fail_model(self, group: list[Pending], error: Exception) -> None:
-        self._metrics.count("model_errors_total", group[0].model.version, group[0].variant, by=len(group))
+        self._metrics.count("model_errors_total", group[0].model.version, group[0].counted_as, by=len(group))
         _fail(group, error)
 
     def _observe(self, group: list[Pending]) -> None:
@@ -269,7 +275,7 @@ class Batcher:
             )
         ]
         self._log.append(predictions)
-        self._metrics.count_predictions(model.version, variant, decisions, seconds / len(group))
+        self._metrics.count_predictions(model.version, group[0].counted_as, decisions, seconds / len(group))
         return predictions, seconds
 
     def _draw_ids(self, group: Sequence[Pending]) -> list[str]:
@@ -277,18 +283,14 @@ class Batcher:
         digits = os.urandom(BODY_DIGITS // 2 * len(group)).hex()
         return [digits[start : start + BODY_DIGITS] for start in range(0, len(digits), BODY_DIGITS)]
 
-    def _score_shadow(self, group: list[Pending], answered: list[Prediction], took: float) -> None:
+    def _score_shadow(self, model: LoadedModel, group: list[Pending], answers: list[Prediction], took: float) -> None:
         """Let the challenger score what the champion has answered in ``took`` seconds; nobody waits for it."""
-        challenger = group[0].serving.challenger
-        chosen = [place for place, pending in enumerate(group) if not pending.forced]
-        if challenger is None or not chosen:
-            return
-        shadows = [msgspec.structs.replace(group[place], model=challenger, variant="shadow") for place in chosen]
+        shadows = [msgspec.structs.replace(pending, model=model, variant="shadow") for pending in group]
         try:
-            self._predict(shadows, [answered[place] for place in chosen], took)
+            self._predict(shadows, answers, took)
         except Exception:
-            self._metrics.count("model_errors_total", challenger.version, "shadow", by=len(chosen))
-            logger.exception("the challenger %s could not score in shadow", challenger.version)
+            self._metrics.count("model_errors_total", model.version, "shadow", by=len(group))
+            logger.exception("the challenger %s could not score in shadow", model.version)
 
 
 def _fail(waiting: list[Pending], error: Exception) -> None:

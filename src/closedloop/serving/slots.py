@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from closedloop.contract import VERSION_FILE
 from closedloop.core.assignment import is_canary
 from closedloop.errors import ClosedloopError, DataError
 from closedloop.files import replace_file
@@ -32,6 +33,29 @@ class Slot(msgspec.Struct, frozen=True):
     version: str
     folder: str
     folder_sha256: str
+
+
+class _Packaged(msgspec.Struct, frozen=True):
+    version: str
+    folder_sha256: str
+
+
+def read_bundled(model_dir: Path) -> Slot:
+    """A model folder that no deployment row names, as the version that it was packaged as; `BUNDLED` if as none.
+
+    Raises
+    ------
+    DataError
+        If the file beside it is not what `closedloop package` writes.
+    """
+    path = model_dir.parent / VERSION_FILE
+    try:
+        packaged = msgspec.json.decode(path.read_bytes(), type=_Packaged)
+    except FileNotFoundError:
+        return Slot(BUNDLED, str(model_dir), "")
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return Slot(packaged.version, str(model_dir), packaged.folder_sha256)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -147,8 +171,7 @@ class SlotHolder:
         if slots is not None:
             self._take(slots)
         if self.serving is None and self._bundled_dir is not None:
-            bundled = Slots(0, "", Slot(BUNDLED, str(self._bundled_dir), ""))
-            self._take(bundled)
+            self._take(Slots(0, "", read_bundled(self._bundled_dir)))
 
     async def follow(self) -> None:
         """Wait until the agent writes, and take it up; loading happens beside the requests."""

@@ -21,7 +21,7 @@ from closedloop.serving.clock import Clock
 from closedloop.serving.config import WorkerConfig
 from closedloop.serving.metrics import WorkerMetrics
 from closedloop.serving.models import LoadedModel
-from closedloop.serving.slots import BUNDLED, Serving, SlotHolder
+from closedloop.serving.slots import Serving, SlotHolder
 from closedloop.serving.spool import SpoolWriter
 
 
@@ -150,7 +150,7 @@ class Worker:
     def describe_slots(self, serving: Serving) -> dict[str, Any]:
         """What serves here, since which revision, and what was refused."""
         challenger = serving.challenger
-        source = "bundled" if serving.champion.version == BUNDLED else "operations store"
+        source = "operations store" if serving.slots.revision else "bundled"
         slots: dict[str, Any] = {
             "champion": {"version": serving.champion.version, "folder_sha256": serving.champion.folder_sha256}
         }

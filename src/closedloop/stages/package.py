@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import closedloop
-from closedloop.contract import check_digest, read_contract
+from closedloop.contract import VERSION_FILE, check_digest, read_contract
 from closedloop.errors import DataError
 from closedloop.files import read_json, write_json
 
@@ -40,6 +40,7 @@ def package(tracking: Tracking, *, registration_path: Path, bento_dir: Path, met
             )
         context = Path(work) / "context"
         shutil.copytree(found, context / MODEL_DIR)
+        write_json((context / MODEL_DIR).with_name(VERSION_FILE), {"version": version, "folder_sha256": tagged})
         source = Path(closedloop.__file__).parent
         shutil.copytree(source, context / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         bento_sha256 = digest_tree(context)

@@ -22,6 +22,7 @@ from closedloop.serving import exchange
 from closedloop.serving.app import Application
 from closedloop.serving.config import WorkerConfig
 from closedloop.serving.drain import list_spools, read_lines
+from closedloop.serving.exposition import collect_series
 from closedloop.serving.logs import JsonFormatter
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments
@@ -217,6 +218,20 @@ def test_limits_and_unknown_places(make_service):
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 
+def test_a_full_queue_empties_again_whatever_becomes_of_its_requests(make_service):
+    service = make_service(queue_max=3, disk_free_bytes_min=2**62)
+
+    def ask(body):
+        answers = service.call(*[lambda client: client.post("/predict", json=body)] * 8)
+        return sorted(answer.status_code for answer in answers)
+
+    for _ in range(3):
+        assert ask({}) == [400] * 8  # refused at once: none waits
+        assert ask({"features": ROW}) == [429] * 5 + [503] * 3
+    service.worker.log._free_bytes_min, service.worker.log._check_at = 0, 0.0
+    assert ask({"features": ROW}) == [200] * 3 + [429] * 5
+
+
 def test_a_body_that_comes_too_slowly_is_given_up(service, monkeypatch):
     monkeypatch.setattr(exchange, "BODY_SECONDS", 0.02)
 
@@ -290,6 +305,13 @@ def test_without_a_model_nothing_is_ready(make_service):
     assert service.get("/model/info").status_code == 503
 
 
+def test_a_model_that_does_not_hold_is_not_ready(make_service, tmp_path):
+    write_model_folder(tmp_path / "bundled", golden_shift=0.01)
+    service = make_service()
+    assert service.get("/health").json()["model_loaded"] is False
+    assert service.get("/readyz").status_code == service.post("/predict", {"features": ROW}).status_code == 503
+
+
 def test_a_full_disk_answers_503_and_recovers(make_service):
     service = make_service(disk_free_bytes_min=2**62)
     refused = service.post("/predict", {"features": ROW})
@@ -338,6 +360,19 @@ def test_a_forced_version_needs_an_administrator_and_is_logged_as_forced(make_se
     assert found["probability"] == pytest.approx(expected_score(ROW, 2.0), abs=1e-6)
     (logged,) = service.read_log()
     assert logged.forced
+    object.__setattr__(service.worker.slots.serving.challenger, "scorer", Broken())
+    assert service.post("/predict", body, headers={**admin, **wanted}).status_code == 500
+    service.post("/predict", body, headers={**admin, "x-model-version": "1"})
+    assert [record.variant for record in service.read_log()] == ["canary", "champion"]  # and nothing in shadow
+    service.worker.batcher.observe()
+    counted = {
+        (name, labels) for (name, labels), cells in collect_series(service.state_dir / "metrics").items() if any(cells)
+    }
+    assert {one for one in counted if one[0].startswith(("model_predictions", "model_errors", "feature"))} == {
+        ("model_predictions_total", ("2", "forced", "1")),
+        ("model_errors_total", ("2", "forced")),
+        ("model_predictions_total", ("1", "forced", "1")),
+    }
     unknown = service.post("/predict", body, headers={**admin, "x-model-version": "9"})
     assert unknown.status_code == 400
     assert unknown.json()["error"]["details"][0]["rule"] == "one of 1, 2"
@@ -460,4 +495,5 @@ def test_the_description_names_every_route_and_limit(service):
     features = described["components"]["schemas"]["ScoringRequest"]["properties"]["features"]["properties"]
     assert features["visits_30d"] == {"type": ["number", "null"], "minimum": 0, "maximum": 40}
     assert features["plan"] == {"enum": ["basic", "plus", None]}
+    assert "there is no gRPC" in described["info"]["description"]
     assert service.get("/docs").headers["content-type"].startswith("text/html")
