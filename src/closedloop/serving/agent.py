@@ -215,10 +215,10 @@ class Agent:
 
     def _drain(self) -> None:
         spool = self._state_dir / "spool"
-        if not self._upgraded:
-            self._store.upgrade()
-            self._upgraded = True
         try:
+            if not self._upgraded:
+                self._store.upgrade()
+                self._upgraded = True
             result = drain_once(spool, self._store, self._model_name, report=self._count)
         except ServiceUnavailable:
             self._metrics.set("spool_depth_bytes", value=measure_depth(spool, self._positions))
