@@ -257,6 +257,23 @@ def test_a_second_definition_leaves_the_first_readable_on_both_sides(build_store
     assert list_rows(second.read_online(["anna"], as_of=SECOND).features) == [(-3.0, 9.0)]
 
 
+def test_a_registry_that_does_not_answer_is_named_without_its_password(settings: Settings, tmp_path: Path) -> None:
+    registry = {"registry_type": "sql", "path": "postgresql+psycopg://someone:s3cr3t@127.0.0.1:1/feast"}
+    away = settings.features.model_copy(update={"overrides": {"registry": registry}})
+    features = Features(
+        settings.model_copy(update={"features": away}), project="shop", features=SHOP, max_age_days=MAX_AGE_DAYS
+    )
+    calls: list[Callable[[], Any]] = [
+        lambda: features.publish(write_rows(tmp_path / "rows", BY_HAND)),
+        lambda: features.materialize(FIRST),
+        lambda: features.has_service(SHOP.service),
+    ]
+    for call in calls:
+        with pytest.raises(ServiceUnavailable, match="feature store: ") as refused:
+            call()
+        assert "s3cr3t" not in str(refused.value)
+
+
 def test_the_profile_says_where_the_stores_are(settings: Settings, tmp_path: Path) -> None:
     config = read_store_config(settings, "shop")
     state = settings.root / "state/feast"

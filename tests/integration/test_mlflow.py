@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -300,8 +301,27 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     tracking = open_at("http://127.0.0.1:1", tmp_path)
     with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127\.0\.0\.1:1: "), tracking.start_run("never"):
         pass
-    with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127\.0\.0\.1:1: "):
-        tracking.read_alias(CHAMPION)
+    calls: list[Callable[[], Any]] = [
+        lambda: tracking.read_alias(CHAMPION),
+        lambda: tracking.find_run("a digest"),
+        lambda: tracking.find_version("a digest"),
+        lambda: tracking.register("models:/m-1", "a run", {}),
+        lambda: tracking.set_challenger("1"),
+        tracking.read_journal_mark,
+    ]
+    for call in calls:
+        with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127\.0\.0\.1:1: "):
+            call()
+
+
+def test_a_run_tells_what_mlflow_cannot_do_from_what_else_goes_wrong(tmp_path: Path) -> None:
+    tracking = open_at("sqlite:///mlflow.db", tmp_path)
+    with pytest.raises(ServiceUnavailable, match="MLflow at sqlite"), tracking.start_run("too long a name"):
+        tracking.log_metrics({"m" * 1_000: 1.0})
+    with pytest.raises(OSError, match="no room"), tracking.start_run("a full disk"):
+        raise OSError("no room")
+    runs = tracking.client.search_runs([tracking.client.get_experiment_by_name(MODEL).experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
 
 
 @pytest.mark.usefixtures("without_retries")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from closedloop.contract import JOIN_KEY
-from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable, hide_passwords
 from closedloop.featureset import FeatureSet
 from closedloop.params import merge_values
 from closedloop.settings import Settings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ENTITY = "customer"
 TIMESTAMP = "event_timestamp"
 ROW = "__row"
+DRIVERS = ("redis", "sqlalchemy", "sqlite3")
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Features:
         from feast.errors import FeatureViewNotFoundException
 
         try:
-            view = self._store().get_feature_view(self.features.service)
+            with _quiet():
+                view = self._store().get_feature_view(self.features.service)
         except FeatureViewNotFoundException:
             return None
         ends = [end.astimezone(dt.UTC) for _, end in view.materialization_intervals]
@@ -324,14 +326,25 @@ def _let_read_while_writing(online: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Feast prints what it materialises, and its Ibis store warns of its own deprecated calls."""
+    """Feast prints what it materialises, and its Ibis store warns of its own deprecated calls.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If registry or online store throw: Feast lets through what their drivers say.
+    """
     import io
     import warnings
 
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in DRIVERS:  # by name: redis is installed with its extra alone
+            raise
+        raise ServiceUnavailable(f"feature store: {hide_passwords(' '.join(str(error).split()))}") from None

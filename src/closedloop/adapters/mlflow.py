@@ -70,7 +70,7 @@ class Tracking:
                 )
             mlflow.set_experiment(self.model_name)
             run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=dict(tags or {}))
-        with run:
+        with self._explain_errors(files=False), run:
             yield run.info.run_id
 
     def ask_server(self) -> tuple[str, float]:
@@ -121,13 +121,16 @@ class Tracking:
         return hide_passwords(self._artifacts)
 
     @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
+    def _explain_errors(self, *, files: bool = True) -> Iterator[None]:
+        """What MLflow and its client throw; ``files``: and the operating system, where only MLflow asks for files."""
         from mlflow.exceptions import MlflowException
+        from requests import RequestException
         from sqlalchemy.exc import SQLAlchemyError
 
+        kinds = (MlflowException, SQLAlchemyError, OSError if files else RequestException)
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except kinds as error:
             raise ServiceUnavailable(hide_passwords(f"MLflow at {self._uri}: {error}")) from None
 
     def _open(self) -> Any:
@@ -244,33 +247,37 @@ class Tracking:
 
     def find_run(self, value: str, tag: str = DIGEST_TAG, *, finished: bool = False) -> str | None:
         """The newest run with this tag: of a contract folder's digest, or of a check (``finished``: to its end)."""
-        experiment = self.client.get_experiment_by_name(self.model_name)
-        if experiment is None:
-            return None
         wanted = f"tags.`{tag}` = '{value}'" + (" and attributes.status = 'FINISHED'" if finished else "")
-        runs = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        with self._explain_errors():
+            experiment = self.client.get_experiment_by_name(self.model_name)
+            if experiment is None:
+                return None
+            runs = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
         return runs[0].info.run_id if runs else None
 
     def find_version(self, folder_sha256: str) -> ModelVersion | None:
         """The registered version whose contract folder has this digest."""
-        found = self.client.search_model_versions(
-            f"name = '{self.model_name}' and tags.`{DIGEST_TAG}` = '{folder_sha256}'"
-        )
+        wanted = f"name = '{self.model_name}' and tags.`{DIGEST_TAG}` = '{folder_sha256}'"
+        with self._explain_errors():
+            found = self.client.search_model_versions(wanted)
         return found[0] if found else None
 
     def register(self, model_uri: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         """Create a version of the data set's registered model."""
         from mlflow.exceptions import MlflowException
 
-        self._open()
-        try:
-            self.client.create_registered_model(self.model_name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
         # a server takes a logged model by its id alone
         model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
-        return self.client.create_model_version(self.model_name, model_uri, run_id, tags=dict(tags), model_id=model_id)
+        with self._explain_errors():
+            self._open()
+            try:
+                self.client.create_registered_model(self.model_name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return self.client.create_model_version(
+                self.model_name, model_uri, run_id, tags=dict(tags), model_id=model_id
+            )
 
     def read_alias(self, alias: str) -> ModelVersion | None:
         """The version that an alias names, or None."""
@@ -308,13 +315,15 @@ class Tracking:
 
     def tag_version(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
         """Set tags of a version that differ from what it has."""
-        for name, value in tags.items():
-            if version.tags.get(name) != value:
-                self.client.set_model_version_tag(self.model_name, version.version, name, value)
+        with self._explain_errors():
+            for name, value in tags.items():
+                if version.tags.get(name) != value:
+                    self.client.set_model_version_tag(self.model_name, version.version, name, value)
 
     def set_challenger(self, version: str) -> None:
         """Point the alias ``challenger`` at a version."""
-        self.client.set_registered_model_alias(self.model_name, CHALLENGER, version)
+        with self._explain_errors():
+            self.client.set_registered_model_alias(self.model_name, CHALLENGER, version)
 
     def reject(self, version: str, reason: str) -> None:
         """Tag a version as rejected, which takes the alias ``challenger`` from it."""
@@ -354,7 +363,8 @@ class Tracking:
 
     def read_journal_mark(self) -> str | None:
         """Place and hash of the journal's head, as the registered model's tag keeps it; None before the first."""
-        found = self.client.search_registered_models(f"name = '{self.model_name}'")
+        with self._explain_errors():
+            found = self.client.search_registered_models(f"name = '{self.model_name}'")
         return found[0].tags.get(JOURNAL_TAG) if found else None
 
     def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
