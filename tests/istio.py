@@ -20,9 +20,10 @@ from tests.services import find_free_port
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 RESOURCE, ROUTES = "virtualservice.json", "routes.json"
+DELAY_SECONDS = 5  # an API server, and proxies, that take their time
 # get and replace as an API server answers them: whoever read an older version is told of a conflict
 KUBECTL = f"""#!{sys.executable}
-import json, pathlib, sys
+import json, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from tests.istio import RESOURCE, write_routes
 folder = pathlib.Path(__file__).resolve().parent
@@ -33,6 +34,7 @@ elif sys.argv[1] == "replace":
     new = json.load(sys.stdin)
     if new["metadata"]["resourceVersion"] != old["metadata"]["resourceVersion"]:
         sys.exit("Conflict: the object has been modified")
+    time.sleep({DELAY_SECONDS})
     write_routes(folder, new)
 else:
     sys.exit("not understood: " + " ".join(sys.argv))

@@ -103,14 +103,14 @@ def step(
 def check(params: ParamsOption = PARAMS) -> None:
     """Judge the step that is under way, and change nothing: exit status 0 advance, 2 roll back, 3 undecided."""
     from closedloop.bootstrap import build_release_evidence, build_release_policy, build_releases, load_run
-    from closedloop.loop.release import judge
+    from closedloop.loop.release import judge, resume
 
     context = load_run(params)
-    releases, now = build_releases(context), read_now()
-    rollout = releases.settle().rollout
+    releases, evidence, now = build_releases(context), build_release_evidence(context), read_now()
+    rollout = resume(releases, evidence, now=now).rollout
     if rollout is None:
         raise ConfigError(f"no version of {releases.model_name} is being released")
-    evidence, policy = build_release_evidence(context), build_release_policy(context)
+    policy = build_release_policy(context)
     _, decision = judge(releases, evidence, policy, rollout, now=now, as_of=now)
     _say(decision)
     if decision.verdict == "roll_back":  # the status 2 of a wrong command line becomes 1

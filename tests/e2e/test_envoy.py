@@ -157,9 +157,10 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
 
         with Load(proxy) as load:
             wait_until(may_advance, "enough requests in shadow", seconds=300)
+            # what is answered before Envoy has the new weights is all the stable service's, and does not count
+            assert "advance" in step()
+            load.wait_for(500)
         assert load.failures == []
-        # without load: what is answered before Envoy has the new weights is all the stable service's
-        assert "advance" in step()
         assert read_weights(place) == {"stable": 95, "canary": 5}
         wait_until(lambda: ask(proxy)["model_version"] == "2", "an answer of the canary")
         bodies = [{"features": row} for row in (*ROWS, BROKEN)]
@@ -179,7 +180,9 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
         wait_until(lambda: count_versions(proxy) == {"1": 100}, "the champion alone")
         assert {proxy.call("POST", "/predict", body)[0] for body in bodies} == {200}
     entries = releases.read_entries()
-    assert [entry.action for entry in entries] == ["promote", "shadow", "canary_5", "reject"]
+    assert [entry.action for entry in entries] == ["promote", "shadow", "routed", "canary_5", "routed", "reject"]
+    split = entries[-1].evidence["evidence"]
+    assert split["challenger"]["requests"] > 0.03 * split["stable"]["requests"]  # with those of before it was less
     assert entries[-1].reason.startswith("error rate: ")
 
 

@@ -60,7 +60,7 @@ def read(cluster: Path) -> Any:
 
 def test_both_weights_are_set_in_one_write_and_nothing_else(cluster: Path) -> None:
     for weight, expected in ((0.05, (95, 5)), (0.25, (75, 25)), (0.5, (50, 50))):
-        SPLIT.route(row(weight))
+        assert SPLIT.route(row(weight))
         assert read(cluster) == describe(*expected)
     SPLIT.route(row(0.5, challenger=None))
     assert read(cluster) == describe(100, 0)
@@ -73,7 +73,7 @@ def test_both_weights_are_set_in_one_write_and_nothing_else(cluster: Path) -> No
 
 
 def test_what_is_so_already_is_not_written(cluster: Path) -> None:
-    SPLIT.route(row(0.0))
+    assert not SPLIT.route(row(0.0))
     assert "replace" not in (cluster / "calls").read_text(encoding="utf-8")
 
 

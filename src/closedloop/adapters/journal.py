@@ -28,7 +28,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
     ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
     before the step, by "version/variant"; ``reference_scores`` are those that the version was evaluated by, counted in
-    bins.
+    bins. ``routed_at``: since when a proxy's weights are those of the step; None where none splits.
     """
 
     version: str
@@ -38,6 +38,7 @@ class Rollout(msgspec.Struct, frozen=True):
     step_at: dt.datetime
     errors_before: dict[str, float] = {}
     reference_scores: tuple[int, ...] = ()
+    routed_at: dt.datetime | None = None
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -19,8 +19,8 @@ class IstioSplit:
     def __init__(self, settings: IstioSettings) -> None:
         self._settings = settings
 
-    def route(self, row: Deployment) -> None:
-        """Set both weights in one write, unless they are so already.
+    def route(self, row: Deployment) -> bool:
+        """Set both weights in one write, unless they are so already: whether they had to be set.
 
         Raises
         ------
@@ -40,11 +40,12 @@ class IstioSplit:
                 f"{settings.stable} and {settings.canary}"
             )
         if all(one.get("weight") == wanted[one["destination"]["subset"]] for route in routes for one in route):
-            return
+            return False
         for route in routes:
             for one in route:
                 one["weight"] = wanted[one["destination"]["subset"]]
         self._run("replace", "--filename=-", content=json.dumps(found))  # with the resourceVersion that was read
+        return True
 
     def _run(self, *arguments: str, content: str | None = None) -> str:
         command = ["kubectl", *arguments, f"--namespace={self._settings.namespace}"]

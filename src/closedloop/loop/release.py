@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import logging
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -82,8 +83,9 @@ class Evidence:
 
     def gather(self, name: str, rollout: Rollout, *, now: dt.datetime, as_of: dt.datetime) -> StepEvidence:
         """Evidence since the step began by ``now``, the service's clock; outcomes that are known by ``as_of``."""
-        since, over = rollout.step_at + TAKEN_UP_AFTER, rollout.step == "champion"
-        failed = self.errors.read_since(rollout.errors_before, (now - since).total_seconds())
+        since, over = (rollout.routed_at or rollout.step_at) + TAKEN_UP_AFTER, rollout.step == "champion"
+        seconds = (now - since).total_seconds()
+        failed = self.errors.read_since(rollout.errors_before, seconds) if seconds > 0 else {}
         arms = []
         for version in (rollout.predecessor, rollout.version):
             # who scores in shadow: the challenger at first, its predecessor at last
@@ -131,7 +133,7 @@ def start_release(releases: Releases, evidence: Evidence, version: str, *, actor
     DataError
         If it was compared with another champion, or never passed its gates.
     """
-    state = releases.settle()
+    state = resume(releases, evidence, now=now)
     row, rollout = state.row, state.rollout
     if row is None:
         raise ConfigError("nothing serves yet, so there is nothing to compare with: 'closedloop release promote' it")
@@ -150,7 +152,35 @@ def start_release(releases: Releases, evidence: Evidence, version: str, *, actor
     scores = read_reference_scores(releases.tracking, version)
     rollout = Rollout(version, row.champion_version, "shadow", now, now, evidence.errors.read_totals(), scores)
     challenger: Challenger = (version, "shadow", 0.0)
-    return releases.move(state, action="shadow", reason="started", challenger=challenger, rollout=rollout, **common)
+    started = time.monotonic()
+    state = releases.move(state, action="shadow", reason="started", challenger=challenger, rollout=rollout, **common)
+    return note_route(releases, evidence, state, now=add_elapsed(now, started))
+
+
+def resume(releases: Releases, evidence: Evidence, *, now: dt.datetime) -> State:
+    """Complete what was begun (`Releases.settle`); a step whose weights had to be set for it counts from here on."""
+    started = time.monotonic()
+    state = releases.settle()
+    return note_route(releases, evidence, state, now=add_elapsed(now, started))
+
+
+def note_route(releases: Releases, evidence: Evidence, state: State, *, now: dt.datetime) -> State:
+    """Behind a proxy, let requests be counted from now on where its weights are in force only now.
+
+    Setting them takes as long as it takes, and meanwhile requests are split as before: counted, they would look like a
+    broken split.
+    """
+    rollout = state.rollout
+    if evidence.unit == "customer" or rollout is None or not (state.routed or rollout.routed_at is None):
+        return state
+    rollout = msgspec.structs.replace(rollout, routed_at=now, errors_before=evidence.errors.read_totals())
+    reason = f"the proxy splits as {rollout.step} says, requests count from here on"
+    return releases.note_route(state, rollout, actor="controller", reason=reason, now=now)
+
+
+def add_elapsed(now: dt.datetime, started: float) -> dt.datetime:
+    """``now``, which was read at ``started`` (`time.monotonic`), and what has passed since."""
+    return now + dt.timedelta(seconds=time.monotonic() - started)
 
 
 def find_obstacle(releases: Releases, version: str, champion: str) -> str | None:
@@ -194,7 +224,7 @@ def run_pass(
     as_of
         The outcomes known by then count; ``now``, but where data is replayed.
     """
-    state = releases.settle()
+    state = resume(releases, evidence, now=now)
     if state.rollout is None:
         return Pass(None, state)
     found, decision = judge(releases, evidence, policy, state.rollout, now=now, as_of=as_of)
@@ -242,7 +272,8 @@ def apply(
     step = policy.next_step(rollout.step)
     if step is None:
         return releases.move(state, action="confirm", champion=rollout.version, **common)
-    rollout = msgspec.structs.replace(rollout, step=step.name, step_at=now, errors_before=evidence.errors.read_totals())
+    errors, started = evidence.errors.read_totals(), time.monotonic()
+    rollout = msgspec.structs.replace(rollout, step=step.name, step_at=now, routed_at=None, errors_before=errors)
     champion = rollout.predecessor
     challenger: Challenger = (rollout.version, "canary", step.weight)
     if step.name == "champion":
@@ -250,4 +281,5 @@ def apply(
         champion, challenger = rollout.version, (rollout.predecessor, "shadow", 0.0)
     elif evidence.unit == "request":  # a proxy deals out requests; the stable service goes on scoring in shadow
         challenger = (rollout.version, "shadow", step.weight)
-    return releases.move(state, action=step.name, champion=champion, challenger=challenger, rollout=rollout, **common)
+    state = releases.move(state, action=step.name, champion=champion, challenger=challenger, rollout=rollout, **common)
+    return note_route(releases, evidence, state, now=add_elapsed(now, started))

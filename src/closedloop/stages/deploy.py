@@ -34,23 +34,25 @@ class DeploymentTable(Protocol):
 class Traffic(Protocol):
     """Who splits traffic between champion and challenger."""
 
-    def route(self, row: Deployment) -> None:
-        """Let traffic be split as the row says; nothing is written where it is already."""
+    def route(self, row: Deployment) -> bool:
+        """Let traffic be split as the row says; whether something had to be written for it."""
 
 
 class ServiceSplit:
     """The service splits by itself, customer by customer, and follows the row."""
 
-    def route(self, row: Deployment) -> None:
+    def route(self, row: Deployment) -> bool:
         """Nothing is left to do."""
+        return False
 
 
 class State(NamedTuple):
-    """What serves, and the newest entry of the journal, which said so."""
+    """What serves, the newest entry of the journal, which said so, and whether a proxy had to be told."""
 
     row: Deployment | None
     head: Link | None
     rollout: Rollout | None
+    routed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +105,10 @@ class Releases:
                 )
             logger.warning("%sdid not write; it is gone on from", found)
             return State(row, head, None)
-        self.traffic.route(entry.row)
+        routed = self.traffic.route(entry.row)
         if mirror:
             self._mirror(entry, head)
-        return State(row, head, entry.rollout)
+        return State(row, head, entry.rollout, routed)
 
     def move(
         self,
@@ -149,9 +151,18 @@ class Releases:
         entry = Entry(action, actor, now, reason, target, rollout, rejected, service, dict(evidence or {}))
         head = self.journal.append(name, entry, after=state.head)
         written = self._write_row(target)
-        self.traffic.route(written)
+        routed = self.traffic.route(written)
         self._mirror(entry, head)
-        return State(written, head, rollout)
+        return State(written, head, rollout, routed)
+
+    def note_route(self, state: State, rollout: Rollout, *, actor: str, reason: str, now: dt.datetime) -> State:
+        """Journal that traffic is split as the row says by now: an entry ``routed`` with the same row."""
+        assert state.head is not None  # noqa: S101 - a rollout is of an entry
+        earlier = read_entry(state.head)
+        entry = Entry("routed", actor, now, reason, earlier.row, rollout, feature_service=earlier.feature_service)
+        head = self.journal.append(self.model_name, entry, after=state.head)
+        self._mirror(entry, head)
+        return State(state.row, head, rollout)
 
     def read_entries(self) -> list[Entry]:
         """All that was ever moved, the oldest first."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from closedloop.core.rollout import RolloutPolicy
-from closedloop.errors import ConfigError, DataError, GateFailed
+from closedloop.errors import ConfigError, DataError, GateFailed, ServiceUnavailable
 from closedloop.loop.release import run_pass, start_release
 from closedloop.loop.rollback import find_predecessor, promote, roll_back, verify
 from closedloop.stages.deploy import deploy_champion
@@ -160,25 +161,87 @@ def test_outcomes_of_customers_that_both_scored_take_a_worse_champion_back(desk:
     assert entry.evidence["evidence"]["losses"]["customers"] == 600
 
 
-def test_behind_a_proxy_the_stable_service_scores_in_shadow_and_weights_are_routed(desk: Any) -> None:
-    routed: list[tuple[str, float]] = []
+class Proxy:
+    """Weights that are set by a slow program, and that somebody may set otherwise."""
 
-    class Proxy:
-        def route(self, row: Any) -> None:
-            routed.append((row.champion_version, row.weight))
+    seconds = 0.0
+    dies = ""
 
+    def __init__(self) -> None:
+        self.split: Any = None
+        self.written = 0
+
+    def route(self, row: Any) -> bool:
+        if self.split == (row.champion_version, row.weight):
+            return False
+        if self.dies == "before":
+            raise ServiceUnavailable("kubectl: no route to host")
+        time.sleep(self.seconds)
+        self.split = row.champion_version, row.weight
+        self.written += 1
+        if self.dies == "after":
+            raise ServiceUnavailable("kubectl: timed out")
+        return True
+
+
+@pytest.fixture
+def proxied(desk: Any) -> Any:
     releases, evidence, traffic = desk
-    made = dataclasses.replace(releases, traffic=Proxy()), dataclasses.replace(evidence, unit="request"), traffic
-    advance(made, until="canary_25")
+    return dataclasses.replace(releases, traffic=Proxy()), dataclasses.replace(evidence, unit="request"), traffic
+
+
+def test_behind_a_proxy_the_stable_service_scores_in_shadow_and_weights_are_routed(proxied: Any) -> None:
+    releases, evidence, traffic = proxied
+    advance(proxied, until="canary_25")
     assert describe(releases) == ("1", "2", "shadow", 0.25)
-    assert routed[-1] == ("1", 0.25)
+    assert releases.traffic.split == ("1", 0.25)
     # the split is that of requests: customers meet both
     flow(traffic, "canary_25", customers=20_000)
-    found = run_pass(made[0], made[1], POLICY, now=NOW + 5 * HOUR, as_of=NOW)
+    found = run_pass(releases, evidence, POLICY, now=NOW + 5 * HOUR, as_of=NOW)
     assert found.decision.verdict == "advance"  # type: ignore[union-attr]
-    routed.clear()
-    made[0].settle()  # a pass that was killed before the proxy heard of it is completed
-    assert routed == [("1", 0.5)]
+    assert releases.traffic.split == ("1", 0.5)
+    assert releases.traffic.written == 4
+    assert [entry.action for entry in releases.read_entries()[1:5]] == ["shadow", "routed", "canary_5", "routed"]
+    assert verify(releases) == 9
+
+
+def test_behind_a_proxy_requests_count_from_when_its_weights_are_in_force(proxied: Any) -> None:
+    releases, evidence, traffic = proxied
+    releases.traffic.seconds = 0.2
+    now = advance(proxied, until="canary_5")
+    rollout = releases.settle().rollout
+    assert rollout.step_at == now
+    assert rollout.routed_at >= now + dt.timedelta(seconds=0.2)
+    flow(traffic, "canary_5")
+    run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
+    assert traffic.asked[-1] == rollout.routed_at + dt.timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("cause", ["killed before the weights", "killed after the weights", "others set them"])
+def test_behind_a_proxy_a_step_counts_anew_once_its_weights_are_set(proxied: Any, cause: str) -> None:
+    releases, evidence, traffic = proxied
+    now = advance(proxied, until="canary_5")
+    flow(traffic, "canary_5")
+    if cause == "others set them":
+        releases.traffic.split = ("1", 0.0)
+    else:
+        releases.traffic.dies = cause.split()[1]
+        with pytest.raises(ServiceUnavailable):
+            run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
+        releases.traffic.dies = ""
+    step = releases.read_entries()[-1].rollout.step
+    traffic.errors = {"2/canary": 9_000.0}  # by the split of before
+    traffic.arms.clear()
+    traffic.asked.clear()
+    run_pass(releases, evidence, POLICY, now=now + 2 * HOUR, as_of=now)
+    assert all(since > now + 2 * HOUR for since in traffic.asked)
+    entry = releases.read_entries()[-1]
+    assert (entry.action, entry.rollout.step) == ("routed", step)
+    assert entry.rollout.errors_before == {"2/canary": 9_000.0}
+    assert releases.traffic.split == ("1", entry.row.weight)
+    flow(traffic, step)
+    found = run_pass(releases, evidence, POLICY, now=now + 3 * HOUR, as_of=now)
+    assert found.decision.verdict == "advance"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
