@@ -47,7 +47,10 @@ def read_external() -> dict[str, list[str]]:
 
 def find_problems(resources: list[Resource]) -> list[str]:
     """Every broken rule, named with the resource that breaks it."""
-    checks = (_check_selectors, _check_references, _check_containers, _check_autoscalers, _check_routes, _check_rights)
+    checks = (
+        _check_selectors, _check_networks, _check_references, _check_containers, _check_service, _check_autoscalers,
+        _check_routes, _check_rights,
+    )  # fmt: skip
     return [problem for check in checks for problem in check(resources)]
 
 
@@ -91,15 +94,23 @@ def _check_selectors(resources: list[Resource]) -> Iterator[str]:
             wanted = spec.get("selector", spec.get("podSelector", {})).get("matchLabels", {})
             if wanted and not any(_matches(wanted, labels) for _, labels, _ in pods):
                 yield f"{name}: selects no pod"
+
+
+def _check_networks(resources: list[Resource]) -> Iterator[str]:
+    for space in _select("Namespace", resources):
+        if space["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield f"{name_of(space)}: pods are not held to the restricted profile"
     if not any(policy["spec"]["podSelector"] == {} and len(policy["spec"]["policyTypes"]) == 2
                and not policy["spec"].get("ingress") and not policy["spec"].get("egress")
                for policy in _select("NetworkPolicy", resources)):  # fmt: skip
         yield "no NetworkPolicy denies what is not allowed"
+    prometheus = [{"matchLabels": {"app.kubernetes.io/name": "prometheus"}}]
     for policy in _select("NetworkPolicy", resources):
         for rule in policy["spec"].get("ingress", []):
-            ports = {port["port"] for port in rule.get("ports", [])}
-            prometheus = [{"matchLabels": {"app.kubernetes.io/name": "prometheus"}}]
-            if ports & {8001, 8002} and [one.get("podSelector") for one in rule["from"]] != prometheus:
+            if not rule.get("ports") or not rule.get("from"):
+                yield f"{name_of(policy)}: a rule without ports or sources lets everything in"
+            metrics = {8001, 8002, "metrics"} & {port.get("port") for port in rule.get("ports", [])}
+            if metrics and [one.get("podSelector") for one in rule.get("from", [])] != prometheus:
                 yield f"{name_of(policy)}: a metrics port is open to others than Prometheus"
 
 
@@ -171,8 +182,36 @@ def _check_containers(resources: list[Resource]) -> Iterator[str]:
                     yield f"{where}: {variable['name']} holds a secret"
 
 
+def _check_service(resources: list[Resource]) -> Iterator[str]:
+    """What lets a pod of the service come and go without a failed request."""
+    budgets = [one["spec"]["selector"]["matchLabels"] for one in _select("PodDisruptionBudget", resources)]
+    for one in _select("Deployment", resources):
+        spec, name = one["spec"], name_of(one)
+        labels, pod = spec["template"]["metadata"]["labels"], spec["template"]["spec"]
+        if labels.get("app.kubernetes.io/name") != "serving":
+            continue
+        (box,) = pod["containers"]
+        if spec["strategy"].get("rollingUpdate", {}).get("maxUnavailable") != 0:
+            yield f"{name}: a rolling update takes pods away before others are ready"
+        if not any(_matches(budget, labels) for budget in budgets):
+            yield f"{name}: no PodDisruptionBudget is about it"
+        if not any(_matches(rule["labelSelector"]["matchLabels"], labels)
+                   for rule in pod.get("topologySpreadConstraints", [])):  # fmt: skip
+            yield f"{name}: its pods may all lie on one node"
+        for probe in {"startupProbe", "readinessProbe", "livenessProbe"} - box.keys():
+            yield f"{name}: no {probe}"
+        # preStop; up to 10 s for open requests, up to 10 for the last drain
+        waits = int(box.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0])[-1])
+        if not waits or pod.get("terminationGracePeriodSeconds", 30) < waits + 20:
+            yield f"{name}: no time to drain when it ends"
+        kept = {volume["name"] for volume in pod["volumes"]}
+        if not any(mount["mountPath"] == "/state" and mount["name"] in kept for mount in box["volumeMounts"]):
+            yield f"{name}: its spool lies on no volume"
+
+
 def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
     targets = {one["metadata"]["name"]: one for one in _select("Deployment", resources)}
+    adapted = _list_adapted(resources)
     for scaler in _select("HorizontalPodAutoscaler", resources):
         spec, name = scaler["spec"], name_of(scaler)
         target = targets.get(spec["scaleTargetRef"]["name"])
@@ -182,6 +221,23 @@ def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
             yield f"{name}: its target says how many replicas there are too"
         if not 2 <= spec["minReplicas"] <= spec["maxReplicas"] <= 10:
             yield f"{name}: {spec['minReplicas']} to {spec['maxReplicas']} replicas, allowed are 2 to 10"
+        for metric in spec["metrics"]:
+            if metric["type"] == "Pods" and metric["pods"]["metric"]["name"] not in adapted:
+                yield f"{name}: prometheus-adapter gives no {metric['pods']['metric']['name']}"
+
+
+def _list_adapted(resources: list[Resource]) -> set[str]:
+    """What prometheus-adapter makes of the series that it is told of."""
+    (texts,) = (
+        one["data"]
+        for one in _select("ConfigMap", resources)
+        if one["metadata"]["name"] == "closedloop-prometheus-adapter"
+    )
+    rules = yaml.safe_load(texts["adapter.yaml"])["rules"]
+    return {
+        re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), rule["seriesQuery"].split("{")[0])
+        for rule in rules
+    }
 
 
 def _check_routes(resources: list[Resource]) -> Iterator[str]:

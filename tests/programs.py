@@ -39,15 +39,26 @@ def fetch(address: str) -> str | None:
 
 @contextlib.contextmanager
 def run_prometheus(
-    folder: Path, targets: dict[str, str], alertmanager: str = "127.0.0.1:1", *, rules: Path | None = None
+    folder: Path,
+    targets: dict[str, str],
+    alertmanager: str = "127.0.0.1:1",
+    *,
+    rules: Path | None = None,
+    namespace: str | None = None,
 ) -> Iterator[str]:
-    """The real one; ``targets`` are addresses by job."""
+    """The real one; ``targets`` are addresses by job, or by pod of a ``namespace``."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(rules)] if rules else [],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+            {
+                "job_name": name,
+                "static_configs": [
+                    {"targets": [target], "labels": {"namespace": namespace, "pod": name} if namespace else {}}
+                ],
+            }
+            for name, target in targets.items()
         ],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -18,7 +18,7 @@ from closedloop.bootstrap import build_releases, load_run
 from closedloop.contract import digest_folder
 from closedloop.loop.rollback import promote
 from tests.http_service import HttpService, Load, wait_until
-from tests.istio import RESOURCE, describe_routes, run_envoy, write_routes
+from tests.istio import DELAY_SECONDS, RESOURCE, describe_routes, run_envoy, write_routes
 from tests.manifests import render
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import run_prometheus
@@ -181,8 +181,8 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
         assert {proxy.call("POST", "/predict", body)[0] for body in bodies} == {200}
     entries = releases.read_entries()
     assert [entry.action for entry in entries] == ["promote", "shadow", "routed", "canary_5", "routed", "reject"]
-    split = entries[-1].evidence["evidence"]
-    assert split["challenger"]["requests"] > 0.03 * split["stable"]["requests"]  # with those of before it was less
+    step_at, routed_at = entries[-2].rollout.step_at, entries[-2].rollout.routed_at
+    assert (routed_at - step_at).total_seconds() >= DELAY_SECONDS
     assert entries[-1].reason.startswith("error rate: ")
 
 

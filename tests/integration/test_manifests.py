@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ import yaml
 
 from closedloop.settings import Settings
 from tests.docs.test_docs import list_commands, list_keys
+from tests.http_service import Load, run_service, wait_until
 from tests.manifests import ROOT, STANDARD, find_problems, list_pods, read_external, render
+from tests.model_folders import ROWS, write_model_folder
+from tests.programs import fetch, run_prometheus
 from tests.services import require
 
 OVERLAYS = ("local", "production")
@@ -90,6 +95,37 @@ CHANGES = {
     "open to others than Prometheus": (
         "NetworkPolicy", "exporter", ("spec", "ingress", 0, "from"), [{"podSelector": {}}],
     ),
+    "NetworkPolicy exporter: a rule without ports or sources lets everything in": (
+        "NetworkPolicy", "exporter", ("spec", "ingress", 0, "ports"), None,
+    ),
+    "NetworkPolicy serving: a rule without ports or sources lets everything in": (
+        "NetworkPolicy", "serving", ("spec", "ingress", 1, "from"), None,
+    ),
+    "NetworkPolicy serving: a metrics port is open": (
+        "NetworkPolicy", "serving", ("spec", "ingress", 1, "ports", 0, "port"), 8001,
+    ),
+    "not held to the restricted profile": (
+        "Namespace", "closedloop", ("metadata", "labels", "pod-security.kubernetes.io/enforce"), "baseline",
+    ),
+    "takes pods away before others are ready": (
+        "Deployment", "closedloop-stable", ("spec", "strategy", "rollingUpdate", "maxUnavailable"), 1,
+    ),
+    "no PodDisruptionBudget is about it": (
+        "PodDisruptionBudget", "closedloop-stable", ("spec", "selector", "matchLabels"),
+        {"closedloop/track": "canary"},
+    ),
+    "may all lie on one node": (
+        "Deployment", "closedloop-stable", ("spec", "template", "spec", "topologySpreadConstraints"), None,
+    ),
+    "no readinessProbe": ("Deployment", "closedloop-stable", (*BOX, "readinessProbe"), None),
+    "no livenessProbe": ("Deployment", "closedloop-canary", (*BOX, "livenessProbe"), None),
+    "no time to drain": (
+        "Deployment", "closedloop-stable", ("spec", "template", "spec", "terminationGracePeriodSeconds"), 20,
+    ),
+    "its spool lies on no volume": ("Deployment", "closedloop-stable", (*BOX, "volumeMounts", 2, "mountPath"), "/x"),
+    "prometheus-adapter gives no latency": (
+        "HorizontalPodAutoscaler", "closedloop-stable", ("spec", "metrics", 1, "pods", "metric", "name"), "latency",
+    ),
     "there is no ServiceAccount nobody": (
         "Deployment", "closedloop-exporter", ("spec", "template", "spec", "serviceAccountName"), "nobody",
     ),
@@ -145,6 +181,14 @@ CHANGES = {
 def test_a_manifest_that_is_broken_is_found_out(problem):
     found = find_problems(change(*CHANGES[problem]))
     assert any(problem in one for one in found), found
+
+
+def test_the_service_scales_on_cpu_and_on_the_latency_of_a_pod():
+    scalers = [one["spec"]["metrics"] for one in read_overlay("production") if one["kind"] == "HorizontalPodAutoscaler"]
+    metric = {"metric": {"name": "prediction_request_latency_seconds"}}
+    cpu = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
+    latency = metric | {"target": {"type": "AverageValue", "averageValue": "200m"}}
+    assert scalers == [[{"type": "Resource", "resource": cpu}, {"type": "Pods", "pods": latency}]] * 2
 
 
 def test_secrets_are_declared_and_used():
@@ -203,13 +247,50 @@ def test_checkov_finds_a_fault_and_else_only_what_has_a_reason(tmp_path):
     assert "CKV_K8S_22" in broken.stdout
 
 
-@pytest.mark.thorough
-def test_the_autoscalers_metric_is_each_pods_mean_and_never_nan(tmp_path):
-    require(shutil.which("promtool"), "promtool")
+def read_adapter():
+    """What prometheus-adapter looks for, and what it asks of the pods that it found."""
     rule = yaml.safe_load((ROOT / "k8s/base/observability/adapter.yaml").read_text(encoding="utf-8"))["rules"][0]
     query = rule["metricsQuery"].replace("<<.GroupBy>>", "namespace, pod")
     query = query.replace("<<.LabelMatchers>>", 'namespace="closedloop",pod=~"busy|idle|new"')
     assert "<<" not in query
+    return rule["seriesQuery"], query
+
+
+@pytest.mark.thorough
+def test_the_autoscalers_metric_on_a_real_prometheus_that_scrapes_real_services(project, tmp_path):
+    write_model_folder(tmp_path / "model", model_name="shop_churn")
+    series, query = read_adapter()
+
+    def ask(place, **parameters):
+        return json.loads(fetch(f"{prometheus}/api/v1/{place}?{urllib.parse.urlencode(parameters)}"))["data"]
+
+    def read():
+        return {one["metric"]["pod"]: float(one["value"][1]) for one in ask("query", query=query)["result"]}
+
+    with contextlib.ExitStack() as stack:
+        start = ("--model", str(tmp_path / "model"))
+        pods = {
+            name: stack.enter_context(run_service(project.root, *start, CLOSEDLOOP_SERVING__STATE=f"state/{name}"))
+            for name in ("busy", "idle")
+        }
+        for pod in pods.values():  # what was answered before it was scraped is no traffic
+            assert pod.call("POST", "/predict", {"features": ROWS[0]})[0] == 200
+            pod.read_metric("prediction_request_latency_seconds_count")
+        targets = {name: f"127.0.0.1:{pod.metrics_port}" for name, pod in pods.items()}
+        prometheus = stack.enter_context(run_prometheus(tmp_path, targets, namespace="closedloop"))
+        wait_until(lambda: read() == {"busy": 0.0, "idle": 0.0}, "both pods at 0")
+        with Load(pods["busy"], clients=1) as load:
+            found = wait_until(lambda: (now := read()).get("busy") and now, "a mean of the busy pod")
+        assert load.failures == []
+        assert found["idle"] == 0.0
+        assert 0 < found["busy"] < 30
+        assert {one["pod"] for one in ask("series", **{"match[]": series})} == {"busy", "idle"}
+
+
+@pytest.mark.thorough
+def test_the_autoscalers_metric_is_each_pods_mean_and_never_nan(tmp_path):
+    require(shutil.which("promtool"), "promtool")
+    _, query = read_adapter()
     series = 'prediction_request_latency_seconds_{}{{namespace="closedloop",pod="{}"}}'
     values = {
         ("sum", "busy"): "0+1.25x20",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     assert not trace.exists()
     pickle.loads(path.read_bytes())
     assert trace.exists()  # it would have
+
+
+def test_a_member_that_is_named_like_a_path_elsewhere_is_written_nowhere(tmp_path: Path) -> None:
+    folder = tmp_path / "a/b"
+    folder.mkdir(parents=True)
+    save_pipeline(folder / "pipeline.skops", fit("logistic_regression", calibrated=False))
+    with zipfile.ZipFile(folder / "pipeline.skops", "a") as archive:
+        for name in ("../../outside.txt", str(tmp_path / "absolute.txt")):
+            archive.writestr(name, "from the archive")
+    load_pipeline(folder / "pipeline.skops")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["pipeline.skops"]
 
 
 def test_a_file_that_is_missing_or_torn_says_who_writes_it(tmp_path: Path) -> None:

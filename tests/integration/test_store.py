@@ -687,6 +687,16 @@ def find_traces(store: Store, word: str) -> int:
     return str(shown).count(word)
 
 
+def test_the_command_erases_a_customer_and_nobody_else(project: Any) -> None:
+    project.run("store", "upgrade")
+    kept = Store(f"sqlite:///{project.root / 'state/operations.db'}")
+    kept.insert([predict(name, customer_id=name) for name in ("anna", "bob")] + [report("anna"), report("bob")])
+    output = project.run("store", "erase", "--customer-id", "anna").output
+    assert "1 predictions and 1 outcomes are gone" in output
+    assert list_ids(kept) == ["bob"]
+    kept.close()
+
+
 @pytest.mark.parametrize("removal", ["erase", "purge"])
 def test_removed_rows_leave_no_trace(store: Store, removal: str) -> None:
     """Enough rows at random places of the index for pages to split, which leaves copies behind."""

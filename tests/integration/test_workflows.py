@@ -163,15 +163,75 @@ def test_the_workflows_identity_may_start_the_jobs_that_they_name_and_no_other()
     assert set(role["rules"][0]["resourceNames"]) == named
 
 
+OWN_BRANCH = "head.repo.full_name == github.repository"
+
+
+def find_leaks(text):
+    """Where a workflow gives what a fork must not have: a secret, an identity, a right to write."""
+    workflow, leaks = yaml.safe_load(text), [word for word in ("secrets.", "pull_request_target") if word in text]
+    if "pull_request" not in workflow[True]:  # YAML 1.1 takes `on` for a truth value
+        return leaks
+
+    def is_ours(job):  # a job that is skipped takes those that need it along
+        condition = job.get("if", "")
+        if "event_name != 'pull_request'" in condition or OWN_BRANCH in condition:
+            return True
+        return not condition and "needs" in job and is_ours(workflow["jobs"][job["needs"]])
+
+    for name, job in workflow["jobs"].items():
+        if is_ours(job):
+            continue
+        leaks += [
+            f"{name}: {key}" for key, value in job["permissions"].items() if value == "write" and key != "id-token"
+        ]
+        leaks += [f"{name}: {step['uses']}" for step in job["steps"]
+                  if "credentials" in step.get("uses", "") and OWN_BRANCH not in step.get("if", "")]  # fmt: skip
+    return leaks
+
+
 def test_no_pull_request_of_a_fork_gets_an_identity_or_a_secret():
-    for file in FILES:
-        text = file.read_text(encoding="utf-8")
-        assert "secrets." not in text
-        assert "pull_request_target" not in text
-    for name, job in read_jobs():
-        for step in job["steps"]:
-            if "configure-aws" in step.get("uses", "") and "train" in name:
-                assert "head.repo.full_name == github.repository" in step["if"], name
+    texts = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+    assert {name: found for name, text in texts.items() if (found := find_leaks(text))} == {}
+    pipeline = texts["mlops-pipeline.yml"]
+    open_to_all = pipeline.replace("if: github.event_name != 'pull_request'", "if: always()")
+    assert {leak.split(":")[0] for leak in find_leaks(open_to_all)} == {"images", "register", "release"}
+    assert find_leaks(pipeline.replace(f" && github.event.pull_request.{OWN_BRANCH}", "")) == ["comment: pull-requests"]
+    assert find_leaks(pipeline.replace("vars.AWS_DATA_ROLE", "secrets.AWS_DATA_ROLE")) == ["secrets."]
+
+
+def find_excess(text):
+    """Rights that a whole workflow has, jobs without a limit of their time, runs beside each other."""
+    workflow = yaml.safe_load(text)
+    found = [] if workflow.get("permissions") == {} else ["permissions"]
+    if "group" not in workflow.get("concurrency", {}):
+        found.append("concurrency")
+    for name, job in workflow["jobs"].items():
+        found += [f"{name}: {key}" for key in ("permissions", "timeout-minutes") if key not in job]
+        logs_in = any("credentials" in step.get("uses", "") for step in job["steps"])
+        if ("id-token" in job.get("permissions", {})) != logs_in:
+            found.append(f"{name}: id-token")
+        # what ends at the same production goes one after the other
+        if any("cluster-job" in step.get("run", "") for step in job["steps"]) and job["environment"] != "production":
+            found.append(f"{name}: environment")
+        found += [f"{name}: {step['uses']}" for step in job["steps"]
+                  if not re.search(r"@[0-9a-f]{40}$", step.get("uses", f"@{'0' * 40}"))]  # fmt: skip
+    return found
+
+
+def test_a_workflow_has_no_more_than_it_needs():
+    texts = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+    assert {name: found for name, text in texts.items() if (found := find_excess(text))} == {}
+    monitor = texts["monitor.yml"]
+    for old, new, found in (
+        ("permissions: {}", "permissions: read-all", "permissions"),
+        ("concurrency:\n  group: monitor\n", "env:\n  GROUP: x\n", "concurrency"),
+        ("    timeout-minutes: 345\n", "", "monitor: timeout-minutes"),
+        ("      id-token: write\n", "", "monitor: id-token"),
+        ("environment: production", "environment: any", "monitor: environment"),
+        ("@11bd71901bbe5b1630ceea73d27597364c9af683", "@v4", "monitor: actions/checkout@v4"),
+    ):
+        assert old in monitor
+        assert found in find_excess(monitor.replace(old, new)), found
 
 
 POD_START_SECONDS, HOSTED_SECONDS = 11 * 60, 6 * 3600  # what `make cluster-job` waits besides; GitHub's limit of a job
