@@ -1,6 +1,6 @@
 """Istio without Istio: Envoy configured as a VirtualService and a DestinationRule say, and a kubectl that does it.
 
-Istio's control plane turns the two into Envoy's routes and clusters; here `describe_routes` does, for what the
+Istio's control plane turns the two into Envoy's routes and clusters; here `tests.routes` does, for what the
 manifests of this project use: header matches, subsets, weights and timeouts. Anything else is an error.
 """
 
@@ -16,16 +16,16 @@ from typing import Any
 from tests.http_service import HttpService, wait_until
 from tests.manifests import ROOT, Resource
 from tests.programs import run_program
+from tests.routes import ROUTES, write_routes
 from tests.services import find_free_port
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
-RESOURCE, ROUTES = "virtualservice.json", "routes.json"
 DELAY_SECONDS = 5  # an API server, and proxies, that take their time
 # get and replace as an API server answers them: whoever read an older version is told of a conflict
 KUBECTL = f"""#!{sys.executable}
 import json, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from tests.istio import RESOURCE, write_routes
+from tests.routes import RESOURCE, write_routes
 folder = pathlib.Path(__file__).resolve().parent
 old = json.loads((folder / RESOURCE).read_text())
 if sys.argv[1] == "get":
@@ -39,41 +39,6 @@ elif sys.argv[1] == "replace":
 else:
     sys.exit("not understood: " + " ".join(sys.argv))
 """
-
-
-def describe_routes(service: Resource) -> dict[str, Any]:
-    """Envoy's routes of a VirtualService."""
-    routes = []
-    for http in service["spec"]["http"]:
-        if set(http) - {"name", "match", "route", "timeout", "retries"} or http.get("retries", {}).get("attempts", 0):
-            raise ValueError(f"route {http['name']}: {sorted(http)} cannot be said to Envoy here")
-        clusters = [{"name": one["destination"]["subset"], "weight": one["weight"]} for one in http["route"]]
-        action = {"weighted_clusters": {"clusters": clusters}, "timeout": http["timeout"]}
-        for match in http.get("match", [{"headers": {}}]):
-            headers = [
-                {"name": name, "string_match": {"safe_regex": {"regex": rule["regex"]}}}
-                for name, rule in match["headers"].items()
-            ]
-            routes.append({"match": {"prefix": "/", "headers": headers}, "route": action})
-    host = {"name": service["metadata"]["name"], "domains": service["spec"]["hosts"], "routes": routes}
-    return {
-        "version_info": str(service["metadata"]["resourceVersion"]),
-        "resources": [
-            {
-                "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-                "name": "istio",
-                "virtual_hosts": [host],
-            }
-        ],
-    }
-
-
-def write_routes(folder: Path, service: Resource) -> None:
-    """Store the resource under its next version, and let Envoy have it."""
-    service["metadata"]["resourceVersion"] = str(int(service["metadata"].get("resourceVersion", 0)) + 1)
-    for name, content in ((RESOURCE, service), (ROUTES, describe_routes(service))):
-        (folder / f"{name}.new").write_text(json.dumps(content), encoding="utf-8")
-        (folder / f"{name}.new").replace(folder / name)  # Envoy sees a file that was moved there
 
 
 def describe_envoy(folder: Path, rule: Resource, pods: dict[str, list[tuple[dict[str, str], int]]], port: int) -> Any:

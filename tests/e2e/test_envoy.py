@@ -18,10 +18,11 @@ from closedloop.bootstrap import build_releases, load_run
 from closedloop.contract import digest_folder
 from closedloop.loop.rollback import promote
 from tests.http_service import HttpService, Load, wait_until
-from tests.istio import DELAY_SECONDS, RESOURCE, describe_routes, run_envoy, write_routes
+from tests.istio import DELAY_SECONDS, run_envoy
 from tests.manifests import render
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import run_prometheus
+from tests.routes import RESOURCE, describe_routes, write_routes
 
 pytestmark = pytest.mark.thorough
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -200,3 +203,73 @@ def test_an_old_schema(ask, services):
     assert f"is at revision 0001, this release needs {newest}" in found["operations store"].text
     assert "closedloop store upgrade" in found["operations store"].remedy
     connection.close()
+
+
+class Older(BaseHTTPRequestHandler):
+    """MLflow of the release before, whose clock is a minute ahead; it, and Kubeflow, know nobody."""
+
+    def do_GET(self):
+        body = b"2.22.0" if self.path == "/version" else b"who are you"
+        self.send_response(200 if self.path == "/version" else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def date_time_string(self, timestamp=None):
+        return super().date_time_string(time.time() + self.server.ahead_seconds)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def run_older(ahead_seconds):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Older) as server:
+        server.ahead_seconds = ahead_seconds
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.thorough
+def test_a_server_of_another_version_and_a_runner_that_lets_nobody_in(ask):
+    with run_older(0) as address:
+        found = ask(mlflow=address, CLOSEDLOOP_RETRAINING__RUNNER="cluster", CLOSEDLOOP_RETRAINING__ENDPOINT=address)
+    assert "MLflow's server is version 2.22.0, this client 3." in found["MLflow"].text
+    assert "or upgrade it" in found["MLflow"].remedy
+    assert "401" in found["Kubeflow Pipelines"].text
+    assert "CLOSEDLOOP_RETRAINING__TOKEN" in found["Kubeflow Pipelines"].remedy
+
+
+@pytest.mark.thorough
+def test_clocks_that_differ(ask, services, monkeypatch):
+    with sa.create_engine(services["store"].replace("postgresql", "postgresql+psycopg")).connect() as connection:
+        for statement in (
+            "CREATE SCHEMA ahead",
+            "CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql "
+            "AS $$ SELECT pg_catalog.clock_timestamp() + interval '1 minute' $$",
+            "ALTER ROLE app SET search_path = ahead, pg_catalog, public",
+        ):
+            connection.execute(sa.text(statement))
+        connection.commit()
+        monkeypatch.setattr("mlflow.__version__", "2.22.0")  # as the one that answers
+        try:
+            with run_older(60) as address:
+                found = ask(mlflow=address)
+        finally:
+            connection.execute(sa.text("ALTER ROLE app RESET search_path"))
+            connection.commit()
+    for name in ("its clock", "MLflow's clock"):
+        assert found[name].text.startswith("the server's clock is +"), found[name]
+        assert "s off ours, at most 5 are fine" in found[name].text
+        assert "NTP" in found[name].remedy
+
+
+@pytest.mark.thorough
+def test_a_bucket_that_is_away(ask, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    account = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": f"http://{NOWHERE}"}
+    found = ask(CLOSEDLOOP_TRACKING__ARTIFACTS="s3://closedloop-artifacts/mlflow", **account)
+    assert "artifacts at s3://closedloop-artifacts/mlflow: " in found["artifacts"].text
+    assert "onnect" in found["artifacts"].text
+    assert "the bucket's credentials" in found["artifacts"].remedy

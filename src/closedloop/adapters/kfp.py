@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -113,6 +114,13 @@ class ClusterRunner:
 
     def ask_server(self) -> str:
         """The endpoint, once it has answered; ServiceUnavailable if it does not."""
+        endpoint, token = self._settings.endpoint, self._settings.token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        health = urllib.request.Request(f"{endpoint.rstrip('/')}/apis/v2beta1/healthz", headers=headers)  # noqa: S310
+        try:  # the client would ask five times, and not say what was answered
+            urllib.request.urlopen(health, timeout=5).close()  # noqa: S310 - from the settings
+        except (OSError, ValueError) as error:
+            raise ServiceUnavailable(f"Kubeflow Pipelines at {endpoint}: {error}") from error
         with self._unavailable():
             self._client.list_experiments(page_size=1, namespace=self._settings.namespace)
         return self._settings.endpoint
@@ -192,7 +200,7 @@ class ClusterRunner:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
-        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, TimeoutError) as error:
             text = " ".join(str(error).split())
             raise ServiceUnavailable(f"Kubeflow Pipelines at {self._settings.endpoint}: {text}") from error
 

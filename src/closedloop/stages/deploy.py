@@ -41,7 +41,7 @@ class Traffic(Protocol):
 class ServiceSplit:
     """The service splits by itself, customer by customer, and follows the row."""
 
-    def route(self, row: Deployment) -> bool:
+    def route(self, row: Deployment) -> bool:  # noqa: ARG002 - a proxy asks for it
         """Nothing is left to do."""
         return False
 
@@ -157,7 +157,7 @@ class Releases:
 
     def note_route(self, state: State, rollout: Rollout, *, actor: str, reason: str, now: dt.datetime) -> State:
         """Journal that traffic is split as the row says by now: an entry ``routed`` with the same row."""
-        assert state.head is not None  # noqa: S101 - a rollout is of an entry
+        assert state.head is not None
         earlier = read_entry(state.head)
         entry = Entry("routed", actor, now, reason, earlier.row, rollout, feature_service=earlier.feature_service)
         head = self.journal.append(self.model_name, entry, after=state.head)
