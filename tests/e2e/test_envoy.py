@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import math
+import sqlite3
 import subprocess
 
 import pytest
@@ -165,7 +166,7 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
         assert read_weights(place) == {"stable": 95, "canary": 5}
         wait_until(lambda: ask(proxy)["model_version"] == "2", "an answer of the canary")
         bodies = [{"features": row} for row in (*ROWS, BROKEN)]
-        statuses = collections.Counter()
+        statuses, answered = collections.Counter(), {answer["prediction_id"] for answer in load.answers}
 
         def send_and_step():
             for _ in range(50):
@@ -173,6 +174,10 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
                     status, answer = proxy.call("POST", "/predict", body)
                     statuses[status] += 1
                     assert status == 200 or body is bodies[-1], answer
+                    if status == 200:
+                        answered.add(answer["prediction_id"])
+            # each of the two stores by itself: one that is behind looks like a broken split
+            wait_until(lambda: answered <= read_stored(project.root), "all answers in the store", seconds=300)
             return "roll back" in step()
 
         wait_until(send_and_step, "the rollback", seconds=300)
@@ -185,6 +190,11 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
     step_at, routed_at = entries[-2].rollout.step_at, entries[-2].rollout.routed_at
     assert (routed_at - step_at).total_seconds() >= DELAY_SECONDS
     assert entries[-1].reason.startswith("error rate: ")
+
+
+def read_stored(root):
+    with contextlib.closing(sqlite3.connect(f"file:{root / 'state/operations.db'}?mode=ro", uri=True)) as store:
+        return {found for (found,) in store.execute("SELECT prediction_id FROM predictions")}
 
 
 def read_weights(place):
