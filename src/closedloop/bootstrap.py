@@ -264,8 +264,10 @@ def build_samples(run: RunContext) -> Samples:
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:
     """The process beside the service's workers, and the state folder that they share."""
+    from closedloop.adapters.database import load_alembic
     from closedloop.serving.agent import Agent
 
+    load_alembic()
     state_dir, slot = locate_serving_state(run), run.settings.serving.slot
     name, registry = run.dataset.model_name, build_tracking(run)
     return Agent(state_dir, name, build_store(run), registry, parent=parent, slot=slot), state_dir

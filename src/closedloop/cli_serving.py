@@ -120,12 +120,12 @@ def edge_export(
 ) -> None:
     """Write a folder with the model and one script that scores with it."""
     from closedloop.bootstrap import load_run, open_slot
-    from closedloop.serving.edge import export_edge
+    from closedloop.serving.edge import describe_export, export_edge
 
     context = load_run(params)
     with open_slot(context, check_model(model)) as slot:
-        export_edge(slot, output, range_margin=context.settings.serving.range_margin)
-    typer.echo(f"{output}: score.py takes JSON lines; edge.json has sizes and latencies", err=True)
+        export = export_edge(slot, output, range_margin=context.settings.serving.range_margin)
+    typer.echo(f"{output}: {describe_export(export)}; score.py takes JSON lines", err=True)
 
 
 @edge_app.command("import")

@@ -44,12 +44,19 @@ def service(make_project, tmp_path_factory):
     online = {"online_store": {"type": "sqlite", "path": str(folder / "online.db")}}
     arguments = ("--model", str(folder / "model"), "--as-of", "2024-01-01")
     variables = {"CLOSEDLOOP_FEATURES__OVERRIDES": json.dumps(online), "CLOSEDLOOP_SERVING__OUTCOMES_PER_MINUTE": "60"}
+    variables["CLOSEDLOOP_SERVING__ACCESS_LOG"] = "true"
     with run_service(root, *arguments, **variables) as service:
         yield service
         assert service.call("POST", "/predict", {"customer_id": "fresh"})[0] == 200
         log = service.read_log()
         assert "Traceback" not in log
-        assert not [line for line in log.splitlines() if '"level": "error"' in line]
+        lines = [json.loads(line) for line in log.splitlines()]  # not one of them is no JSON
+        assert not [line for line in lines if line["level"] == "error"]
+        assert [line for line in lines if line["message"].startswith("POST /predict 200")]
+        for line in lines:
+            if line["logger"] == "closedloop.access":
+                assert line["request_id"]
+                assert ("prediction_id" in line) == line["message"].startswith("POST /predict 200 ")
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.metrics_port)) as connection:
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()
@@ -256,8 +263,12 @@ def test_random_bytes_find_no_fault(service):
     valid += [request.replace(b"Connection: close\r\n", b"") for request in valid]
     sent = [mutate(draw, valid) if n % 10 else draw.randbytes(draw.randrange(2_000)) for n in range(FUZZED)]
     before = count_descriptors(service)
+    sent[::50] = [make_post(GOOD)] * len(sent[::50])  # whoever asks rightly meanwhile is answered
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda data: exchange(service, data, seconds=0.1), sent))
+        found = list(
+            pool.map(lambda data: exchange(service, data, seconds=30 if data == make_post(GOOD) else 0.1), sent)
+        )
+    assert [some for some, _ in found[::50]] == [[200]] * len(found[::50])
     statuses = {status for some, _ in found for status in some}
     assert statuses >= {200, 400, 404, 405}
     assert max(statuses) < 500

@@ -225,8 +225,15 @@ def test_containers_run_commands_that_exist_with_settings_that_exist():
                 assert {key.removeprefix("CLOSEDLOOP_") for key in given if key.startswith("CLOSEDLOOP_")} <= keys, name
                 if box.get("command") == ["mlflow"]:
                     continue
-                words = box["args"][0].removeprefix("exec ").removeprefix("closedloop ").split()
-                assert words[0] in commands, name
+                for command in box["args"][0].split("; "):
+                    words = command.removeprefix("exec ").removeprefix("closedloop ").split()
+                    assert words[0] in commands, name
+
+
+def test_a_daily_job_lets_the_store_keep_no_more_than_its_days():
+    (job,) = (one for one in read_overlay("production") if one["metadata"]["name"] == "closedloop-outcomes")
+    (box,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert box["args"][0].startswith("closedloop store purge --as-of ")
 
 
 @pytest.mark.thorough

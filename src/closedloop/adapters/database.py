@@ -241,6 +241,13 @@ def _begin_transaction(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
 
 
+def load_alembic() -> None:
+    """Import all that `Database` takes of it: of two threads that do so at once, one may find half a module."""
+    import alembic.command
+    import alembic.migration
+    import alembic.script  # noqa: F401
+
+
 def _configure_alembic(connection: sa.Connection | None = None) -> Config:
     from alembic.config import Config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closedloop.adapters.journal import Entry, read_entry
+from closedloop.adapters.mlflow import BENTO_TAG
 from closedloop.contract import REFERENCE_FILE
 from closedloop.errors import DataError, GateFailed
 from closedloop.records import Prediction
@@ -142,6 +143,7 @@ def explain(
             "type": contract.model_type,
             "folder_sha256": model.folder_sha256,
             "mlflow_run": version.run_id,
+            "bento_sha256": version.tags.get(BENTO_TAG, "not packaged"),
             **contract.lineage.model_dump(mode="json"),
         },
         "gates": tracking.read_gates(version) or "not recorded",

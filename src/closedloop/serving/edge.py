@@ -90,6 +90,14 @@ def export_edge(slot: Slot, output: Path, *, range_margin: float) -> dict[str, A
     return export
 
 
+def describe_export(export: dict[str, Any]) -> str:
+    """Size and latency of both variants, and what became of the quantised one, in one line for people."""
+    model, quantised = export["files"][MODEL_FILE], export["quantised"]
+    sizes = [f"{one['bytes']:,} bytes, {one['single_row_ms']:.3f} ms a row" for one in (model, quantised)]
+    verdict = "kept" if quantised["kept"] else "left out"
+    return f"{MODEL_FILE} {sizes[0]}; quantised {sizes[1]}, {verdict}: {quantised['reason']}"
+
+
 def _add_quantised(model: LoadedModel, source: Path, folder: Path) -> tuple[dict[str, Any], float]:
     """Make the quantised variant and keep it if it passes; what is said of it, and the model's own latency in ms."""
     path = folder / QUANTISED_FILE

@@ -87,6 +87,8 @@ def test_a_version_that_holds_passes_every_step_and_each_is_journaled_with_its_e
     run_pass(releases, evidence, POLICY, now=now + 61 * 24 * HOUR, as_of=now)
     assert (describe(releases), releases.settle().rollout) == (("2", None, None, 0.0), None)
     assert verify(releases) == 7
+    start_release(releases, evidence, "3", actor="a test", now=NOW)
+    assert releases.settle().row.salt not in salts  # the next release deals customers anew
 
 
 def test_an_undecided_step_holds_and_goes_back_when_its_time_is_over(desk: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def store():
 @pytest.fixture
 def follower(state, store, registry):
     return SlotFollower(state, "test_churn", store, registry)
+
+
+def test_what_both_threads_import_is_there_before_they_start(project):
+    code = "from pathlib import Path; from closedloop.bootstrap import *; build_agent(load_run(Path('params.yaml')))"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
+        cwd=project.root, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {"alembic.command", "alembic.migration", "alembic.script"} <= set(ran.stdout.split())
 
 
 def test_before_the_first_release_nothing_is_written(follower, store, state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import hmac
 import json
 from collections.abc import Callable
 from typing import Any
@@ -346,6 +347,15 @@ def test_tokens_and_scopes(make_service, token, statuses):
         assert send.status_code == status, path
     assert service.get("/health").status_code == 200
     assert service.get("/readyz").status_code == 200
+
+
+def test_every_token_is_compared_in_constant_time_whichever_is_given(make_service, monkeypatch):
+    service, compared = make_service(tokens=TOKENS), []
+    compare = hmac.compare_digest
+    monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append(one) or compare(one, other))
+    for token in ("p", "a", "wrong"):
+        service.get("/model/info", headers={"authorization": f"Bearer {token}"})
+    assert compared == [b"p", b"o", b"a"] * 3
 
 
 def test_a_forced_version_needs_an_administrator_and_is_logged_as_forced(make_service, tmp_path):

@@ -142,6 +142,13 @@ def test_numbers_are_counted_in_standard_deviations_from_the_mean(metrics, tmp_p
     assert page['feature_categories_total{category="missing",feature_name="age"}'] == 1
 
 
+def test_features_have_the_buckets_of_standard_deviations(metrics, tmp_path):
+    metrics.observe_features(rows([0, 10, 0]))
+    start = 'feature_distribution_bucket{feature_name="age",le="'
+    edges = [key.removeprefix(start).rstrip('"}') for key in read_page(tmp_path) if key.startswith(start)]
+    assert edges == ["-3.0", "-2.0", "-1.0", "-0.5", "0.0", "0.5", "1.0", "2.0", "3.0", "+Inf"]
+
+
 def test_a_histogram_with_negative_values_has_no_sum(metrics, tmp_path):
     metrics.observe_features(rows([0, 3, 0]))
     assert "feature_distribution_sum" not in render(tmp_path)
