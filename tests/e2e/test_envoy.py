@@ -101,8 +101,8 @@ def run_two(project, monkeypatch):
         )
         for slot in ("champion", "challenger")
     )
-    stable.start()
     try:
+        stable.start()
         yield stable, canary
     finally:
         for service in (stable, canary):
