@@ -6,7 +6,9 @@ import contextlib
 import http.client
 import json
 import os
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -163,6 +165,68 @@ class Load:
                     self.failures.append(f"{answer.status} {content[:200]!r}")
                     return
                 self.answers.append({**json.loads(content), "row": row} if self.keep else NOTHING)
+
+
+@dataclass
+class FullLoad:
+    """As many requests as a worker can answer, by one thread that waits for whichever of its connections is ready."""
+
+    service: HttpService
+    connections: int = 16
+    answered: list[str] = field(default_factory=list)
+    refused: list[bytes] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> FullLoad:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(60)
+
+    def wait_for(self, count: int) -> None:
+        """Until that many more requests have been answered."""
+        goal = len(self.answered) + count
+        wait_until(lambda: len(self.answered) >= goal or not self._thread.is_alive(), f"{count} answers")
+
+    def _run(self) -> None:
+        bodies = [json.dumps({"features": row, "request_id": "#" * 32}) for row in ROWS]
+        requests = [
+            f"POST /predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode().split(b"#" * 32)
+            for body in bodies
+        ]
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as closing:
+            for number in range(self.connections):
+                client = closing.enter_context(socket.create_connection(("127.0.0.1", self.service.port), timeout=30))
+                selector.register(client, selectors.EVENT_READ, requests[number % len(requests)])
+                self._ask(client, requests[number % len(requests)])
+            while selector.get_map() and not self._stopping.is_set():
+                for key, _ in selector.select(0.1):
+                    try:
+                        answer = self._receive(key.fileobj)
+                        if answer.startswith(b"HTTP/1.1 200 "):
+                            self.answered.append(answer.partition(b'"request_id":"')[2][:32].decode())
+                        else:
+                            self.refused.append(answer)
+                        self._ask(key.fileobj, key.data)
+                    except OSError:  # the server is gone
+                        selector.unregister(key.fileobj)
+
+    @staticmethod
+    def _ask(client: socket.socket, request: list[bytes]) -> None:
+        client.sendall(uuid.uuid4().hex.encode().join(request))
+
+    @staticmethod
+    def _receive(client: socket.socket) -> bytes:
+        answer = b""
+        while not answer.endswith(b"}"):  # head and body are two pieces
+            piece = client.recv(65_536)
+            if not piece:
+                raise ConnectionError("no whole answer")
+            answer += piece
+        return answer
 
 
 @contextlib.contextmanager
