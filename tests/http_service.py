@@ -116,25 +116,36 @@ class HttpService:
 
 @dataclass
 class Load:
-    """Clients that send requests one after the other until stopped; every answer is kept, or only counted."""
+    """Clients that send requests one after the other until stopped; every answer is kept, or only counted.
+
+    With ``customers`` they send ids alone; ``pause_seconds`` lies before each request. Where one ``may_refuse``, a 503
+    ends no client: it is kept apart.
+    """
 
     service: HttpService
     clients: int = 4
     keep: bool = True
     rows: Sequence[dict[str, Any]] = ROWS
-    customers: Sequence[str] = ()  # asked for by id, instead of by rows
+    customers: Sequence[str] = ()
+    pause_seconds: float = 0
+    may_refuse: bool = False
     answers: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self._send, daemon=True) for _ in range(self.clients)]
+        self._threads = [threading.Thread(target=self._send, args=[n], daemon=True) for n in range(self.clients)]
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let every client end with the answer that it waits for."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(60)
@@ -144,16 +155,17 @@ class Load:
         goal = len(self.answers) + count
         wait_until(lambda: len(self.answers) >= goal or self.failures, f"{count} answers")
 
-    def _send(self) -> None:
+    def _build(self, number: int) -> dict[str, Any]:
+        if self.customers:
+            return {"customer_id": self.customers[number % len(self.customers)]}
+        return {"features": self.rows[number % len(self.rows)], "customer_id": f"C{number % 97}"}
+
+    def _send(self, number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
-        number = 0
         with contextlib.closing(connection):
-            while not self._stopping.is_set():
-                row = self.rows[number % len(self.rows)]
-                number += 1
-                body = {"features": row, "request_id": uuid.uuid4().hex, "customer_id": f"C{number % 97}"}
-                if self.customers:
-                    body = {"customer_id": self.customers[number % len(self.customers)]}
+            while not self._stopping.wait(self.pause_seconds):
+                body = {**self._build(number), "request_id": uuid.uuid4().hex}
+                number += self.clients  # each of them has requests of its own
                 try:
                     connection.request("POST", "/predict", json.dumps(body), self.service.headers)
                     answer = connection.getresponse()
@@ -161,10 +173,14 @@ class Load:
                 except (OSError, http.client.HTTPException) as error:
                     self.failures.append(repr(error))
                     return
+                if answer.status == 503 and self.may_refuse:
+                    self.refused.append(json.loads(content))
+                    continue
                 if answer.status != 200:
                     self.failures.append(f"{answer.status} {content[:200]!r}")
                     return
-                self.answers.append({**json.loads(content), "row": row} if self.keep else NOTHING)
+                kept = {**json.loads(content), "row": body.get("features"), "customer": body["customer_id"]}
+                self.answers.append(kept if self.keep else NOTHING)
 
 
 @dataclass

@@ -66,16 +66,17 @@ class Production:
     postgres: PostgresServer
     redis: RedisServer
     bucket: Bucket
-    mlflow: str
+    mlflow: MlflowServer
     environment: dict[str, str]
 
-    def run(self, root: Path, *command: str, status: int = 0, **environment: str) -> str:
-        """Run a program in a project's folder; returns all that it writes."""
+    def run(self, root: Path, *command: str, status: int | None = 0, **environment: str) -> str:
+        """Run a program in a project's folder; returns all that it writes. Status None is any but 0."""
         ran = subprocess.run(
             command, cwd=root, env=os.environ | self.environment | environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
-        assert ran.returncode == status, f"{' '.join(command)} ended with {ran.returncode}:\n{ran.stdout}"
+        as_expected = ran.returncode == status if status is not None else ran.returncode != 0
+        assert as_expected, f"{' '.join(command)} ended with {ran.returncode}:\n{ran.stdout}"
         return ran.stdout
 
 
@@ -100,47 +101,63 @@ def describe_environment(postgres: PostgresServer, redis: RedisServer, bucket: B
         "MLFLOW_TRACKING_USERNAME": "admin",
         "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "AWS_MAX_ATTEMPTS": "1",
         "AWS_ENDPOINT_URL": bucket.url,
         **ACCOUNT,
     }
 
 
-@contextmanager
-def run_mlflow(folder: Path, postgres: PostgresServer, bucket: Bucket) -> Iterator[str]:
-    """MLflow as k8s/base/mlflow starts it; yields its address."""
-    databases, port = name_databases(postgres), find_free_port()
-    folder.mkdir(exist_ok=True)
-    (folder / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {databases['mlflow_accounts']}\nadmin_username = admin\n"
-        f"admin_password = {PASSWORD}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
-        encoding="utf-8",
-    )
-    environment = os.environ | ACCOUNT | {
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_BACKEND_STORE_URI": databases["mlflow"],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "k",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_S3_ENDPOINT_URL": bucket.url,
-    }  # fmt: skip
-    command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={port}"]
-    with (folder / "mlflow.log").open("wb") as log:
-        destination = f"--artifacts-destination=s3://{BUCKETS[1]}/mlflow"
-        process = subprocess.Popen([*command, destination], env=environment, stdout=log, stderr=log, cwd=folder)
+@dataclass
+class MlflowServer:
+    """MLflow as k8s/base/mlflow starts it; its log and accounts' settings are in ``folder``."""
 
-    def is_up() -> bool:
-        assert process.poll() is None, (folder / "mlflow.log").read_text(encoding="utf-8")
+    folder: Path
+    postgres: PostgresServer
+    bucket: Bucket
+    port: int = field(default_factory=find_free_port)
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        databases = name_databases(self.postgres)
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "auth.ini").write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {databases['mlflow_accounts']}\n"
+            f"admin_username = admin\nadmin_password = {PASSWORD}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+            encoding="utf-8",
+        )
+        environment = os.environ | ACCOUNT | {
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "MLFLOW_BACKEND_STORE_URI": databases["mlflow"],
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "k",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_S3_ENDPOINT_URL": self.bucket.url,
+        }  # fmt: skip
+        command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={self.port}"]
+        command.append(f"--artifacts-destination=s3://{BUCKETS[1]}/mlflow")
+        with (self.folder / "mlflow.log").open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+        wait_until(self._is_up, "start of MLflow", seconds=600)
+
+    def stop(self) -> None:
+        """Stop it and wait."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "mlflow.log").read_text(encoding="utf-8")
         try:
-            return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health").status == 200)
+            return bool(urllib.request.urlopen(f"{self.url}/health").status == 200)  # noqa: S310 - loopback
         except OSError:
             return False
-
-    try:
-        wait_until(is_up, "start of MLflow", seconds=600)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def _empty(client: Any, bucket: str) -> None:
@@ -162,7 +179,7 @@ def run_servers(folder: Path) -> Iterator[tuple[PostgresServer, RedisServer, Buc
         _empty(client, name)
         client.create_bucket(Bucket=name, CreateBucketConfiguration=where)
     try:
-        with run_postgres(folder) as postgres, run_redis(folder) as redis:
+        with run_postgres(folder) as postgres, run_redis(folder, keeps=True) as redis:
             for name in DATABASES:
                 postgres._run("createdb", "--host=127.0.0.1", f"--port={postgres.port}", "--username=closedloop", name)
             yield postgres, redis, bucket
@@ -177,9 +194,13 @@ def run_production(
     """All servers; databases and buckets are empty but for what ``fill`` puts into them before MLflow starts."""
     with run_servers(folder) as (postgres, redis, bucket):
         fill(postgres, bucket)
-        with run_mlflow(folder / "mlflow", postgres, bucket) as mlflow:
-            environment = describe_environment(postgres, redis, bucket, mlflow)
+        mlflow = MlflowServer(folder / "mlflow", postgres, bucket)
+        try:
+            mlflow.start()
+            environment = describe_environment(postgres, redis, bucket, mlflow.url)
             yield Production(postgres, redis, bucket, mlflow, environment)
+        finally:
+            mlflow.stop()
 
 
 def create_repository(root: Path) -> Project:

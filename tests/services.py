@@ -57,10 +57,11 @@ class PostgresServer:
 
 @dataclass
 class RedisServer:
-    """A server that keeps nothing on disk: ``stop`` loses its content."""
+    """A server whose content ``stop`` loses, unless it ``keeps`` it on disk, as those of the overlays do."""
 
     folder: Path
     port: int
+    keeps: bool = False
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     @property
@@ -71,6 +72,7 @@ class RedisServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        options += ["--appendonly", "yes" if self.keeps else "no"]
         self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True)
         lines = iter(self._process.stdout or ())
         assert any("Ready to accept connections" in line for line in lines), "redis-server did not start"
@@ -109,10 +111,10 @@ def run_postgres(folder: Path) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def run_redis(folder: Path) -> Iterator[RedisServer]:
+def run_redis(folder: Path, *, keeps: bool = False) -> Iterator[RedisServer]:
     """A Redis server for the length of the block."""
     require(shutil.which("redis-server"), "Redis")
-    server = RedisServer(folder, find_free_port())
+    server = RedisServer(folder, find_free_port(), keeps)
     server.start()
     try:
         yield server
