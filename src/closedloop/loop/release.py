@@ -104,9 +104,11 @@ class Evidence:
         if self.horizon_days is None:
             return PairedLosses()
         rows = self.outcomes.list_outcomes(name, as_of=as_of, horizon_days=self.horizon_days, include_shadow=True)
-        rows = rows[(rows["predicted_at"] >= rollout.started_at) & rows["customer_id"].notna()]
+        rows = rows[rows["customer_id"].notna()]
+        # of a customer's predictions on a snapshot the first is here: the predecessor's may be from before the release
+        began = (rows["predicted_at"] >= rollout.started_at) | (rows["model_version"] == rollout.predecessor)
         arms = [
-            rows.loc[rows["model_version"] == version, ["customer_id", "snapshot_at", "score", "outcome"]]
+            rows.loc[began & (rows["model_version"] == version), ["customer_id", "snapshot_at", "score", "outcome"]]
             for version in (rollout.predecessor, rollout.version)
         ]
         both = arms[0].merge(arms[1], on=["customer_id", "snapshot_at"], suffixes=("", "_of_version"))

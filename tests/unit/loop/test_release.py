@@ -153,7 +153,9 @@ def test_outcomes_of_customers_that_both_scored_take_a_worse_champion_back(desk:
         outcome = int(number % 3 == 0)
         for version, variant in (("2", "champion"), ("1", "shadow")):
             score = 0.5 if version == "2" else 0.2 + 0.5 * outcome + 0.001 * (number % 7)
-            who = (f"p{version}{number}", f"C{number}", NOW, now, version, variant)
+            # of a snapshot the predecessor's first prediction counts, which may be older than the release
+            asked_at = NOW - HOUR if version == "1" and number % 2 else now
+            who = (f"p{version}{number}", f"C{number}", NOW, asked_at, version, variant)
             traffic.rows.append((*who, "http", False, score, 0, outcome, now))
     later = now + 40 * 24 * HOUR
     found = run_pass(releases, evidence, POLICY, now=later, as_of=later)
