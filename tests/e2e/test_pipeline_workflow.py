@@ -106,8 +106,10 @@ def test_a_candidate_whose_canary_is_unlike_what_it_was_evaluated_by_is_taken_ba
         if step == "release check":
             place.send(5_000, "3", "shadow")
             place.take_step()
+            place.send(250, "3", "canary")
+            place.take_step()
             assert place.read_row() == ("1", "3", "canary")
-            place.send(400, "3", "canary", place.list_likely(share=0.2))
+            place.send(1_000, "3", "canary", place.list_likely(share=0.2))
 
     steps = dataclasses.replace(place.runner, folder=tmp_path).run(WORKFLOW, act)
     *before, check, rollback = steps
@@ -119,7 +121,7 @@ def test_a_candidate_whose_canary_is_unlike_what_it_was_evaluated_by_is_taken_ba
     assert "GateFailed: version 3 would be taken back" in " ".join(check.output.split())
     assert place.read_row() == ("1", None, None)
     actions = [entry["action"] for entry in place.read_entries()]
-    assert actions[-4:] == ["promote", "shadow", "canary_5", "roll_back"]
+    assert actions[-5:] == ["promote", "shadow", "canary_5", "canary_25", "roll_back"]
     last = place.read_entries()[-1]
     assert (last["rejected"], last["reason"]) == ("3", "the release check failed")
     assert read_alias(place, "champion") == 1
