@@ -29,6 +29,7 @@ from closedloop.serving.slots import Refusal, Slot, Slots, read_slots, write_slo
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 ALIAS_SECONDS = 10.0
+NICE = 10  # an answer goes before its way into the store: the spool can wait
 
 
 class OperationsStore(RecordStore, Protocol):
@@ -181,7 +182,12 @@ class Agent:
         self._positions: Mapping[str, SpoolPosition] = {}
 
     def run(self) -> None:
-        """Drain and follow, each in its own thread, until `stop`; then drain once more."""
+        """Drain and follow, each in its own thread, until `stop`; then drain once more.
+
+        Nicer to the workers once it has looked for a model: before, they may have nothing to answer with.
+        """
+        self._try(self._follower.step)
+        os.nice(NICE)  # this thread, and so those that it starts
         drain = threading.Thread(target=self._repeat, args=(self._drain,), name="drain", daemon=True)
         drain.start()
         self._repeat(self._follower.step)
@@ -196,22 +202,25 @@ class Agent:
         self._stopping.set()
 
     def _repeat(self, step: Callable[[], None]) -> None:
-        """Call ``step`` again and again; an outage is logged once, not twice a second."""
+        """Call ``step`` again and again."""
         problem = ""
         while not self._stopping.is_set():
             # the server was killed, and its successor has an agent of its own
             if self._parent is not None and os.getppid() != self._parent:
                 self.stop()
-            try:
-                step()
-            except Exception as error:  # this process must outlive whatever a store or registry throws
-                found = f"{type(error).__name__}: {error}"
-                if found != problem:
-                    logger.warning("%s", found, exc_info=not isinstance(error, ClosedloopError))
-                problem = found
-            else:
-                problem = ""
+            problem = self._try(step, problem)
             self._stopping.wait(POLL_SECONDS)
+
+    def _try(self, step: Callable[[], None], before: str = "") -> str:
+        """Call ``step``; returns its problem, which is logged unless it is the one ``before``: not twice a second."""
+        try:
+            step()
+        except Exception as error:  # this process must outlive whatever a store or registry throws
+            found = f"{type(error).__name__}: {error}"
+            if found != before:
+                logger.warning("%s", found, exc_info=not isinstance(error, ClosedloopError))
+            return found
+        return ""
 
     def _drain(self) -> None:
         spool = self._state_dir / "spool"

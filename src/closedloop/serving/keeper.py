@@ -11,7 +11,6 @@ import sys
 import threading
 
 RESTART_SECONDS = 1.0
-AGENT_PRIORITY = 10  # an answer goes before its way into the store: the spool can wait
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +29,6 @@ def keep_agent(stopping: threading.Event, after: tuple[str, int] | None = None) 
     command = [sys.executable, "-m", "closedloop.cli", "serve-agent", "--parent", str(os.getpid())]
     while not stopping.is_set():
         agent = subprocess.Popen(command)
-        os.setpriority(os.PRIO_PROCESS, agent.pid, AGENT_PRIORITY)
         while agent.poll() is None and not stopping.wait(0.2):
             pass
         if agent.poll() is None:

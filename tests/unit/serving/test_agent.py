@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from closedloop.adapters.store import Deployment
 from closedloop.contract import MODEL_FILE, digest_folder
 from closedloop.errors import DataError, ServiceUnavailable
-from closedloop.serving.agent import SlotFollower
+from closedloop.serving.agent import NICE, Agent, SlotFollower
 from closedloop.serving.slots import SlotHolder, read_slots
 from tests.model_folders import write_model_folder
 
@@ -201,3 +203,26 @@ def test_a_damaged_slots_file_is_written_again(follower, state):
     (state / "slots.json").write_text("{", encoding="utf-8")
     follower.step()
     assert read_slots(state) == before
+
+
+def test_the_first_look_for_a_model_has_the_workers_priority_and_what_follows_a_lower_one(tmp_path):
+    """Each thread has its own on Linux."""
+    seen = {"follow": [], "drain": []}
+
+    class Watched(OneRow):
+        def upgrade(self):
+            seen["drain"].append(os.getpriority(os.PRIO_PROCESS, 0))
+
+        def read_deployment(self, model_name):
+            seen["follow"].append(os.getpriority(os.PRIO_PROCESS, 0))
+            if len(seen["follow"]) > 1 and seen["drain"]:
+                agent.stop()
+
+    agent = Agent(tmp_path, "shop_churn", Watched(None), None)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    first, *rest = seen["follow"]
+    assert first == os.getpriority(os.PRIO_PROCESS, 0)
+    assert {*rest, *seen["drain"]} == {min(first + NICE, 19)}

@@ -25,7 +25,6 @@ def test_the_agent_starts_once_the_port_answers_and_not_before(monkeypatch):
     stopping = threading.Event()
     monkeypatch.setattr(keeper.socket, "create_connection", connect)
     monkeypatch.setattr(keeper.subprocess, "Popen", start)
-    monkeypatch.setattr(keeper.os, "setpriority", lambda *_: None)
     keeper.keep_agent(stopping, ("127.0.0.1", 3000))
     assert started_after == [4]
     assert set(asked) == {("127.0.0.1", 3000)}
