@@ -27,7 +27,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run loop ui serve status plots test test-all check format bench soak soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job lock clean
+.PHONY: help install run loop ui serve status plots test test-all test-long check format bench soak soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ test: install  ## all tests that need nothing but this environment
 
 test-all: install  ## those with services, browsers, kills and (CLOSEDLOOP_REAL_DATA names them) real data too
 	@pytest -n 2 --dist loadfile
+
+test-long: install  ## the longest of those alone: a minute without each service, a release by the pipeline's workflow
+	@pytest -n 2 --dist loadfile -m long
 
 check: install  ## lint, types, import contract, docs
 	ruff check .

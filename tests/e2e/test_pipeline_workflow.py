@@ -19,7 +19,7 @@ from tests.http_service import Load, wait_until
 from tests.manifests import ROOT
 from tests.production import commit
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.thorough, pytest.mark.long, pytest.mark.timeout(3600)]
 
 WORKFLOW = "mlops-pipeline.yml"
 JOBS = ("train", "images", "register", "release")

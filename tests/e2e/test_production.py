@@ -92,6 +92,7 @@ def customers(origin):
     return pd.read_parquet(origin.root / f"data/features/{DAY}.parquet")["customer_id"].tolist()
 
 
+@pytest.mark.long
 def test_without_postgresql_all_is_answered_and_stored_later(production, origin, cluster, rows, customers):
     with keep_all(production, cluster.root, rows, customers) as (service, inline, by_id):
         stored = read_stored(production).total()
@@ -106,6 +107,7 @@ def test_without_postgresql_all_is_answered_and_stored_later(production, origin,
     production.run(cluster.root, "closedloop", "doctor")
 
 
+@pytest.mark.long
 def test_without_redis_requests_by_id_alone_are_refused_until_it_is_back(production, origin, cluster, rows, customers):
     with keep_all(production, cluster.root, rows, customers) as (_, inline, by_id):
         with lose(production.redis, inline):
@@ -130,6 +132,7 @@ def better(origin):
     return origin
 
 
+@pytest.mark.long
 def test_without_s3_nothing_is_trained_pushed_or_pulled_and_serving_goes_on(
     production, clone, better, cluster, rows, customers
 ):
@@ -147,6 +150,7 @@ def test_without_s3_nothing_is_trained_pushed_or_pulled_and_serving_goes_on(
     assert read_registry(production) == {1: "champion", 2: "challenger"}
 
 
+@pytest.mark.long
 def test_without_mlflow_nothing_is_registered_and_serving_goes_on(production, origin, cluster, rows, customers):
     before = read_registry(production)
 

@@ -191,6 +191,7 @@ def test_a_body_that_drips_is_refused_in_time(service):
         assert wait_until(drip, "a refusal").startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.timeout(1800)  # 5,000 requests and what makes them
 def test_generated_requests_find_no_fault(service):
     """Schemathesis from the page that is served: right and wrong requests, answers as the page describes them."""
     import requests
