@@ -15,7 +15,15 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from closedloop.adapters.bentoml import DIGEST_LABEL, MODEL_DIR, SERVICE, create_service, digest_tree, open_bento
+from closedloop.adapters.bentoml import (
+    DIGEST_LABEL,
+    MODEL_DIR,
+    SERVICE,
+    build_bento,
+    create_service,
+    digest_tree,
+    open_bento,
+)
 from closedloop.contract import digest_folder
 from closedloop.errors import ConfigError, DataError
 from closedloop.serving import bento
@@ -198,6 +206,31 @@ def test_bentoml_builds_by_hand_what_serves_alone(small_shop, tmp_path):
         with serve_bento(tmp_path / f"server{number}", identifier, **home) as server:
             assert server.call("GET", "/health")[1]["model_loaded"]
             assert server.call("POST", "/predict", {"features": {}})[0] == 400
+
+
+WITHOUT_UV = """
+import importlib.metadata as metadata, shutil
+version, which = metadata.version, shutil.which
+def hide(name):
+    if name == "uv" and version(name) != "0":
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = hide
+shutil.which = lambda program, *rest: which("no such program" if program == "uv" else program, *rest)
+"""
+
+
+@pytest.mark.thorough
+def test_a_bento_is_built_where_no_installer_is_as_in_the_image(small_shop, tmp_path, monkeypatch):
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks/sitecustomize.py").write_text(WITHOUT_UV + "import sys; sys.modules['pip'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hooks"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # what looks for one after all finds nothing
+    source, built = small_shop.root / "models/bento", tmp_path / "built"
+    info = yaml.safe_load((source / "bento.yaml").read_text(encoding="utf-8"))
+    given = {name: info[name] for name in ("name", "version", "labels")}
+    build_bento(source / "src", built, **given, created_at=info["creation_time"])
+    assert digest_tree(built / "src") == digest_tree(source / "src")
 
 
 @pytest.mark.thorough

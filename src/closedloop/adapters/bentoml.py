@@ -89,6 +89,8 @@ def build_bento(
         bentofile.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "bentoml", "build", "--bentofile", str(bentofile), "--version", version]
         environment = {**os.environ, "BENTOML_HOME": f"{work}/home", "PYTHONDONTWRITEBYTECODE": "1"}
+        paths = (_pretend_uv(Path(work)), environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         ran = subprocess.run(
             [*command, str(context)], env=environment, cwd=context, capture_output=True, text=True, check=False
         )
@@ -102,6 +104,18 @@ def build_bento(
         with replace_folder(target) as beside:
             shutil.copytree(built, beside, dirs_exist_ok=True)
             beside.chmod(0o755)  # BentoML's own is for its user alone, and an image serves as another
+
+
+def _pretend_uv(work: Path) -> str:
+    """A folder that says that uv is installed.
+
+    BentoML (1.4) asks for it, and would install it, before it looks whether anything is to be locked, which nothing is:
+    an image without an installer can build too.
+    """
+    folder = work / "pretended"
+    (folder / "uv-0.dist-info").mkdir(parents=True)
+    (folder / "uv-0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: uv\nVersion: 0\n", encoding="utf-8")
+    return str(folder)
 
 
 def list_requirements() -> list[str]:
