@@ -23,12 +23,11 @@ from tests.conftest import Project
 from tests.github import Runner
 from tests.http_service import HttpService, Load, wait_until
 from tests.manifests import ROOT
-from tests.production import ACCOUNT, Production, commit, create_repository, run_production
+from tests.production import ACCOUNT, Production, create_repository, run_production, train_first
 from tests.programs import run_prometheus
 from tests.services import find_free_port
 
 DAY, CLOSED = "2024-01-01", "2024-02-05"  # what the data's clock says, and when the horizon of that day has closed
-WEAK = {"model": {"params": {"max_iter": 8, "max_leaf_nodes": 3}}}  # passes its gates, and loses against the default
 REGISTRY = "registry.example.com"
 CLOCKS = {
     "closedloop": '#!/bin/sh\n[ "$1" = retrain ] && set -- "$@" --as-of {day}\nexec python -m closedloop.cli "$@"\n',
@@ -126,7 +125,7 @@ def run_place(folder: Path) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         production = stack.enter_context(run_production(folder))
         origin = create_repository(folder / "origin")
-        _train_first(production, origin)
+        train_first(production, origin)
         (folder / "prometheus").mkdir()
         targets = {"closedloop-service": f"127.0.0.1:{port}"}
         rules = ROOT / "k8s/base/observability/rules.yaml"
@@ -145,17 +144,6 @@ def run_place(folder: Path) -> Iterator[Place]:
         stack.callback(service.stop)
         service.start()
         yield Place(production, origin, cluster, runner, service, prometheus)
-
-
-def _train_first(production: Production, made: Project) -> None:
-    """A weak model is trained, pushed, registered and champion."""
-    made.change_params(WEAK)
-    production.run(made.root, "closedloop", "store", "upgrade")
-    production.run(made.root, "dvc", "repro")
-    production.run(made.root, "closedloop", "release", "promote", "1")
-    commit(made.root, "a weak model")
-    production.run(made.root, "make", "--silent", "data-remote")
-    production.run(made.root, "dvc", "push")
 
 
 def _create_cluster(production: Production, folder: Path, prometheus: str) -> Cluster:

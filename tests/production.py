@@ -22,6 +22,7 @@ BUCKETS = ("closedloop-data", "closedloop-artifacts")
 PASSWORD = "an0ther-s3cret"
 DATABASES = ("closedloop", "mlflow", "mlflow_accounts", "feast")  # as k8s/overlays/local/databases.sql has them
 ACCOUNT = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something", "AWS_DEFAULT_REGION": "eu-west-1"}
+WEAK = {"model": {"params": {"max_iter": 8, "max_leaf_nodes": 3}}}  # passes its gates, and loses against the default
 GIT = ["git", "-c", "user.name=tester", "-c", "user.email=tester@example.com", "-c", "gc.auto=0"]
 
 
@@ -242,3 +243,14 @@ def put_program(root: Path, name: str, text: str) -> None:
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
+
+
+def train_first(production: Production, made: Project) -> None:
+    """A weak model is trained, pushed, registered and champion."""
+    made.change_params(WEAK)
+    production.run(made.root, "closedloop", "store", "upgrade")
+    production.run(made.root, "dvc", "repro")
+    production.run(made.root, "closedloop", "release", "promote", "1")
+    commit(made.root, "a weak model")
+    production.run(made.root, "make", "--silent", "data-remote")
+    production.run(made.root, "dvc", "push")

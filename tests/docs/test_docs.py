@@ -202,7 +202,7 @@ RUN_BY = {
     "closedloop refresh": "tests/e2e/test_refresh.py",
     "closedloop release check": "tests/e2e/test_release.py",
     "closedloop release history": "tests/e2e/test_release.py",
-    "closedloop release promote": "tests/e2e/test_production.py",
+    "closedloop release promote": "tests/production.py",  # with which the tests of production begin
     "closedloop release rollback": "tests/e2e/test_release.py",
     "closedloop release step": "tests/e2e/test_release.py",
     "closedloop release verify": "tests/e2e/test_release.py",

@@ -16,13 +16,11 @@ import pytest
 
 from tests.http_service import wait_until
 from tests.manifests import ROOT
-from tests.production import ACCOUNT, commit, create_repository, put_program, run_production
+from tests.production import ACCOUNT, commit, create_repository, put_program, run_production, train_first
 from tests.production_load import DAY, fail, keep_all, lose, read_registry, read_stored, serve
 from tests.services import find_postgres
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1800)]
-
-WEAK = {"model": {"params": {"max_iter": 8, "max_leaf_nodes": 3}}}  # passes its gates, and loses against the default
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,7 @@ def production(tmp_path_factory):
 def origin(production, tmp_path_factory):
     """A repository whose weak model was trained, pushed, registered and is champion."""
     made = create_repository(tmp_path_factory.mktemp("origin") / "project")
-    made.change_params(WEAK)
-    production.run(made.root, "closedloop", "store", "upgrade")
-    production.run(made.root, "dvc", "repro")
-    production.run(made.root, "closedloop", "release", "promote", "1")
-    commit(made.root, "a weak model")
-    production.run(made.root, "make", "--silent", "data-remote")
-    production.run(made.root, "dvc", "push")
+    train_first(production, made)
     return made
 
 

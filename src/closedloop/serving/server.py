@@ -29,7 +29,13 @@ class ServerConfig(msgspec.Struct, frozen=True):
 
 
 def serve(path: Path) -> None:
-    """Serve what a config file says until told to stop: SIGTERM lets open requests finish."""
+    """Serve what a config file says until told to stop: SIGTERM lets open requests finish.
+
+    Raises
+    ------
+    ClosedloopError
+        If a single worker cannot be put together: the spool cannot be made, a Bento's version file is broken.
+    """
     import uvicorn
 
     from closedloop.serving.protocol import Connection
