@@ -1,7 +1,8 @@
 # Two images: `serving` answers, `jobs` trains, monitors and releases. Models come from the registry, not with an image.
 #   docker build --target serving --build-arg COMMIT=$(git rev-parse HEAD) --tag closedloop-serving .
-# Nothing here needs BuildKit.
-FROM python:3.11-slim AS tools
+# Nothing here needs BuildKit. The base image's tag moves; `--build-arg PYTHON=python:3.11-slim@sha256:...` holds it.
+ARG PYTHON=python:3.11-slim
+FROM ${PYTHON} AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_LINK_MODE=copy UV_SYSTEM_CERTS=true
 WORKDIR /build
 COPY docker/build.lock ./
@@ -21,7 +22,7 @@ COPY --from=package /build/wheels wheels
 RUN tools/bin/uv pip install --quiet --python /opt/closedloop/bin/python --compile-bytecode --no-index --no-deps wheels/*.whl \
     && rm /opt/closedloop/.lock
 
-FROM python:3.11-slim AS runtime
+FROM ${PYTHON} AS runtime
 ARG VERSION=unknown
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="closedloop" \

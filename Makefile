@@ -7,19 +7,52 @@ AS_OF ?=
 PORT ?= 5000
 JOB ?= monitor
 IMAGE ?=
+MODEL_VERSION ?=
+BASE_IMAGE ?=
 PROFILE ?= production
 CLUSTER ?= closedloop
 BASE ?= origin/main
 RUN := $(or $(RUN),$(shell date -u +%Y%m%d-%H%M%S))
 COMMIT ?= $(shell git rev-parse --short=12 HEAD)
+TAG ?= $(COMMIT)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REGISTRY ?= registry.example.com
 # what an image installs: some of the lock, in the same versions
 subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
-# a Job in another image than the one that is deployed, its pods on Kubeflow too
-in_image = --dry-run=client --output=json \
-	| kubectl set image --local --filename=- --output=json '*=$(IMAGE)' \
-	| kubectl set env --local --filename=- --output=json 'CLOSEDLOOP_RETRAINING__BASE_IMAGE=$(IMAGE)' \
+build_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT)$(if $(BASE_IMAGE), --build-arg PYTHON=$(BASE_IMAGE))
+# a Job in another image than the one that is deployed, its pods on Kubeflow too; and what release-start is to begin with
+changed = --dry-run=client --output=json \
+	$(if $(IMAGE),| kubectl set image --local --filename=- --output=json '*=$(IMAGE)') \
+	| kubectl set env --local --filename=- --output=json $(if $(IMAGE),'CLOSEDLOOP_RETRAINING__BASE_IMAGE=$(IMAGE)') \
+		$(if $(MODEL_VERSION),'MODEL_VERSION=$(MODEL_VERSION)') \
 	| kubectl create --namespace closedloop --filename=-
+of_job = kubectl get job $(JOB)-$(RUN) --namespace closedloop --output=jsonpath
+of_pods = kubectl get pods --namespace closedloop --selector=job-name=$(JOB)-$(RUN) --sort-by=.metadata.creationTimestamp --output=name
+# until the Job has ended, the log of each of its pods once: where one fails, there may be another
+define follow_job
+deadline=$$($(of_job)='{.spec.activeDeadlineSeconds}') || exit 1; \
+last=$$(($$(date +%s) + deadline + 300)); told=; \
+while :; do \
+	ended=$$($(of_job)='{.status.conditions[?(@.status=="True")].type}'); \
+	for pod in $$($(of_pods)); do \
+		case "$$told" in *$$pod*) ;; *) kubectl logs --namespace closedloop --follow $$pod && told="$$told $$pod";; esac; \
+	done; \
+	case "$$ended" in *Complete*|*Failed*) break;; esac; \
+	test $$(date +%s) -lt $$last || break; \
+	sleep 5; \
+done
+endef
+# what the last pod ended with, for people and for the steps of a workflow that come after; make's own status is always 2
+define tell_end
+test -z "$$pod" || kubectl get $$pod --namespace closedloop --output=jsonpath='status={$(ended).exitCode}{"\n"}result={$(ended).message}{"\n"}' \
+	| tee -a "$${GITHUB_OUTPUT:-/dev/null}"; \
+case "$$ended" in *Complete*) exit 0;; esac; \
+why=$$($(of_job)='{.status.conditions[?(@.type=="Failed")].reason}: {.status.conditions[?(@.type=="Failed")].message}'); \
+echo "job $(JOB)-$(RUN): $$why"; \
+case "$$why" in DeadlineExceeded*) echo "its deadline takes the pod along: there is no status";; ": ") echo "no end of it is known";; esac; \
+exit 1
+endef
+ended = .status.containerStatuses[*].state.terminated
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= true
 export DVC_NO_ANALYTICS = true
@@ -109,15 +142,15 @@ workflows: install  ## GitHub's workflows against their schema, and what zizmor 
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	zizmor --offline --no-progress --quiet .github/workflows
 
-images: install  ## both images, with version and commit (COMMIT=...)
-	docker build --target serving --build-arg COMMIT=$(COMMIT) --tag closedloop-serving:$(COMMIT) .
-	docker build --target jobs --build-arg COMMIT=$(COMMIT) --tag closedloop-jobs:$(COMMIT) .
+images: install  ## both images, labelled with version and commit (TAG=vN.N.N, else the commit; BASE_IMAGE=NAME@sha256:...)
+	docker build --target serving $(build_args) --tag closedloop-serving:$(TAG) .
+	docker build --target jobs $(build_args) --tag closedloop-jobs:$(TAG) .
 
-push-images:  ## to REGISTRY, under the commit
-	docker tag closedloop-serving:$(COMMIT) $(REGISTRY)/closedloop-serving:$(COMMIT)
-	docker tag closedloop-jobs:$(COMMIT) $(REGISTRY)/closedloop-jobs:$(COMMIT)
-	docker push $(REGISTRY)/closedloop-serving:$(COMMIT)
-	docker push $(REGISTRY)/closedloop-jobs:$(COMMIT)
+push-images:  ## to REGISTRY, under the same tag
+	docker tag closedloop-serving:$(TAG) $(REGISTRY)/closedloop-serving:$(TAG)
+	docker tag closedloop-jobs:$(TAG) $(REGISTRY)/closedloop-jobs:$(TAG)
+	docker push $(REGISTRY)/closedloop-serving:$(TAG)
+	docker push $(REGISTRY)/closedloop-jobs:$(TAG)
 
 registry-login:  ## to REGISTRY, with the cloud's short-lived credentials
 	aws ecr get-login-password | docker login --username AWS --password-stdin $(REGISTRY)
@@ -132,11 +165,9 @@ metrics-diff: install  ## how this commit's figures differ from the main branch'
 	@mkdir -p artifacts
 	dvc metrics diff --md $(BASE) > artifacts/metrics-diff.md
 
-cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name)
-	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN) $(if $(IMAGE),$(in_image))
-	kubectl wait --namespace closedloop --for=condition=ready --timeout=10m pod --selector=job-name=$(JOB)-$(RUN) || true
-	kubectl logs --namespace closedloop --follow job/$(JOB)-$(RUN)
-	kubectl wait --namespace closedloop --for=condition=complete --timeout=60s job/$(JOB)-$(RUN)
+cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name, MODEL_VERSION=number)
+	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN) $(if $(IMAGE)$(MODEL_VERSION),$(changed))
+	@$(follow_job); $(tell_end)
 
 lock: install  ## resolve the lock file again
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --no-header pyproject.toml -o requirements.lock

@@ -70,9 +70,7 @@ def simulate_promotion(policy: RolloutPolicy, noise: float, runs: int, seed: int
         # one-sided at .05
         naive += any(-losses.mean * math.sqrt(losses.customers) > 1.6449 * losses.deviation for losses in looks)
         for day, losses in enumerate(looks, 1):
-            evidence = StepEvidence(
-                "canary_50", 24.0 * day, ARM, deal_arm(generator), "win", losses, reference_scores=SCORES
-            )
+            evidence = StepEvidence("canary_50", 24.0 * day, ARM, deal_arm(generator), losses, reference_scores=SCORES)
             verdict = decide_step(policy, evidence).verdict
             promoted += verdict == "advance"
             rolled_back += verdict == "roll_back"
@@ -110,7 +108,7 @@ def simulate_split(weight: float, runs: int, seed: int, *, every: int = 100) -> 
     for run in dealt:
         for ours, total in zip(run.tolist(), totals.tolist(), strict=True):
             arms = replace(ARM, customers=total - ours), replace(ARM, customers=ours)
-            decision = decide_step(RolloutPolicy(), StepEvidence("canary_5", 1.0, *arms, "win"))
+            decision = decide_step(RolloutPolicy(), StepEvidence("canary_5", 1.0, *arms))
             if decision.verdict == "roll_back" and decision.reasons[0].startswith("split:"):
                 found += 1
                 break
@@ -131,7 +129,7 @@ def simulate_errors(rate: float, answers: int, runs: int, seed: int, *, every: i
             challenger = replace(ARM, requests=every * scale, errors=int(ours[run, look]), customers=scale)
             stable = replace(ARM, requests=others * scale, errors=int(theirs[run, look]), customers=19 * scale)
             hours = 24 * scale * every / CANARY_WEIGHT / DAY_REQUESTS
-            evidence = StepEvidence("canary_5", hours, stable, challenger, "win")
+            evidence = StepEvidence("canary_5", hours, stable, challenger)
             if decide_step(RolloutPolicy(), evidence).verdict == "roll_back":
                 taken.append(every * scale)
                 break

@@ -129,7 +129,7 @@ def docker(folder: Path, arguments: list[str]) -> None:
     login = Path(os.environ["HOME"]) / ".docker/login"
     match words:
         case ["build", context]:
-            commit = options["build-arg"].removeprefix("COMMIT=")
+            (commit,) = (word.removeprefix("COMMIT=") for word in arguments if word.startswith("COMMIT="))
             build_image(Path(context), options["target"], commit, folder / DAEMON / options["tag"])
         case ["tag", old, new]:
             _copy_image(folder / DAEMON / old, folder / DAEMON / new)
@@ -157,7 +157,7 @@ def aws(folder: Path, arguments: list[str]) -> None:
 
 
 def kubectl(folder: Path, arguments: list[str]) -> None:
-    """create, wait and logs of a Job in the namespace; what asks no cluster does the real one."""
+    """create, logs and end of a Job in the namespace; what asks no cluster does the real one."""
     if arguments[0] == "set" and "--local" in arguments:
         os.execv(Path(sys.executable).parent / "kubectl", ["kubectl", *arguments])  # noqa: S606
     if not (Path(os.environ["HOME"]) / ".kube/config").is_file():
@@ -177,17 +177,17 @@ def kubectl(folder: Path, arguments: list[str]) -> None:
                 _start(cluster, job)
         case ["create"]:
             _start(cluster, json.load(sys.stdin))
-        case ["wait", "pod"]:
-            _find_job(folder, options["selector"].removeprefix("job-name="))
-        case ["logs", job]:
-            found = _find_job(folder, job.removeprefix("job/"))
+        case ["get", "job", name]:
+            print(show(_describe_job(_find_job(folder, name)), options["output"]), end="")
+        case ["get", "pods"]:
+            print(f"pod/{_find_job(folder, options['selector'].removeprefix('job-name=')).name}")
+        case ["get", pod]:
+            print(show(_describe_pod(_find_job(folder, pod.removeprefix("pod/"))), options["output"]), end="")
+        case ["logs", pod]:
+            found = _find_job(folder, pod.removeprefix("pod/"))
             while not (found / "status").is_file():
                 time.sleep(0.1)
             print((found / "log").read_text("utf-8"))
-        case ["wait", job] if options["for"] == "condition=complete":
-            found = _find_job(folder, job.removeprefix("job/"))
-            if (found / "status").read_text("utf-8").strip() != "0":
-                sys.exit(f"error: timed out waiting for the condition on {job}")
         case _:
             sys.exit(f"not understood: kubectl {' '.join(arguments)}")
 
@@ -197,6 +197,7 @@ def _start(cluster: Cluster, job: Resource) -> None:
     place = cluster.folder / "jobs" / job["metadata"]["name"]
     place.mkdir(parents=True)
     command, environment = cluster.prepare(job["spec"]["template"]["spec"], place / "app")
+    command = [word.replace("/dev/termination-log", str(place / "message")) for word in command]
     (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
     script = '"$@" > ../log 2>&1; echo $? > ../status.new; mv ../status.new ../status'
     subprocess.Popen(
@@ -208,6 +209,35 @@ def _start(cluster: Cluster, job: Resource) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def show(resource: Resource, output: str) -> str:
+    """What the real kubectl prints of a resource."""
+    command = [str(Path(sys.executable).parent / "kubectl"), "label", "--local", "--filename=-", "a=b"]
+    ran = subprocess.run(
+        [*command, f"--output={output}"], input=json.dumps(resource), capture_output=True, text=True, check=True
+    )
+    return ran.stdout
+
+
+def _describe_job(place: Path) -> Resource:
+    """With the condition that says how it ended, once its pod, of which there is one, has."""
+    job: Resource = json.loads((place / "job.json").read_text("utf-8"))
+    if (place / "status").is_file():
+        good = (place / "status").read_text("utf-8").strip() == "0"
+        kind, reason = ("Complete", "CompletionsReached") if good else ("Failed", "BackoffLimitExceeded")
+        job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason, "message": "it ended"}]}
+    return job
+
+
+def _describe_pod(place: Path) -> Resource:
+    said = place / "message"
+    ended = {"exitCode": int((place / "status").read_text("utf-8"))}
+    ended |= {"message": said.read_text("utf-8")} if said.is_file() else {}
+    box = {"name": "one", "image": "one"}
+    status = {"containerStatuses": [{**box, "ready": False, "restartCount": 0, "state": {"terminated": ended}}]}
+    metadata = {"name": place.name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [box]}, "status": status}
 
 
 def _find_job(folder: Path, name: str) -> Path:

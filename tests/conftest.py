@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ class Outcome:
     output: str
 
 
+@contextlib.contextmanager
+def keep_logging() -> Iterator[None]:
+    """Put the loggers back as they were: what a command sets up for people is not the next test's."""
+    loggers = [logging.getLogger(), logging.getLogger("closedloop")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 @dataclass(frozen=True)
 class Project:
     """A folder laid out like the repository, with results of its own."""
@@ -65,6 +79,7 @@ class Project:
         try:
             with (
                 mock.patch("sys.argv", ["closedloop", *arguments]),
+                keep_logging(),
                 contextlib.redirect_stdout(output),
                 contextlib.redirect_stderr(output),
             ):
@@ -163,7 +178,7 @@ def shop_copy(small_shop: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; tests that need it are skipped where it is not named, except in CI."""
+    """The folder of real data sets; tests that need it are skipped where it is not named."""
     named = os.environ.get("CLOSEDLOOP_REAL_DATA")
     if not named:
         pytest.skip("CLOSEDLOOP_REAL_DATA does not name a folder with real data")

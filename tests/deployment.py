@@ -31,7 +31,7 @@ DAY, CLOSED = "2024-01-01", "2024-02-05"  # what the data's clock says, and when
 REGISTRY = "registry.example.com"
 CLOCKS = {
     "closedloop": '#!/bin/sh\n[ "$1" = retrain ] && set -- "$@" --as-of {day}\nexec python -m closedloop.cli "$@"\n',
-    "date": "#!/bin/sh\necho {closed}\n",
+    "date": "#!/bin/sh\necho {today}\n",
 }
 
 
@@ -81,9 +81,9 @@ class Place:
         return Counter(answer["model_version"] for status, answer in answers if status == 200)
 
     def list_customers(self) -> list[str]:
-        """Of whom the online store has features."""
+        """Of whom the online store has features: drawn, as the first ones are the oldest."""
         rows = pd.read_parquet(self.origin.root / f"data/features/{DAY}.parquet")
-        return [str(one) for one in rows["customer_id"].head(3_000)]
+        return [str(one) for one in rows["customer_id"].sample(3_000, random_state=0)]
 
     def list_likely(self, share: float) -> list[str]:
         """The customers that the champion thinks the likeliest to leave."""
@@ -96,8 +96,9 @@ class Place:
         """What `closedloop release verify` says."""
         return self.production.run(self.origin.root, "closedloop", "release", "verify")
 
-    def run_job(self, job: str) -> str:
+    def run_job(self, job: str, today: str = CLOSED) -> str:
         """As a person does who is logged in to the cluster: a machine of the workflow is one."""
+        self.cluster.put_program("date", CLOCKS["date"].format(today=today))
         machine = self.runner.folder / "release"
         command = ["make", "cluster-job", f"JOB={job}"]
         return self.production.run(machine / "checkout", *command, HOME=str(machine))
@@ -131,7 +132,7 @@ def run_place(folder: Path) -> Iterator[Place]:
         rules = ROOT / "k8s/base/observability/rules.yaml"
         prometheus = stack.enter_context(run_prometheus(folder / "prometheus", targets, rules=rules))
         cluster = _create_cluster(production, folder / "cluster", prometheus)
-        build_image(origin.root, "jobs", "deployed", cluster.folder / f"registry/{REGISTRY}/closedloop-jobs:0.1.0")
+        build_image(origin.root, "jobs", "deployed", cluster.folder / f"registry/{REGISTRY}/closedloop-jobs:v0.1.0")
         build_image(origin.root, "serving", "deployed", folder / "pod")
         runner = Runner(
             origin.root,
@@ -158,14 +159,15 @@ def _create_cluster(production: Production, folder: Path, prometheus: str) -> Cl
         "closedloop-retraining": {"token": ""},
     }
     instead = {
-        "CLOSEDLOOP_TRACKING__URI": production.mlflow,
+        "CLOSEDLOOP_TRACKING__URI": production.mlflow.url,
         "CLOSEDLOOP_RELEASE__PROMETHEUS": prometheus,
         "CLOSEDLOOP_RELEASE__TRAFFIC": "row",  # tests/e2e/test_envoy.py has Istio's
         "CLOSEDLOOP_RELEASE__REQUESTS_MIN": "200",
         "CLOSEDLOOP_RELEASE__LATENCY_SLACK_MS": "5000",  # the machine may be busy
         "CLOSEDLOOP_RETRAINING__RUNNER": "local",
+        "CLOSEDLOOP_MONITORING__MODEL_AGE_DAYS_MAX": "36500",  # predictions have the wall's clock, the data has its own
     }
     cluster = Cluster.create(folder, secrets, instead)
     for name, text in CLOCKS.items():
-        cluster.put_program(name, text.format(day=DAY, closed=CLOSED))
+        cluster.put_program(name, text.format(day=DAY, today=CLOSED))
     return cluster

@@ -21,14 +21,18 @@ from tests.production import link_environment, put_program
 CREDENTIALS = "aws-actions/configure-aws-credentials"
 ACTIONS = {"actions/checkout", "actions/setup-python", "actions/upload-artifact", CREDENTIALS}
 OWN = "github.event.pull_request.head.repo.full_name == github.repository"
-# what a job's or a step's condition says of a push, by whether a step before it failed
+# what a job's or a step's condition says of a push, by how steps before it ended, and by what they put out
 CONDITIONS: dict[str, Callable[[dict[str, str]], bool]] = {
     "": lambda ended: "failure" not in ended.values(),
     "always()": lambda ended: True,
-    "github.event_name != 'pull_request'": lambda ended: "failure" not in ended.values(),
+    "github.event_name != 'pull_request' && github.ref == 'refs/heads/main'": lambda ended: (
+        "failure" not in ended.values()
+    ),
     f"github.event_name != 'pull_request' || {OWN}": lambda ended: "failure" not in ended.values(),
     f"github.event_name == 'pull_request' && {OWN}": lambda ended: False,
-    "failure() && steps.check.conclusion == 'failure'": lambda ended: ended.get("check") == "failure",
+    "failure() && steps.check.outputs.status == '2'": lambda ended: (
+        "failure" in ended.values() and ended.get("check.status") == "2"
+    ),
 }
 
 
@@ -60,6 +64,7 @@ class Runner:
         """Run a workflow; ``before`` is called with the name of each step that has one, before it."""
         workflow = yaml.safe_load((ROOT / ".github/workflows" / name).read_text(encoding="utf-8"))
         ended: dict[str, str] = {}
+        needed: dict[str, str] = {}
         done: list[Step] = []
         waiting = dict(workflow["jobs"])
         while waiting:
@@ -69,12 +74,20 @@ class Runner:
             if not good or not CONDITIONS[said.get("if", "")](ended):
                 ended[job] = "skipped"
                 continue
-            steps = self._run_job(job, said["steps"], before)
+            steps = self.run_job(job, said, before, needed)
             ended[job] = "failure" if any(step.status for step in steps) else "success"
             done += steps
         return done
 
-    def _run_job(self, job: str, steps: list[dict[str, Any]], before: Callable[[str], None]) -> list[Step]:
+    def run_job(
+        self,
+        job: str,
+        said: dict[str, Any],
+        before: Callable[[str], None] = lambda step: None,
+        needed: dict[str, str] | None = None,
+    ) -> list[Step]:
+        """One machine, with the steps that have to run; ``needed`` is what jobs hand on, by its name."""
+        needed = {} if needed is None else needed
         place = self.folder / job
         place.mkdir(parents=True)
         kept = ("CLOSEDLOOP_", "MLFLOW_", "AWS_", "MAKE")
@@ -82,20 +95,29 @@ class Runner:
         environment |= {"HOME": str(place), "CI": "true"}
         ended: dict[str, str] = {}
         done: list[Step] = []
-        for number, step in enumerate(steps):
+        for number, step in enumerate(said["steps"]):
             if not CONDITIONS[step.get("if", "")](ended):
                 continue
             if "uses" in step:
                 self._act(step["uses"].partition("@")[0], place, environment)
                 continue
             before(step.get("name", ""))
-            variables = {key: self._expand(value) for key, value in step.get("env", {}).items()}
+            variables = {key: self._expand(value, needed) for key, value in step.get("env", {}).items()}
+            output = place / f"output-{number}"
+            output.touch()
+            variables["GITHUB_OUTPUT"] = str(output)
             ran = subprocess.run(
                 ["bash", "-e", "-c", step["run"]], cwd=place / "checkout", env=environment | variables, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
-            ended[step.get("id", str(number))] = "failure" if ran.returncode else "success"
+            name = step.get("id", str(number))
+            ended[name] = "failure" if ran.returncode else "success"
+            pairs = (line.partition("=") for line in output.read_text("utf-8").splitlines())
+            ended |= {f"{name}.{key}": value for key, _, value in pairs}
             done.append(Step(job, step["run"], ran.returncode, ran.stdout))
+        steps = {f"steps.{name.replace('.', '.outputs.')}": value for name, value in ended.items()}
+        for name, value in said.get("outputs", {}).items():
+            needed[f"needs.{job}.outputs.{name}"] = self._expand(value, steps)
         return done
 
     def _act(self, action: str, place: Path, environment: dict[str, str]) -> None:
@@ -108,5 +130,6 @@ class Runner:
         elif action == CREDENTIALS:
             environment |= self.account
 
-    def _expand(self, text: str) -> str:
-        return re.sub(r"\$\{\{ vars\.(\w+) \}\}", lambda found: self.variables[found[1]], text)
+    def _expand(self, text: str, known: dict[str, str]) -> str:
+        known = known | {f"vars.{name}": value for name, value in self.variables.items()}
+        return re.sub(r"\$\{\{ ([\w.]+) \}\}", lambda found: known.get(found[1], ""), text)

@@ -443,6 +443,19 @@ class KafkaCluster:
             self.gateway.traps.remove(trap)
             trap.released.set()
 
+    def produce_with_header(self, topic: str, value: bytes, name: bytes) -> None:
+        """Write a message with a header of any name, which the client of Python cannot."""
+        settings = self._library.rd_kafka_conf_new()
+        self._library.rd_kafka_conf_set(settings, b"bootstrap.servers", self.address.encode(), None, 0)
+        client = self._library.rd_kafka_new(0, settings, None, 0)
+        headers = self._library.rd_kafka_headers_new(1)
+        assert self._library.rd_kafka_header_add(headers, name, -1, b"", -1) == 0
+        # pairs of what is given and its value (with a length): topic, value, to be copied, headers
+        pairs = [1, topic.encode(), 4, value, ctypes.c_size_t(len(value)), 7, 2, 10, ctypes.c_void_p(headers), 0]
+        assert self._library.rd_kafka_producev(ctypes.c_void_p(client), *pairs) == 0
+        assert self._library.rd_kafka_flush(client, 60_000) == 0
+        self._library.rd_kafka_destroy(client)
+
     def fail(self, api: int, error: int) -> None:
         """Let the next transactional request of a kind fail."""
         self.gateway.transactions.errors.setdefault(api, []).append(error)
@@ -453,11 +466,15 @@ def load_library() -> ctypes.CDLL:
     (path,) = Path(confluent_kafka.__file__).parent.with_suffix(".libs").glob("librdkafka-*.so*")
     library = ctypes.CDLL(str(path))
     handle, text, number, short = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int16
-    functions: dict[str, tuple[Any, list[Any]]] = {
+    functions: dict[str, tuple[Any, list[Any] | None]] = {
         "rd_kafka_conf_new": (handle, []),
         "rd_kafka_conf_set": (number, [handle, text, text, text, ctypes.c_size_t]),
         "rd_kafka_new": (handle, [number, handle, text, ctypes.c_size_t]),
         "rd_kafka_destroy": (None, [handle]),
+        "rd_kafka_headers_new": (handle, [ctypes.c_size_t]),
+        "rd_kafka_header_add": (number, [handle, text, ctypes.c_ssize_t, text, ctypes.c_ssize_t]),
+        "rd_kafka_producev": (number, None),
+        "rd_kafka_flush": (number, [handle, number]),
         "rd_kafka_mock_cluster_new": (handle, [handle, number]),
         "rd_kafka_mock_cluster_destroy": (None, [handle]),
         "rd_kafka_mock_cluster_bootstraps": (text, [handle]),

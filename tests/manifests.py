@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
+NAMESPACE = "closedloop"
 Resource = dict[str, Any]
 STANDARD = (
     "v1",
@@ -23,6 +25,12 @@ STANDARD = (
     "rbac.authorization.k8s.io/v1",
 )
 
+UNITS = {"Mi": 20, "Gi": 30}
+# other people's images by a version; ours by the Git tag or the commit that they were built from
+PINNED = {
+    False: re.compile(r":v?\d+\.\d+(\.\d+)?$|@sha256:[0-9a-f]{64}$"),
+    True: re.compile(r":(v\d+\.\d+\.\d+|[0-9a-f]{12})$|@sha256:[0-9a-f]{64}$"),
+}
 # what has no name yet when it is asked for: a Job that a workflow makes, and its pods
 CI_ROLE = "closedloop-ci"
 CI_MAY = {
@@ -32,9 +40,9 @@ CI_MAY = {
 }
 
 
-def render(overlay: str) -> list[Resource]:
+def render(overlay: str, root: Path = ROOT) -> list[Resource]:
     """The resources that `kubectl apply -k` would send."""
-    command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(ROOT / "k8s/overlays" / overlay)]
+    command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(root / "k8s/overlays" / overlay)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [resource for resource in yaml.safe_load_all(text) if resource]
 
@@ -48,10 +56,17 @@ def read_external() -> dict[str, list[str]]:
 def find_problems(resources: list[Resource]) -> list[str]:
     """Every broken rule, named with the resource that breaks it."""
     checks = (
-        _check_selectors, _check_networks, _check_references, _check_containers, _check_service, _check_autoscalers,
-        _check_routes, _check_rights,
+        _check_selectors, _check_networks, _check_references, _check_observers, _check_containers, _check_service,
+        _check_spools, _check_autoscalers, _check_routes, _check_waits, _check_rights,
     )  # fmt: skip
     return [problem for check in checks for problem in check(resources)]
+
+
+def read_map(name: str, resources: list[Resource]) -> dict[str, str]:
+    """What a ConfigMap says, whatever kustomize has hung on its name."""
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")
+    (found,) = (one["data"] for one in _select("ConfigMap", resources) if named.fullmatch(one["metadata"]["name"]))
+    return dict(found)
 
 
 def list_pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
@@ -61,6 +76,16 @@ def list_pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, str], 
         template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
         if template:
             yield name_of(resource), template["metadata"].get("labels", {}), template["spec"]
+
+
+def list_containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that come first, too."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def is_ours(box: dict[str, Any]) -> bool:
+    """Does a container run an image of this project?"""
+    return "closedloop-" in box["image"]
 
 
 def name_of(resource: Resource) -> str:
@@ -115,7 +140,8 @@ def _check_networks(resources: list[Resource]) -> Iterator[str]:
 
 
 def _check_references(resources: list[Resource]) -> Iterator[str]:
-    maps = {one["metadata"]["name"] for one in _select("ConfigMap", resources)}
+    own = [one for one in _select("ConfigMap", resources) if one["metadata"].get("namespace") == NAMESPACE]
+    maps = {one["metadata"]["name"] for one in own}
     claims = {one["metadata"]["name"] for one in _select("PersistentVolumeClaim", resources)}
     accounts = {one["metadata"]["name"] for one in _select("ServiceAccount", resources)}
     external = read_external()
@@ -132,10 +158,22 @@ def _check_references(resources: list[Resource]) -> Iterator[str]:
             if kind == "secret" and found[1] not in external.get(found[0], []):
                 yield f"{name}: k8s/external.yaml has no key {found[1]} of a Secret {found[0]}"
         volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}  # a StatefulSet's own claim
-        for box in pod["containers"]:
+        for box in list_containers(pod):
             for mount in box.get("volumeMounts", []):
                 if mount["name"] not in volumes:
                     yield f"{name}: there is no volume {mount['name']}"
+
+
+def _check_observers(resources: list[Resource]) -> Iterator[str]:
+    """What no pod of these mounts is for those of Prometheus' namespace: a pod mounts no other namespace's."""
+    used = {
+        found[0] for _, _, pod in list_pods(resources) for kind, found in _list_references(pod) if kind == "configMap"
+    }
+    address = read_map("closedloop-environment", resources).get("CLOSEDLOOP_RELEASE__PROMETHEUS", "")
+    namespace = [*(urlsplit(address).hostname or "").split("."), NAMESPACE][1]
+    for one in _select("ConfigMap", resources):
+        if one["metadata"]["name"] not in used and one["metadata"].get("namespace") != namespace:
+            yield f"{name_of(one)}: nothing here mounts it, and nothing in {namespace} can"
 
 
 def _list_references(pod: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -146,7 +184,7 @@ def _list_references(pod: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]
             yield "claim", (volume["persistentVolumeClaim"]["claimName"],)
         for item in volume.get("secret", {}).get("items", []):
             yield "secret", (volume["secret"]["secretName"], item["key"])
-    for box in pod["containers"]:
+    for box in list_containers(pod):
         for source in box.get("envFrom", []):
             yield "configMap", (source["configMapRef"]["name"],)
         for variable in box.get("env", []):
@@ -160,7 +198,7 @@ def _check_containers(resources: list[Resource]) -> Iterator[str]:
         security = pod.get("securityContext", {})
         if not security.get("runAsNonRoot") or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield f"{name}: may run as root, or without a seccomp profile"
-        for box in pod["containers"]:
+        for box in list_containers(pod):
             where = f"{name}, container {box['name']}"
             own = box.get("securityContext", {})
             if not own.get("readOnlyRootFilesystem") or own.get("allowPrivilegeEscalation") is not False:
@@ -170,7 +208,7 @@ def _check_containers(resources: list[Resource]) -> Iterator[str]:
             for kind in ("requests", "limits"):
                 if not {"cpu", "memory"} <= box.get("resources", {}).get(kind, {}).keys():
                     yield f"{where}: no {kind} of cpu and memory"
-            if not re.search(r":v?\d+\.\d+(\.\d+)?$|@sha256:[0-9a-f]{64}$", box["image"]):
+            if not PINNED[is_ours(box)].search(box["image"]):
                 yield f"{where}: image {box['image']} is not pinned"
             ports = {port["name"] for port in box.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -209,6 +247,20 @@ def _check_service(resources: list[Resource]) -> Iterator[str]:
             yield f"{name}: its spool lies on no volume"
 
 
+def _check_spools(resources: list[Resource]) -> Iterator[str]:
+    """A pod is evicted before it can say that its volume is full, and what waits in its spool is lost."""
+    (text,) = (found for one in _select("ConfigMap", resources) if (found := one["data"].get("production.yaml")))
+    waiting_max = yaml.safe_load(text)["serving"]["spool_bytes_max"]
+    for name, _, pod in list_pods(resources):
+        limits = {one["name"]: one["emptyDir"]["sizeLimit"] for one in pod.get("volumes", []) if "emptyDir" in one}
+        for box in pod["containers"]:
+            for mount in box.get("volumeMounts", []):
+                limit = limits.get(mount["name"]) if mount["mountPath"] == "/state" else None
+                # the other half is for models, for what waits for its prediction, and for what a second brings
+                if limit and 2 * waiting_max > int(limit.removesuffix("Mi").removesuffix("Gi")) << UNITS[limit[-2:]]:
+                    yield f"{name}: serving.spool_bytes_max is more than half of its volume of {limit}"
+
+
 def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
     targets = {one["metadata"]["name"]: one for one in _select("Deployment", resources)}
     adapted = _list_adapted(resources)
@@ -228,12 +280,7 @@ def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
 
 def _list_adapted(resources: list[Resource]) -> set[str]:
     """What prometheus-adapter makes of the series that it is told of."""
-    (texts,) = (
-        one["data"]
-        for one in _select("ConfigMap", resources)
-        if one["metadata"]["name"] == "closedloop-prometheus-adapter"
-    )
-    rules = yaml.safe_load(texts["adapter.yaml"])["rules"]
+    rules = yaml.safe_load(read_map("closedloop-prometheus-adapter", resources)["adapter.yaml"])["rules"]
     return {
         re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), rule["seriesQuery"].split("{")[0])
         for rule in rules
@@ -250,6 +297,8 @@ def _check_routes(resources: list[Resource]) -> Iterator[str]:
             where = f"{name_of(service)}, route {route['name']}"
             if sum(one["weight"] for one in route["route"]) != 100:
                 yield f"{where}: the weights do not add up to 100"
+            if route.get("retries") != {"attempts": 0}:
+                yield f"{where}: what was answered late is asked, and logged, again"
             for one in route["route"]:
                 aim = one["destination"]
                 wanted = subsets.get((aim["host"], aim["subset"]))
@@ -257,6 +306,19 @@ def _check_routes(resources: list[Resource]) -> Iterator[str]:
                     yield f"{where}: subset {aim['subset']} of {aim['host']} has no pods"
                 if aim["port"]["number"] not in [port["port"] for port in services.get(aim["host"], [])]:
                     yield f"{where}: {aim['host']} has no port {aim['port']['number']}"
+
+
+def _check_waits(resources: list[Resource]) -> Iterator[str]:
+    """A Job that waits for a retraining lives to tell how it ended; the check of a monitor comes before it."""
+    from closedloop.settings import RetrainingSettings  # not for the stand-ins for programs, which must start at once
+
+    said = yaml.safe_load(read_map("closedloop-settings", resources)["production.yaml"])
+    waits = RetrainingSettings(**said["retraining"]).timeout_seconds
+    for job in _select("CronJob", resources):
+        spec = job["spec"]["jobTemplate"]["spec"]
+        (box,) = spec["template"]["spec"]["containers"]
+        if re.search("closedloop (retrain|monitor)", box["args"][0]) and spec["activeDeadlineSeconds"] < waits + 1800:
+            yield f"{name_of(job)}: it ends before retraining.timeout_seconds have passed"
 
 
 def _check_rights(resources: list[Resource]) -> Iterator[str]:
@@ -272,12 +334,14 @@ def _check_rights(resources: list[Resource]) -> Iterator[str]:
                 if extra:
                     yield f"{name_of(role)}: {', '.join(sorted(extra))} of {', '.join(rule['resources'])}"
                 continue
-            if "*" in rule["verbs"] or not rule.get("resourceNames") or set(rule["verbs"]) - {"get", "update", "patch"}:
-                yield f"{name_of(role)}: more than to read and change objects by name"
+            # to change a Deployment is to run any image with all that its pods may do
+            changed = {"update"} if rule["resources"] == ["virtualservices"] else set()
+            if not rule.get("resourceNames") or set(rule["verbs"]) - {"get"} - changed:
+                yield f"{name_of(role)}: more than to read objects by name, and to change a VirtualService"
             for kind in rule["resources"]:
                 for name in rule.get("resourceNames", []):
                     # without Istio the right leads nowhere
-                    if (kind, name) not in names and kind != "virtualservices" and name != "closedloop-canary":
+                    if (kind, name) not in names and kind != "virtualservices":
                         yield f"{name_of(role)}: there is no {name} among {kind}"
     bound = {subject["name"] for one in _select("RoleBinding", resources) for subject in one["subjects"]}
     for name, _, pod in list_pods(resources):

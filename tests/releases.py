@@ -87,10 +87,10 @@ class Registry:
     def read_journal_mark(self) -> str | None:
         return self.mark
 
-    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
+    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str | None) -> None:
         if self.away:
             raise ServiceUnavailable("the registry is away")
-        self.champion, self.mark = champion, mark
+        self.champion, self.mark = champion, mark or self.mark
         if rejected:
             self.rejected[rejected] = reason
 
@@ -111,7 +111,7 @@ class Traffic:
     def read_totals(self) -> dict[str, float]:
         return dict(self.errors)
 
-    def read_since(self, before: dict[str, float], seconds: float) -> dict[str, float]:
+    def read_since(self, before: dict[str, float], seconds: float, *, version: str) -> dict[str, float]:
         return {name: value - before.get(name, 0.0) for name, value in self.errors.items()}
 
     def list_outcomes(self, name: str, **_: Any) -> pd.DataFrame:

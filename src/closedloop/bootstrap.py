@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from closedloop.dataset import DatasetConfig, load_dataset, read_yaml
 from closedloop.params import Params, merge_values, parse_params
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.prometheus import ErrorCounts
     from closedloop.adapters.samples import Samples
     from closedloop.adapters.store import Store
     from closedloop.core.rollout import RolloutPolicy
@@ -40,13 +41,14 @@ class RunContext:
     params: Params
     dataset: DatasetConfig
     settings: Settings
+    params_path: Path
 
 
 def load_run(params_path: Path, *, root: Path = Path(), overrides: Mapping[str, Any] | None = None) -> RunContext:
     """Read params, the data set's config and the settings; ``overrides`` come from the command line."""
     params = parse_params(merge_values(read_yaml(params_path), dict(overrides or {})), str(params_path))
     dataset = load_dataset(params.dataset, root / "configs/datasets")
-    return RunContext(params, dataset, load_settings(folder=root / "configs"))
+    return RunContext(params, dataset, load_settings(folder=root / "configs"), params_path)
 
 
 def load_newest(params_path: Path, overrides: Mapping[str, Any]) -> RunContext:
@@ -123,46 +125,17 @@ def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Over
 
 def build_probes(run: RunContext) -> list[Probe]:
     """What `closedloop doctor` asks of the profile's services."""
-    import asyncio
-
+    from closedloop.adapters.dvc import find_remote
     from closedloop.adapters.kfp import ClusterRunner
-    from closedloop.errors import ConfigError
-    from closedloop.loop.doctor import Probe, describe_skew
+    from closedloop.loop.doctor import Probe, list_probes, probe_prometheus
 
-    store, tracking, features, runner = build_store(run), build_tracking(run), build_features(run), build_runner(run)
-
-    def ask_store() -> str:
-        store.read_deployment(run.dataset.model_name)
-        return "reachable, and its schema is this release's"
-
-    def ask_deployment() -> str:
-        row = store.read_deployment(run.dataset.model_name)
-        if row is None:
-            raise ConfigError(f"no version of {run.dataset.model_name} is deployed")
-        return f"version {row.champion_version} is champion"
-
-    def ask_online() -> str:
-        asyncio.run(features.ask_online())
-        return "reachable"
-
-    probes = [
-        Probe("operations store", ask_store, "start it, correct operations.url, or run `closedloop store upgrade`"),
-        Probe("its clock", lambda: describe_skew(store.read_clock_offset()), "let both machines follow NTP"),
-        Probe(
-            "MLflow",
-            lambda: f"version {tracking.ask_server()[0]}",
-            "start it, correct tracking.uri, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or upgrade it",
-        ),
-        Probe("MLflow's clock", lambda: describe_skew(tracking.ask_server()[1]), "let both machines follow NTP"),
-        Probe("artifacts", tracking.find_artifacts, "correct tracking.artifacts or the bucket's credentials"),
-        Probe(
-            "Feast's registry",
-            features.find_service,
-            "start it, correct features.overrides, or run `closedloop refresh --as-of DATE`",
-        ),
-        Probe("online store", ask_online, "start it, correct features.overrides, or run `closedloop refresh`"),
-        Probe("deployment", ask_deployment, "`closedloop release promote VERSION`"),
-    ]
+    settings, name, store, runner = run.settings, run.dataset.model_name, build_store(run), build_runner(run)
+    probes = list_probes(name, store, build_tracking(run), build_features(run))
+    if remote := settings.data.remote:
+        remedy = "correct data.remote, or the bucket and its credentials (AWS_*)"
+        probes.append(Probe("DVC's remote", lambda: find_remote(remote), remedy))
+    if settings.release.prometheus:
+        probes.append(probe_prometheus(name, store, _build_error_counts(run)))
     if isinstance(runner, ClusterRunner):
         remedy = "correct retraining.endpoint, or CLOSEDLOOP_RETRAINING__TOKEN"
         probes.append(Probe("Kubeflow Pipelines", runner.ask_server, remedy))
@@ -210,15 +183,21 @@ def locate_retraining_state(run: RunContext) -> Path:
 def build_release_evidence(run: RunContext) -> Evidence:
     """What a step of a release is decided on."""
     from closedloop.adapters.arms import Arms
-    from closedloop.adapters.prometheus import ErrorCounts
     from closedloop.loop.release import Evidence
 
-    settings, serving = run.settings.release, run.settings.serving
-    address = _locate_operations(run)
-    errors = ErrorCounts(settings.prometheus, f"http://{serving.host}:{serving.metrics_port}/metrics")
+    settings, address = run.settings.release, _locate_operations(run)
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
-    unit: Literal["customer", "request"] = "customer" if settings.traffic == "row" else "request"
-    return Evidence(Arms(*address), build_store(run), errors, unit, horizon_days)
+    by_row = settings.traffic == "row"  # which the stream's worker follows too; a proxy sees the service's requests
+    arms = Arms(*address, sources=("http", "stream") if by_row else ("http",))
+    return Evidence(arms, build_store(run), _build_error_counts(run), "customer" if by_row else "request", horizon_days)
+
+
+def _build_error_counts(run: RunContext) -> ErrorCounts:
+    from closedloop.adapters.prometheus import ErrorCounts
+
+    settings, serving = run.settings.release, run.settings.serving
+    page = f"http://{serving.host}:{serving.metrics_port}/metrics"
+    return ErrorCounts(settings.prometheus, page, settings.prometheus_matchers)
 
 
 def build_release_policy(run: RunContext) -> RolloutPolicy:
@@ -296,10 +275,11 @@ def locate_serving_state(run: RunContext) -> Path:
 def build_worker_config(
     run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
 ) -> WorkerConfig:
-    """What a process that answers needs to know; no secret stands in it."""
+    """What a process that answers needs to know; the one secret in it may be the online store's password."""
     import msgspec
 
     from closedloop.adapters.feast import read_store_config
+    from closedloop.adapters.online import pick_online
     from closedloop.serving.config import WorkerConfig
 
     names = {field.name for field in msgspec.structs.fields(WorkerConfig)}
@@ -309,7 +289,7 @@ def build_worker_config(
         model_name=run.dataset.model_name,
         state_dir=str(locate_serving_state(run)),
         bundled_dir=str(bundled_dir.resolve()) if bundled_dir else None,
-        online=read_store_config(run.settings, run.dataset.model_name),
+        online=pick_online(read_store_config(run.settings, run.dataset.model_name)),
         feature_max_age_days=run.dataset.feature_max_age_days,
         as_of=as_of,
         clock=str(clock.resolve()) if clock else None,
@@ -317,37 +297,45 @@ def build_worker_config(
 
 
 def write_stream_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, agent: bool) -> Path:
-    """Write what the stream worker reads."""
-    import msgspec
-
-    from closedloop.files import write_text
+    """Write what the stream worker reads, and set what it reads of the environment."""
     from closedloop.serving.stream import StreamConfig
 
     topics = run.settings.stream.model_dump(exclude={"properties"})
     name = run.dataset.model_name
     topics |= {key: value.format(model_name=name) for key, value in topics.items() if isinstance(value, str)}
     worker = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir)
-    text = msgspec.json.format(msgspec.json.encode(StreamConfig(**topics, worker=worker, agent=agent))).decode()
-    path = locate_serving_state(run) / "stream.json"
-    write_text(path, text + "\n")
-    return path
+    return _hand_over(run, "stream.json", StreamConfig(**topics, worker=worker, params=_name_params(run), agent=agent))
 
 
 def write_serving_config(
     run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
 ) -> Path:
-    """Write what the service's processes read."""
+    """Write what the service's processes read, and set what they read of the environment."""
     import msgspec
 
-    from closedloop.files import write_text
     from closedloop.serving.config import CONFIG_FILE
 
-    settings, state_dir = run.settings.serving, locate_serving_state(run)
+    settings = run.settings.serving
     config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, clock=clock)
-    server = {"host": settings.host, "port": settings.port, "workers": settings.workers}
-    text = msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(config), **server})).decode()
-    write_text(state_dir / CONFIG_FILE, text + "\n")
-    return state_dir / CONFIG_FILE
+    server = {"host": settings.host, "port": settings.port, "workers": settings.workers, "params": _name_params(run)}
+    return _hand_over(run, CONFIG_FILE, {**msgspec.to_builtins(config), **server})
+
+
+def _name_params(run: RunContext) -> str:
+    """The file by which the agent is started as well: it says whose model is served."""
+    return str(run.params_path.resolve())
+
+
+def _hand_over(run: RunContext, name: str, config: Any) -> Path:
+    import msgspec
+
+    from closedloop.environment import export_secrets
+    from closedloop.files import write_text
+
+    export_secrets(run.settings.serving, run.settings.stream)
+    path = locate_serving_state(run) / name
+    write_text(path, msgspec.json.format(msgspec.json.encode(config)).decode() + "\n", private=True)
+    return path
 
 
 def with_accuracy_min(dataset: DatasetConfig, accuracy_min: float) -> DatasetConfig:

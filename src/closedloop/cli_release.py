@@ -101,7 +101,7 @@ def step(
 
 @release_app.command()
 def check(params: ParamsOption = PARAMS) -> None:
-    """Judge the step that is under way, and change nothing: exit status 0 advance, 2 roll back, 3 undecided."""
+    """Judge the step that is under way, and decide nothing: exit status 0 advance, 2 roll back, 3 undecided."""
     from closedloop.bootstrap import build_release_evidence, build_release_policy, build_releases, load_run
     from closedloop.loop.release import judge, resume
 

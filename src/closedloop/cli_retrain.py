@@ -27,15 +27,19 @@ def retrain(
     data_end_date: Annotated[str | None, typer.Option(help="Last snapshot; default: the newest closed one.")] = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "asked for by hand",
 ) -> None:
-    """Train again on recent data; a model that passes its gates becomes the challenger, never the champion."""
+    """Train again on recent data; a model that passes its gates becomes the challenger, never the champion.
+
+    Its version is all that goes to standard output.
+    """
     from closedloop.adapters.checks import Retraining
+    from closedloop.adapters.git import read_commit
     from closedloop.bootstrap import build_checks, build_retraining, load_newest
-    from closedloop.loop.retrain import override_dates
+    from closedloop.loop.retrain import name_trigger, override_dates
 
     context = load_newest(params, override_dates(as_of, data_start_date, data_end_date))
     values, checks = context.params, build_checks(context)
     checks.upgrade()
-    trigger_id = trigger_id or f"by-hand-{values.digest_md5()[:12]}"  # the same parameters are the same retraining
+    trigger_id = trigger_id or name_trigger(values, read_commit()[0])
     days = (values.data.start_date, values.data.end_date)
     who = (context.dataset.model_name, getpass.getuser(), reason)
     checks.request_retraining(Retraining(trigger_id, *who, values.as_of_at, read_now(), None, *days))
@@ -46,6 +50,8 @@ def retrain(
     if found.state in ("refused", "failed"):
         raise (GateFailed if found.state == "refused" else ClosedloopError)(f"{text}: {found.detail}")
     typer.echo(f"{text}{f', version {found.model_version}' if found.model_version else ''}", err=True)
+    if found.model_version:
+        typer.echo(found.model_version)
 
 
 @app.command()

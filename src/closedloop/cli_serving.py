@@ -100,7 +100,7 @@ def score(
         store.upgrade()
     options = BatchOptions(
         range_margin=context.settings.serving.range_margin,
-        id_key=read_id_key(state_dir),
+        id_key=read_id_key(state_dir, context.settings.serving.id_key),
         store=store if log else None,
         threads=context.settings.engine.threads,
         resume=resume,
@@ -140,7 +140,7 @@ def edge_import(
     context = load_run(params)
     store = build_store(context)
     store.upgrade()
-    key = read_id_key(locate_serving_state(context))
+    key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
     found = import_records(records, store, model_name=context.dataset.model_name, id_key=key)
     for number, reason in found.refused[:20]:
         typer.echo(f"line {number}: {reason}", err=True)
@@ -179,6 +179,7 @@ def serve_agent(
 
     logging.config.dictConfig(LOG_CONFIG)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the agent asks again anyway: minutes sooner
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     context = load_run(params)
     agent, state_dir = build_agent(context, parent=parent)
     settings = context.settings.serving
@@ -215,13 +216,21 @@ def purge(
 
 @store_app.command()
 def erase(
-    customer_id: Annotated[str, typer.Option(help="Whose predictions and outcomes are deleted, in all data sets.")],
+    customer_id: Annotated[str, typer.Option(help="Of whom all rows are deleted, in all data sets.")],
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Delete all that is known of a customer's predictions."""
+    """Delete a customer's features, online and published, then predictions and outcomes."""
+    from closedloop.adapters.erasure import erase_online, erase_published
+    from closedloop.adapters.feast import read_store_config
     from closedloop.bootstrap import build_store, load_run
 
-    _tell_removed(build_store(load_run(params)).erase(customer_id))
+    context = load_run(params)
+    settings = context.settings
+    # features first: whom the service does not know, it logs no predictions of
+    online = erase_online(read_store_config(settings, context.dataset.model_name)["online_store"], customer_id)
+    published = erase_published(settings.locate(settings.features.offline), customer_id)
+    typer.echo(f"{online} online and {published} published rows of features are gone", err=True)
+    _tell_removed(build_store(context).erase(customer_id))
 
 
 def _tell_removed(removed: Removed) -> None:

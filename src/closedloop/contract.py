@@ -175,7 +175,7 @@ def check_digest(folder: Path, registered: str | None) -> str:
     found = digest_folder(folder)
     if found != registered:
         said = f"{registered[:12]}…" if registered else "nothing"
-        raise DataError(f"digest: {folder} is {found[:12]}…, the registry says {said}")
+        raise DataError(f"digest: {folder.name} is {found[:12]}…, the registry says {said}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -72,6 +73,12 @@ class Columns(_Frozen):
     def attributes(self) -> tuple[str, ...]:
         """Columns that are features as they are."""
         return self.numeric + self.categorical
+
+
+# columns of our own beside the features, from the canonical tables to the monitor's samples
+RESERVED = frozenset(
+    {"customer_id", "event_timestamp", "churned", "part", "sensitive_group", "score", "decision", "outcome", "__row"}
+)
 
 
 class EventType(_Frozen):
@@ -171,7 +178,14 @@ class DatasetConfig(_Frozen):
             raise ValueError("a 'table' data set has one file or query, and its label is the column in columns.label")
         elif self.columns.label is None or not self.columns.attributes:
             raise ValueError("a 'table' data set needs columns.label and numeric or categorical columns")
+        if self.kind == "table" and any(one.table != "customers" for one in self.expectations):
+            raise ValueError("a 'table' data set has expectations of the table customers alone: it has no other")
         columns = self.columns
+        taken = RESERVED | {name for name in (columns.entity_id, columns.time, columns.since) if name}
+        taken |= {columns.label.column} if columns.label else set()
+        for name in columns.attributes:
+            if name in taken or name.casefold() in RESERVED:
+                raise ValueError(f"numeric or categorical {name!r}: the name is taken; rename the column in the source")
         if columns.sensitive in columns.attributes or len(set(columns.attributes)) < len(columns.attributes):
             raise ValueError("a column may be numeric, categorical or sensitive, once; a sensitive one is no feature")
         return self
@@ -196,12 +210,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def describe_invalid(error: ValidationError) -> str:
-    """Say every wrong key of a config in one line each: the place, the rule and what was found."""
+def describe_invalid(error: ValidationError, secrets: Mapping[str, Collection[str]] | None = None) -> str:
+    """Say every wrong key of a config in one line each: the place, the rule and what was found.
+
+    Of ``secrets``, names of keys by section, nothing is shown: not what was found, nor what stands below.
+    """
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        shown = problem["loc"] and problem["type"] not in ("missing", "extra_forbidden")
+        section, *keys = problem["loc"] or ("",)
+        hidden = (secrets or {}).get(str(section), ())
+        secret = bool(hidden) and (not keys or keys[0] in hidden)
+        place = ".".join(str(part) for part in problem["loc"][: 2 if secret else None]) or "the file"
+        shown = problem["loc"] and problem["type"] not in ("missing", "extra_forbidden") and not secret
         found = f", found {hide_passwords(repr(problem['input'])):.80}" if shown else ""
         rule = {"extra_forbidden": "unknown key", "missing": "is required"}.get(problem["type"], problem["msg"])
         lines.append(f"{place}: {rule}{found}")

@@ -53,7 +53,7 @@ class EdgeModel:
     """
 
     def __init__(self, folder: Path, *, quantised: bool = False) -> None:
-        name = QUANTISED_FILE if quantised else MODEL_FILE
+        self.file = name = QUANTISED_FILE if quantised else MODEL_FILE
         try:
             self.export: dict[str, Any] = json.loads((folder / EDGE_FILE).read_bytes())
             if name not in self.export["files"]:
@@ -250,6 +250,7 @@ def answer_line(model: EdgeModel, recorder: Recorder, number: int, line: bytes) 
         "predicted_at": dt.datetime.now(dt.UTC).isoformat(),
         "model_name": model.contract["model_name"],
         "model_version": model.export["model_version"],
+        "model_file": model.file,
         "score": score,
         "decision": int(score >= model.contract["threshold"]),
         "latency_ms": (time.perf_counter() - start) * 1e3,

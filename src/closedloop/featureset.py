@@ -15,6 +15,7 @@ from closedloop.params import Params
 # Raised when code changes what a feature means while its name stays: rows of both meanings must not be mixed.
 DEFINITION_VERSION = 1
 KINDS = ("numeric", "categorical")
+ROLES = ("time", "amount", "quantity", "event_type", "since")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ def build_window_spec(params: Params, dataset: DatasetConfig) -> WindowSpec:
 def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
     """Names and definition digest of a data set's features.
 
-    The digest covers names, types and the window definition, so that a view or service never changes its meaning.
+    The digest covers names, types, the window definition and how the data are read, so that a view or service never
+    changes its meaning.
     """
     columns = dataset.columns
     definition: dict[str, object] = {"version": DEFINITION_VERSION, "categorical": columns.categorical}
+    definition |= describe_reading(dataset)
     numeric = columns.numeric
     if dataset.kind == "events":
         spec = build_window_spec(params, dataset)
@@ -62,6 +65,21 @@ def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
     definition["numeric"] = numeric
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
     return FeatureSet(numeric, columns.categorical, f"{dataset.model_name}_{digest}")
+
+
+def describe_reading(dataset: DatasetConfig) -> dict[str, object]:
+    """What decides which rows count, and what their times and amounts mean: only what is set and applies.
+
+    Another amount column, zone or rule of cleaning makes other values under the same names.
+    """
+    roles = ROLES if dataset.kind == "events" else ROLES[:1]
+    columns = dataset.columns.model_dump(include=set(roles), exclude_none=True)
+    cleaning = dataset.cleaning.model_dump(exclude_defaults=True)
+    if "require_positive" in cleaning:
+        cleaning["require_positive"] = sorted(cleaning["require_positive"])
+    zone = dataset.timezone if "time" in columns else None
+    found: dict[str, object] = {"columns": columns, "cleaning": cleaning, "timezone": zone}
+    return {key: value for key, value in found.items() if value}
 
 
 def read_features(contract: ModelContract) -> FeatureSet:

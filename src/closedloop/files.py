@@ -60,9 +60,12 @@ def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
         yield True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a text file whole or not at all; a ``private`` one can be read by this user alone, from the beginning."""
     with replace_file(path) as beside:
+        if private:
+            beside.touch()
+            beside.chmod(0o600)
         beside.write_text(text, encoding="utf-8")
 
 

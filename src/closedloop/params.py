@@ -173,6 +173,15 @@ class Params(_Frozen):
             raise ValueError("snapshots are UTC midnights: give a date such as 2025-01-01, without a time of day")
         return value
 
+    @model_validator(mode="after")
+    def _trials_have_a_space(self) -> Self:
+        if self.tuning.trials and not self.tuning.space.get(self.model.type):
+            raise ValueError(
+                f"tuning.space has no hyper-parameter of {self.model.type} to search, and tuning.trials is "
+                f"{self.tuning.trials}: name some, or set tuning.trials to 0"
+            )
+        return self
+
     @property
     def as_of_at(self) -> dt.datetime:
         """``as_of`` as the UTC midnight that it stands for."""

@@ -11,7 +11,7 @@ import msgspec
 
 BODY_DIGITS, SEAL_DIGITS = 32, 16
 Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]  # one without a zone is refused when it is read
-Source = Literal["http", "batch", "stream", "edge"]
+Source = Literal["http", "batch", "stream", "edge", "edge-quantised"]
 Variant = Literal["champion", "canary", "shadow"]
 
 

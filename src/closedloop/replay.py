@@ -19,7 +19,7 @@ from closedloop import bootstrap
 from closedloop.adapters.checks import Retraining
 from closedloop.adapters.warm import warm_components
 from closedloop.core.assignment import is_canary
-from closedloop.dataset import read_yaml
+from closedloop.dataset import load_dataset, read_yaml
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.files import write_json, write_text
 from closedloop.loop.monitor import run_check
@@ -109,6 +109,7 @@ def replay(plan: Plan, *, dataset: str | None, source: str | None) -> dict[str, 
 def prepare_folder(root: Path, dataset: str | None, source: str | None, plan: Plan) -> Path:
     """A project folder whose stores are its own: a real ``configs`` is what stores are found by."""
     name = dataset or bootstrap.load_run(root / PARAMS_FILE, root=root).params.dataset
+    load_dataset(name, root / "configs/datasets")  # a path in place of a name would lose what it leads to
     folder = root / WORKSPACES / "loop" / name
     shutil.rmtree(folder, ignore_errors=True)
     prepare_workspace(root, dataset=name, source=source, as_of=f"{plan.days[0]}", folder=folder)
@@ -168,7 +169,7 @@ class Replay:
         return bootstrap.load_run(PARAMS_FILE, overrides={"as_of": f"{day}"})
 
     def _say(self, day: dt.date, kind: str, what: str, why: str = "") -> None:
-        colour = {"promoted": "green", "rolled back": "red", "rejected": "red", "refused": "yellow"}.get(kind, "bold")
+        colour = {"promoted": "green", "rolled back": "red", "refused": "yellow"}.get(kind, "bold")
         self.console.print(f"{day}  [{colour}]{kind:>12}[/]  {what}" + (f": {why}" if why else ""))
 
     def _tell(self, day: dt.date, kind: str, what: str, why: str = "") -> None:
@@ -198,7 +199,7 @@ class Replay:
     def _tick(self, number: int, day: dt.date) -> None:
         run = self._load(day)
         if number:
-            self.clock.set(run.params.as_of_at)
+            self.clock.set(max(run.params.as_of_at, self.clock()))  # a release may have gone on beyond this day
         work_dir = Path("state/refresh") / self.name
         with bootstrap.build_engine(run) as engine:
             refresh(run.params, run.dataset, self.features, engine, work_dir=work_dir)
@@ -263,8 +264,8 @@ class Replay:
         self._release(day, version, customers)
 
     def _release(self, day: dt.date, version: str, customers: list[str]) -> None:
-        """From shadow to champion or back, a step a day."""
-        actor = "replay"
+        """From shadow to champion or back, a step a day; the journal's times never go back."""
+        actor, began = "replay", max(self._midnight(day), self._midnight(self.clock().date()))
         try:
             state = start_release(self.releases, self.evidence, version, actor=actor, now=self.clock())
         except GateFailed as error:
@@ -272,11 +273,11 @@ class Replay:
             return
         for step in range(1, STEP_DAYS_MAX + 1):
             self._take_up(state)
-            self.clock.set(self._midnight(day) + step * DAY)
+            self.clock.set(began + step * DAY)
             self._wait_stored(self.traffic.ask(customers))
             found = run_pass(self.releases, self.evidence, self.policy, now=self.clock(), as_of=self._midnight(day))
             state = found.state
-            if self._report(day + step * DAY, version, found):
+            if self._report((began + step * DAY).date(), version, found):
                 break
         self._take_up(state)
 
@@ -315,6 +316,9 @@ class Replay:
         """Until the last prediction has reached the store; those before it are there then."""
         import time
 
+        if not prediction_id:
+            said = f"{self.traffic.failed} requests failed, the first: {[*self.traffic.failures, 'none was sent'][0]}"
+            raise DataError(f"the service answered nobody ({said}); see {Path('state/service.log').resolve()}")
         end = time.monotonic() + 120
         while time.monotonic() < end:
             if any(self.store.read_predictions(self.name, ids=[prediction_id])):

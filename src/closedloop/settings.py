@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -20,6 +23,9 @@ from closedloop.errors import ConfigError
 
 PROFILE_VARIABLE = "CLOSEDLOOP_PROFILE"
 CONFIG_FOLDER = Path("configs")
+ENVIRONMENT = "the environment (CLOSEDLOOP_*)"
+TOKEN = re.compile(r"[!-~]+")
+SECRETS = {"serving": {"tokens", "id_key"}, "stream": {"properties"}, "retraining": {"token"}}
 
 
 class _Section(BaseModel):
@@ -76,6 +82,7 @@ class ReleaseSettings(_Section):
     evidence: Literal["offline", "outcomes"] = "offline"
     traffic: Literal["row", "istio"] = "row"
     prometheus: str = ""
+    prometheus_matchers: str = ""
     steps: tuple[Literal["canary_5", "canary_25", "canary_50"], ...] = ("canary_5", "canary_25", "canary_50")
     requests_min: int | None = Field(default=None, ge=1)
     hours_max: float = Field(default=72, gt=0)
@@ -139,7 +146,23 @@ class ServingSettings(_Section):
     fsync_before_answer: bool = False
     fsync_every_ms: int = Field(default=50, ge=1, le=50)
     spool_segment_bytes: int = Field(default=16_000_000, ge=10_000)
+    spool_bytes_max: int | None = Field(default=None, ge=1)
     disk_free_bytes_min: int = Field(default=50_000_000, ge=0)
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_are_tokens(cls, tokens: dict[str, Any]) -> dict[str, Any]:
+        # of an empty one, as a template without its secret leaves it, every request would have the scopes
+        if not all(TOKEN.fullmatch(token) for token in tokens):
+            raise ValueError("a token is ASCII characters without spaces, and at least one")
+        return tokens
+
+    @model_validator(mode="after")
+    def _drained_spools_fit(self) -> ServingSettings:
+        # each worker keeps the file that it writes to, drained or not
+        if self.spool_bytes_max is not None and self.spool_bytes_max < 2 * self.workers * self.spool_segment_bytes:
+            raise ValueError("spool_bytes_max must be at least two files (spool_segment_bytes) for each of the workers")
+        return self
 
 
 class ExporterSettings(_Section):
@@ -288,6 +311,45 @@ class Settings(BaseSettings):
         return url
 
 
+class _ServingEnvironment(BaseSettings):
+    """The service's section alone: what else is wrong is of no concern to what only answers."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOSEDLOOP_", env_nested_delimiter="__", frozen=True)
+
+    serving: ServingSettings = ServingSettings()
+
+
+def read_serving_environment() -> ServingSettings:
+    """The service's settings as the environment has them, where no profile's file is.
+
+    Raises
+    ------
+    ConfigError
+        If a key is wrong.
+    """
+    with _name_source(ENVIRONMENT):
+        return _ServingEnvironment().serving
+
+
+@contextmanager
+def _name_source(source: str) -> Iterator[None]:
+    """Turn what pydantic says of wrong values into an error that says where they stand, and shows no secret."""
+    try:
+        yield
+    except SettingsError as error:
+        raise ConfigError(f"{ENVIRONMENT}: {error}; a section's keys are named SECTION__KEY") from error
+    except ValidationError as error:
+        raise ConfigError(f"{source}:\n  {describe_invalid(error, SECRETS)}") from error
+
+
+def _refuse_secrets(path: Path, values: Mapping[str, Any]) -> None:
+    """What a file must not hold: it is committed, and what reads the environment alone would not know it."""
+    for section, names in SECRETS.items():
+        for name in names & values[section].keys() if isinstance(values.get(section), dict) else ():
+            variable = f"CLOSEDLOOP_{section}__{name}".upper()
+            raise ConfigError(f"{path}: {section}.{name} is a secret: set {variable} in the environment instead")
+
+
 def load_settings(profile: str | None = None, *, folder: Path = CONFIG_FOLDER) -> Settings:
     """Read the settings of a profile (default: the environment's CLOSEDLOOP_PROFILE, else local).
 
@@ -301,10 +363,6 @@ def load_settings(profile: str | None = None, *, folder: Path = CONFIG_FOLDER) -
     name = profile or os.environ.get(PROFILE_VARIABLE, "local")
     path = folder / f"{name}.yaml"
     values = {"root": folder.resolve().parent, **read_yaml(path), "profile": name}
-    environment = "the environment (CLOSEDLOOP_*)"
-    try:
+    _refuse_secrets(path, values)
+    with _name_source(f"{path} and {ENVIRONMENT}"):
         return Settings(**values)
-    except SettingsError as error:
-        raise ConfigError(f"{environment}: {error}; a section's keys are named SECTION__KEY") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path} and {environment}:\n  {describe_invalid(error)}") from error

@@ -54,10 +54,11 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None) 
     try:
         load_run(PARAMS_FILE)  # a config error before the first stage, not inside it
         ran = reproduce(Path())
-        lost = find_lost_stage()
-        if lost is not None:
-            console.print(f"The tracking store does not know this result; running again from '{lost}'.")
-            ran += reproduce(Path(), force_from=lost)
+        stale = find_stale_stage()
+        if stale is not None:
+            stage, reason = stale
+            console.print(f"{reason}; running again from '{stage}'.")
+            ran += reproduce(Path(), force_from=stage)
         seconds = time.monotonic() - started
         if not ran:
             console.print(f"Nothing changed: all stages are up to date (checked in {seconds:.1f} s).")
@@ -130,16 +131,26 @@ def _list_dependencies(path: str, suffix: str) -> list[str]:
     return [path] if Path(path).exists() else [str(file) for file in list_files(path, f".{suffix}")]
 
 
-def find_lost_stage() -> str | None:
-    """The stage to run from if the tracking store was deleted since: DVC's cache cannot know."""
+def find_stale_stage() -> tuple[str, str] | None:
+    """The stage to run from, and why, if the tracking store changed since in a way that DVC cannot know.
+
+    It lost the run or the version; or the champion is neither this result nor the one it was compared with, as after
+    parameters went back to earlier ones, whose results DVC takes from its cache.
+    """
     try:
         folder_sha256 = json.loads((METRICS / "registration.json").read_text(encoding="utf-8"))["folder_sha256"]
+        judged_against = json.loads((METRICS / "gates.json").read_text(encoding="utf-8"))["champion"]
     except (OSError, ValueError, KeyError):
         return None
     tracking = build_tracking(load_run(PARAMS_FILE))
     if tracking.find_run(folder_sha256) is None:
-        return "train"
-    return None if tracking.find_version(folder_sha256) else "register"
+        return "train", "The tracking store does not know this result"
+    if tracking.find_version(folder_sha256) is None:
+        return "register", "The tracking store does not know this version"
+    champion = tracking.read_champion_digest()
+    if champion not in {None, folder_sha256, (judged_against or {}).get("folder_sha256")}:
+        return "evaluate", "This result was not compared with the present champion"
+    return None
 
 
 def print_summary(console: Console, folder: Path) -> None:

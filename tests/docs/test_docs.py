@@ -68,8 +68,9 @@ def test_every_command_is_in_the_reference(command):
 
 
 def test_no_command_is_documented_that_does_not_exist():
-    pages = README + REFERENCE + SERVING + EXPERIMENTS + OBSERVABILITY
+    pages = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))
     named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", pages)
+    assert len(named) > 50
     commands = set(list_commands())
     assert [name for name in named if name not in commands and name.split()[0] not in commands] == []
 
@@ -194,6 +195,14 @@ def test_every_threat_points_at_a_test_that_is_there():
     assert len(find_missing_tests(page + "| a | b | c | trust |\n")) == 1
 
 
+def read_commands(title: str) -> dict[str, str]:
+    """The shell blocks of a section of the runbook, by their first line, a comment."""
+    text = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```sh\n# (.*)\n([^`]*)```", section)
+    return {name.split(",")[0]: commands for name, commands in blocks}
+
+
 # which test runs each command of the runbook; what asks a cluster stands in docs/untested.md
 RUN_BY = {
     "closedloop doctor": "tests/e2e/test_production.py",
@@ -211,6 +220,7 @@ RUN_BY = {
     "closedloop store erase": "tests/integration/test_store.py",
     "closedloop store upgrade": "tests/integration/test_store.py",
     "make cluster-job": "tests/integration/test_workflows.py",
+    "make images": "tests/unit/test_docker.py",  # its command lines; tests/e2e/test_pipeline_workflow.py runs it
 }
 
 

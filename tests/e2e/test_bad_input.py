@@ -305,7 +305,7 @@ def test_a_source_that_nobody_named_is_asked_for(members):
 
 @pytest.mark.parametrize("stage", ["validate", "features", "training-set", "train", "evaluate", "register"])
 def test_a_stage_before_its_turn_names_the_one_that_is_missing(project, stage):
-    made_by = {"validate": "ingest", "features": "ingest", "training-set": "features", "train": "training-set"}
+    made_by = {"validate": "ingest", "features": "ingest", "training-set": "features", "train": "validate"}
     output = project.run(stage, status=1).output
     assert "DataError: " in output
     assert "Traceback" not in output

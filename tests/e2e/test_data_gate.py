@@ -174,6 +174,15 @@ def test_a_fault_stops_the_line(shop, fault, failures, words):
     assert (shop.root / "reports/data_docs/index.html").is_file()
 
 
+def test_nothing_is_trained_on_what_the_gate_refused(shop):
+    assert "'closedloop validate' writes it" in " ".join(shop.run("train", status=1).output.split())
+    let_clock_run_ahead(shop)
+    shop.run("validate", status=2)
+    output = " ".join(shop.run("train", status=2).output.split())
+    assert "GateFailed: " in output
+    assert "1 critical expectations failed, so nothing is trained" in output
+
+
 def test_a_warning_is_reported_and_stops_nothing(shop):
     edit_day(shop, "2023-01-20", lambda rows: rows.head(50))
     assert "13 of 14 expectations hold, 1 warnings" in shop.run("validate").output

@@ -80,6 +80,21 @@ def test_features_as_old_as_allowed(shop_copy):
     assert shop_copy.read_json("metrics/training_set.json")["serving"]["age_days"] == 29
 
 
+def test_a_snapshot_of_today_from_events_that_stopped(shop_copy):
+    """A snapshot can be taken any day: its age alone would never say that no events arrive."""
+    events = sorted((shop_copy.root / "data/raw/events").glob("*.parquet"))
+    for path in events[-3:]:
+        path.unlink()
+    shop_copy.run("features")
+    assert (shop_copy.root / "data/features/2024-01-01.parquet").is_file()
+    shop_copy.change_dataset("shop", {"feature_max_age_days": 2})
+    output = " ".join(shop_copy.run("training-set", status=2).output.split())
+    assert "feature freshness: the newest events are of 2023-12-28, 3 days before as_of 2024-01-01" in output
+    shop_copy.change_dataset("shop", {"feature_max_age_days": 3})
+    shop_copy.run("training-set")
+    assert shop_copy.read_json("metrics/training_set.json")["serving"]["age_days"] == 3
+
+
 def test_an_online_store_that_answers_otherwise_than_it_was_told(shop_copy):
     """A trigger stands for a store that rounds what it is given: one customer's age changes as it is written."""
     with contextlib.closing(sqlite3.connect(shop_copy.root / "state/feast/online.db")) as store, store:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import struct
 import subprocess
 import time
@@ -16,6 +15,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser import keep_pictures, open_browser, require_chromium
+from tests.services import find_free_port
 
 pytestmark = pytest.mark.thorough
 
@@ -49,12 +49,6 @@ def challenged(small_shop, tmp_path_factory):
     copied.change_params(LINEAR_SEARCH)
     copied.run_stages("train", "evaluate", "register")
     return copied
-
-
-def find_free_port() -> int:
-    with closing(socket.socket()) as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 FOLDER = "models/candidate"
@@ -94,6 +95,14 @@ def test_reference_rows_that_were_changed_make_it_another_model(shop):
     path.write_bytes(path.read_bytes() + b"\0")
     output = shop.run("register", status=1).output
     assert "DataError: the evaluation is of another model than this one" in output
+
+
+def test_reference_rows_name_no_customer(shop):
+    """A registered model stays when a customer is erased."""
+    test = pd.read_parquet(shop.root / "data/training/test.parquet")
+    reference = pd.read_parquet(shop.root / FOLDER / "reference.parquet")
+    assert [*reference.columns] == [*test.columns.drop("customer_id"), "score"]
+    assert len(reference) == len(test)
 
 
 def test_the_untouched_folder_is_taken(shop):

@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.online import _encode_key
+from closedloop.adapters.online import encode_key
 from tests.http_service import HttpService, Load, run_service, wait_until
 from tests.model_folders import ROWS, pack_value, write_model_folder
 from tests.services import require, run_postgres, run_redis
@@ -63,6 +64,7 @@ def test_a_store_that_is_away_costs_no_answer(root, tmp_path):
                 wait_until(lambda: len(count_stored()) > 1_300, "a spool that drains under load")
             assert waiting
             assert load.failures == []
+            wait_until(lambda: count_stored().total() >= len(load.answers), "all answers in the store")
             wait_until(lambda: service.read_metric("spool_depth_bytes") == 0, "an empty spool")
             stored = count_stored()
             assert stored == Counter(answer["request_id"] for answer in load.answers)  # each once, and no other
@@ -70,6 +72,46 @@ def test_a_store_that_is_away_costs_no_answer(root, tmp_path):
         assert "s3cret" not in log
         assert "Traceback" not in log
         print(f"{len(load.answers)} answers, {OUTAGE_SECONDS:g} s without the store")
+
+
+def test_a_spool_that_is_full_while_the_store_is_away_is_answered_503_until_it_drains(root, tmp_path):
+    with run_postgres(tmp_path) as postgres:
+        url = postgres.create_database().replace("postgresql://", "postgresql+psycopg://")
+        variables = {
+            "CLOSEDLOOP_OPERATIONS__URL": url,
+            "CLOSEDLOOP_SERVING__WORKERS": "2",
+            "CLOSEDLOOP_SERVING__SPOOL_SEGMENT_BYTES": "10000",
+            "CLOSEDLOOP_SERVING__SPOOL_BYTES_MAX": "100000",
+        }
+        answered = set()
+        with run_service(root, "--model", str(tmp_path / "model"), **variables) as service:
+
+            def ask():
+                status, answer = service.call("POST", "/predict", {"features": ROWS[0]})
+                if status == 200:
+                    answered.add(answer["prediction_id"])
+                    return True
+                assert (status, answer["error"]["code"]) == (503, "unavailable")
+                assert "bytes wait for the operations store, 100000 may" in answer["error"]["message"]
+                return False
+
+            def read_stored():
+                engine = sa.create_engine(url, poolclass=sa.NullPool)
+                with engine.connect() as connection:
+                    return Counter(connection.execute(sa.text("SELECT prediction_id FROM predictions")).scalars())
+
+            for _ in range(2):
+                wait_until(ask, "an answer")
+                wait_until(lambda: service.read_metric("spool_depth_bytes") == 0, "an empty spool")
+                postgres.stop("immediate")
+                wait_until(lambda: sum(ask() for _ in range(50)) == 0, "a spool that is full for both workers")
+                assert service.call("GET", "/health")[0] == 200
+                postgres.start()
+                wait_until(lambda: sum(ask() for _ in range(50)) == 50, "answers again")
+            wait_until(lambda: len(read_stored()) >= len(answered), "all answers in the store")
+            assert read_stored() == dict.fromkeys(answered, 1)
+            assert len(answered) > 300
+        assert "Traceback" not in service.read_log()
 
 
 def write_redis_row(server, customer):
@@ -83,7 +125,7 @@ def write_redis_row(server, customer):
     view = f"{NAME}_0"
     fields = {mmh3.mmh3_32_digest(f"{view}:{name}".encode()): pack_value(value) for name, value in ROWS[0].items()}
     with Redis(port=server.port) as client:
-        client.hset(_encode_key(customer) + NAME.encode(), mapping={**fields, f"_ts:{view}": stamp + bytes([seconds])})
+        client.hset(encode_key(customer) + NAME.encode(), mapping={**fields, f"_ts:{view}": stamp + bytes([seconds])})
 
 
 def test_an_online_store_that_is_away_stops_requests_by_id_alone(root, tmp_path):
@@ -91,29 +133,39 @@ def test_an_online_store_that_is_away_stops_requests_by_id_alone(root, tmp_path)
         write_redis_row(redis, "anna")
         online = json.dumps({"online_store": {"type": "redis", "connection_string": redis.address}})
         arguments = ("--model", str(tmp_path / "model"), "--as-of", "2024-01-01")
-        with run_service(root, *arguments, CLOSEDLOOP_FEATURES__OVERRIDES=online) as service, Load(service) as load:
+        with run_service(root, *arguments, CLOSEDLOOP_FEATURES__OVERRIDES=online) as service:
 
             def ask():
                 return service.call("POST", "/predict", {"customer_id": "anna"})
 
-            status, before = ask()
-            assert (status, before["features_as_of"]) == (200, SNAPSHOT.isoformat())
-            redis.stop()
-            for _ in range(20):
-                status, answer = ask()
-                assert (status, answer["error"]["code"]) == (503, "unavailable")
-                assert answer["error"]["message"] == "online store: no rows in 250 ms"
-            items = [{"customer_id": "anna"}, {"features": ROWS[0]}]
-            found = service.call("POST", "/predict/batch", items)[1]["predictions"]
-            assert found[0]["error"]["code"] == "unavailable"
-            assert found[1]["probability"] == before["probability"]
-            assert service.call("GET", "/readyz")[0] == 200
-            load.wait_for(300)
-            redis.start()
-            assert wait_until(lambda: ask()[0] == 400, "an answer of the empty store")
-            write_redis_row(redis, "anna")
-            status, after = ask()
-            assert (status, after["probability"]) == (200, before["probability"])
+            with Load(service) as load:
+                wait_until(lambda: ask()[0] == 200, "a connection to Redis")
+                status, before = ask()
+                assert (status, before["features_as_of"]) == (200, SNAPSHOT.isoformat())
+                redis.stop()
+                for _ in range(20):
+                    status, answer = ask()
+                    assert (status, answer["error"]["code"]) == (503, "unavailable")
+                    assert answer["error"]["message"] == "online store: no rows in 250 ms"
+                items = [{"customer_id": "anna"}, {"features": ROWS[0]}]
+                found = service.call("POST", "/predict/batch", items)[1]["predictions"]
+                assert found[0]["error"]["code"] == "unavailable"
+                assert found[1]["probability"] == before["probability"]
+                assert service.call("GET", "/readyz")[0] == 200
+                load.wait_for(300)
+                redis.start()
+                assert wait_until(lambda: ask()[0] == 400, "an answer of the empty store")
+                write_redis_row(redis, "anna")
+                status, after = ask()
+                assert (status, after["probability"]) == (200, before["probability"])
+            write_redis_row(redis, "ben")
+            erase = [sys.executable, "-m", "closedloop.cli", "store", "erase", "--customer-id", "anna"]
+            environment = os.environ | {"CLOSEDLOOP_FEATURES__OVERRIDES": online}
+            ran = subprocess.run(erase, cwd=root, env=environment, capture_output=True, text=True, check=False)
+            assert ran.returncode == 0, ran.stderr
+            assert "1 online and 0 published rows of features are gone" in ran.stderr
+            assert ask()[0] == 400
+            assert service.call("POST", "/predict", {"customer_id": "ben"})[0] == 200
         assert load.failures == []
         assert "Traceback" not in service.read_log()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import re
 import subprocess
@@ -14,10 +15,10 @@ import yaml
 from playwright.sync_api import Error, expect
 
 from tests.browser import keep_pictures, open_browser
-from tests.deployment import run_place
+from tests.deployment import CLOSED, run_place
 from tests.http_service import Load, wait_until
 from tests.manifests import ROOT
-from tests.production import commit
+from tests.production import BUCKETS, commit
 
 pytestmark = [pytest.mark.thorough, pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -47,7 +48,7 @@ def ask_mlflow(place):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             patch.setenv(name, place.production.environment[name])
-        yield MlflowClient(place.production.mlflow)
+        yield MlflowClient(place.production.mlflow.url)
 
 
 def read_alias(place, alias):
@@ -56,10 +57,28 @@ def read_alias(place, alias):
         return str(client.get_model_version_by_alias("shop_churn", alias).version)
 
 
+def check_monitor(place):
+    """What the champion answered today, and what became of customers whose horizon has closed: both are as expected."""
+    tomorrow = (dt.datetime.now(dt.UTC) + dt.timedelta(days=1)).date().isoformat()
+    for today in (CLOSED, tomorrow):
+        said = place.run_job("monitor", today)
+        assert f"none: version 1 as of {today}, " in said, said
+        assert "report: " in said, said
+    statement = "SELECT outcomes, predictions, evidence FROM checks ORDER BY as_of"
+    outcomes, predictions = place.query(statement)
+    assert outcomes[0] > 500
+    assert "realised" in outcomes[2]
+    assert predictions[1] > 5_000
+    assert "drift" in predictions[2]
+    stored = place.production.bucket.client().list_objects_v2(Bucket=BUCKETS[1])["Contents"]
+    assert sum(one["Key"].endswith("/report.html") for one in stored) == 2
+
+
 def release_on_evidence(place, version):
     """As the controller does, step by step, on what customers asked and on what became of them."""
     place.send(5_000, version, "shadow")
     place.run_job("outcomes")
+    check_monitor(place)
     for step in STEPS[1:]:
         place.take_step()
         assert place.read_entries()[-1]["action"] == step, place.read_entries()[-1]["reason"]
@@ -121,10 +140,10 @@ def test_a_candidate_whose_canary_is_unlike_what_it_was_evaluated_by_is_taken_ba
     assert "GateFailed: version 3 would be taken back" in " ".join(check.output.split())
     assert place.read_row() == ("1", None, None)
     actions = [entry["action"] for entry in place.read_entries()]
-    assert actions[-5:] == ["promote", "shadow", "canary_5", "canary_25", "roll_back"]
+    assert actions[-6:] == ["promote", "routed", "shadow", "canary_5", "canary_25", "roll_back"]
     last = place.read_entries()[-1]
     assert (last["rejected"], last["reason"]) == ("3", "the release check failed")
-    assert read_alias(place, "champion") == 1
+    assert read_alias(place, "champion") == "1"
     wait_until(lambda: place.count_versions(100) == {"1": 100}, "the champion alone")
 
     place.run_job("release-stop")  # the controller was faster: the champion stays
@@ -157,9 +176,9 @@ def page(browser, place):
 def test_mlflow_shows_the_model_and_its_versions_to_whom_it_knows(place, browser, page, tmp_path):
     stranger = browser.new_page()
     with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):  # it asks, and nobody answers
-        stranger.goto(place.production.mlflow)
+        stranger.goto(place.production.mlflow.url)
     stranger.close()
-    page.goto(place.production.mlflow)
+    page.goto(place.production.mlflow.url)
     page.get_by_role("button", name="Model training", exact=True).click()
     page.get_by_role("link", name="Model registry").click()
     page.get_by_role("button", name="Try it now").click()  # MLflow introduces its registry once

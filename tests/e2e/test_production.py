@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 
 import pandas as pd
 import pytest
 
-from tests.http_service import wait_until
-from tests.manifests import ROOT
+from tests.docs.test_docs import read_commands
+from tests.http_service import HttpService, wait_until
 from tests.production import ACCOUNT, commit, create_repository, put_program, run_production, train_first
 from tests.production_load import DAY, fail, keep_all, lose, read_registry, read_stored, serve
 from tests.services import find_postgres
@@ -68,6 +67,18 @@ def cluster(origin, tmp_path_factory):
     made = create_repository(tmp_path_factory.mktemp("cluster") / "app")
     commit(made.root, "the image")
     return made
+
+
+def test_the_service_gets_its_model_through_mlflow_alone(production, origin, cluster):
+    """As its pods do, which the network lets reach no bucket."""
+    tracking = production.mlflow.url.replace("127.0.0.1", "localhost")
+    alone = {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "localhost", "CLOSEDLOOP_TRACKING__URI": tracking}
+    alone["CLOSEDLOOP_SERVING__STATE"] = "state/alone"
+    service = HttpService(cluster.root, production.environment | alone, ("--as-of", DAY))
+    try:
+        service.start()
+    finally:
+        service.stop()
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +174,6 @@ def test_without_mlflow_nothing_is_registered_and_serving_goes_on(production, or
     assert read_registry(production) == before
 
 
-def read_commands(title):
-    """The shell blocks of a section of the runbook, by their first line, a comment."""
-    text = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
-    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```sh\n# (.*)\n([^`]*)```", section)
-    return {name.split(",")[0]: commands for name, commands in blocks}
-
-
 def test_a_backup_restores_the_same_champion_with_the_same_answers_into_an_empty_place(
     production, origin, cluster, rows, tmp_path
 ):
@@ -198,6 +201,11 @@ def test_a_backup_restores_the_same_champion_with_the_same_answers_into_an_empty
     run(commands["back up"], new.root, production.postgres, production.environment)
 
     def restore(postgres, bucket):
+        # what an agent makes that reaches the empty store
+        url = production.environment["CLOSEDLOOP_OPERATIONS__URL"].replace(
+            f":{production.postgres.port}/", f":{postgres.port}/"
+        )
+        production.run(new.root, "closedloop", "store", "upgrade", CLOSEDLOOP_OPERATIONS__URL=url)
         run(commands["restore"], new.root, postgres, {**ACCOUNT, "AWS_ENDPOINT_URL": bucket.url})
 
     (tmp_path / "servers").mkdir()

@@ -1,4 +1,4 @@
-"""`closedloop refresh`: features as of a date go online without training; a gate that says no changes nothing online.
+"""`closedloop refresh`: features as of a date go online without training; a data gate's no changes nothing there.
 
 The steps build on each other, as days do: a fixture takes them once, and keeps what was online after each.
 """

@@ -314,7 +314,7 @@ def test_a_tracking_store_whose_creation_was_killed_is_created_again(small_shop,
     copy = small_shop.copy(tmp_path / "project")
     (copy.root / "mlflow.db").unlink()
     for size_bytes in (1, 200_000, 500_000):
-        spawner.run(copy.root, "register", kill=("seen", "mlflow.db*", None, size_bytes))
+        assert spawner.run(copy.root, "register", kill=("seen", "mlflow.db*", None, size_bytes)) == -9
     assert spawner.run(copy.root, "train") == 0, spawner.output
     assert spawner.run(copy.root, "evaluate") == 0, spawner.output
     assert spawner.run(copy.root, "register") == 0, spawner.output

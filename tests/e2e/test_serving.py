@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import socket
 import sqlite3
 import urllib.request
 from contextlib import closing
 
 import pytest
 
+from closedloop.bootstrap import build_store, build_tracking, load_run, locate_serving_state
 from closedloop.contract import MODEL_FILE, NumericFeature, digest_folder
 from closedloop.serving.drain import measure_depth
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_spools
 from tests.http_service import FullLoad, HttpService, Load, run_service, wait_until
-from tests.model_folders import FEATURES, expected_score, write_model_folder
+from tests.model_folders import FEATURES, ROWS, expected_score, write_model_folder
 
 pytestmark = pytest.mark.thorough
 
@@ -28,6 +32,18 @@ def root(project, tmp_path):
     """A project folder and a small model of the shop's name."""
     write_model_folder(tmp_path / "model", model_name=NAME)
     return project.root
+
+
+@pytest.fixture
+def state(root):
+    """Where a test puts slots itself, in the agent's place: one whose store is there and names no release writes none.
+
+    The service's own, over a store without a schema, would write its note of that into slots as it read them before.
+    """
+    run = load_run(root / "params.yaml", root=root)
+    with closing(build_store(run)) as store:
+        store.upgrade()
+    return locate_serving_state(run)
 
 
 def read_stored(root):
@@ -67,6 +83,35 @@ def test_what_was_answered_is_stored_once_however_often_the_server_is_killed(roo
     assert "Traceback" not in service.read_log()
 
 
+def test_requests_that_were_open_at_the_end_are_answered_and_stored(root, tmp_path):
+    """Each has sent its head and half of its body when the server is told to stop, and the rest only then."""
+    body = json.dumps({"features": ROWS[0]}).encode()
+    head = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with contextlib.ExitStack() as stack:
+        service = HttpService(root, arguments=("--model", str(tmp_path / "model")))
+        service.start()
+        first = service.call("POST", "/predict", {"features": ROWS[0]})[1]["request_id"]
+        wait_until(lambda: read_stored(root) == [first], "the agent")
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=60)) for _ in range(16)
+        ]
+        for client in clients:
+            client.sendall(head + body[:20])
+        for _ in range(5):  # what came before it has been read
+            assert service.call("GET", "/health")[0] == 200
+        service.process.terminate()
+        # it says so once it has told its connections, whether any is still open or not
+        wait_until(lambda: "Waiting for" in service.read_log().partition("Shutting down")[2], "the server's end")
+        answers = []
+        for client in clients:
+            client.sendall(body[20:])
+            answer = b"".join(iter(lambda: client.recv(65_536), b""))  # noqa: B023
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            answers.append(json.loads(answer.partition(b"\r\n\r\n")[2]))
+        service.stop()
+    assert sorted(read_stored(root)) == sorted([first, *(answer["request_id"] for answer in answers)])
+
+
 def test_workers_end_with_the_server_that_started_them(root, tmp_path):
     """Else they would keep the port, without an agent, and no successor could start."""
     service = HttpService(root, {"CLOSEDLOOP_SERVING__WORKERS": "2"}, ("--model", str(tmp_path / "model")))
@@ -85,14 +130,13 @@ def test_workers_end_with_the_server_that_started_them(root, tmp_path):
     assert len(stored) == len(set(stored))
 
 
-def test_versions_are_swapped_under_load_and_no_answer_is_of_two(root, tmp_path):
+def test_versions_are_swapped_under_load_and_no_answer_is_of_two(root, state, tmp_path):
     """The agent's part is played here: slots are written, and the workers take them up."""
     biases = {str(number): number / 10 for number in range(SWAPS + 1)}
     folders = {
         version: write_model_folder(tmp_path / "versions" / version, bias=bias, model_name=NAME)
         for version, bias in biases.items()
     }
-    state = root / "state/serving" / NAME
 
     def deploy(version, revision):
         slot = Slot(version, str(folders[version]), digest_folder(folders[version]))
@@ -122,8 +166,7 @@ def damage_model(folder):
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def test_versions_that_do_not_hold_are_refused_and_the_old_one_goes_on(root, tmp_path):
-    state = root / "state/serving" / NAME
+def test_versions_that_do_not_hold_are_refused_and_the_old_one_goes_on(root, state, tmp_path):
     good = write_model_folder(tmp_path / "good", model_name=NAME)
     first = Slot("1", str(good), digest_folder(good))
     write_slots(state, Slots(1, "salt", first))
@@ -149,11 +192,12 @@ def test_versions_that_do_not_hold_are_refused_and_the_old_one_goes_on(root, tmp
         tampered = Slot("tampered", str(good), "f" * 64)
         write_slots(state, Slots(9, "salt", tampered))
         wait_until(lambda: "tampered" in service.call("GET", "/model/info")[1]["refused"], "refusal of a wrong digest")
-        counted = {
-            reason: service.read_metric(f'models_refused_total{{reason="{reason}"}}')
-            for reason in ("digest", "golden rows", "contract")
-        }
-        assert counted == {"digest": 2, "golden rows": 1, "contract": 4}
+        expected = {"digest": 2, "golden rows": 1, "contract": 4}
+
+        def count_refused():
+            return {reason: service.read_metric(f'models_refused_total{{reason="{reason}"}}') for reason in expected}
+
+        wait_until(lambda: count_refused() == expected, "the last refusal in the metric")
     assert load.failures == []
     assert {answer["model_version"] for answer in load.answers} == {"1"}
 
@@ -162,11 +206,11 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
     import pandas as pd
 
     from closedloop.adapters.store import Deployment
-    from closedloop.bootstrap import build_store, build_tracking, load_run
     from closedloop.serving.metrics import METRICS
 
     run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
     tracking, store = build_tracking(run), build_store(run)
+    snapshots = list((shop_copy.root / "data/features").glob("*.parquet"))
     customers = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")["customer_id"]
     with run_service(shop_copy.root) as service:
         status, answer = service.call("POST", "/predict", {"customer_id": customers[0]})
@@ -180,6 +224,12 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
         wait_until(lambda: service.call("GET", "/health")[1]["model_version"] == "2", "the release")
         again = service.call("POST", "/predict", {"customer_id": customers[0]})[1]
         assert again["probability"] == pytest.approx(answer["probability"], abs=1e-6)
+        gone = shop_copy.run("store", "erase", "--customer-id", customers[0]).output
+        published = sum(customers[0] in set(pd.read_parquet(path)["customer_id"]) for path in snapshots)
+        assert f"1 online and {published} published rows of features are gone" in gone
+        status, refused = service.call("POST", "/predict", {"customer_id": customers[0]})
+        assert (status, refused["error"]["details"][0]["value"]) == (400, customers[0])
+        assert service.call("POST", "/predict", {"customer_id": customers[1]})[0] == 200
         wait_until(
             lambda: "alias champion names version 1, served is 2" in service.call("GET", "/model/info")[1]["notes"],
             "the note on the alias",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 
+import msgspec
 import pandas as pd
 import pytest
 
-from closedloop.adapters.online import _encode_key
+from closedloop.adapters.online import encode_key
+from closedloop.adapters.store import Store
 from tests.http_service import run_service, wait_until
 from tests.model_folders import pack_value
 
@@ -37,6 +39,14 @@ def wait_for_rows(project, ids):
     wait_until(lambda: set(ids) <= stored(), "all answers in the store")
 
 
+def score_elsewhere(project):
+    """A file that was scored brings features of its own, which nobody was served."""
+    with contextlib.closing(Store(f"sqlite:///{project.root / 'state/operations.db'}")) as store:
+        [one, *_] = next(iter(store.read_predictions(NAME)))
+        changes = {"prediction_id": "elsewhere", "source": "batch", "features": (1e9, *one.features[1:])}
+        assert store.insert([msgspec.structs.replace(one, **changes)]).predictions == 1
+
+
 def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_copy):
     rows = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")
     customers = rows["customer_id"].head(CUSTOMERS).tolist()
@@ -47,7 +57,11 @@ def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_
         features = {
             name: value for name, value in rows.iloc[0].items() if name not in ("customer_id", "event_timestamp")
         }
-        assert service.call("POST", "/predict", {"features": {**features, "age": 20.0}, "customer_id": customers[0]})
+        known = {name: None if pd.isna(value) else value for name, value in features.items()} | {"age": 20.0}
+        status, inline = service.call("POST", "/predict", {"features": known, "customer_id": customers[0]})
+        assert status == 200, inline
+        wait_for_rows(shop_copy, [inline["prediction_id"]])
+        score_elsewhere(shop_copy)
         same = shop_copy.run("skew")
         assert f"{CUSTOMERS + 1} requests were served {CUSTOMERS} rows, all as in training" in same.output
         victim, right = customers[7], float(rows["age"].iloc[7])
@@ -58,7 +72,7 @@ def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_
                 if name.startswith(f"{NAME}_")
             ]
             update = f'UPDATE "{table}" SET value = ? WHERE entity_key = ? AND feature_name = ?'
-            changed = online.execute(update, (pack_value(right + 1), _encode_key(victim), "age")).rowcount
+            changed = online.execute(update, (pack_value(right + 1), encode_key(victim), "age")).rowcount
             assert changed == 1
         assert "all as in training" in shop_copy.run("skew").output  # nobody was served it yet
         wait_for_rows(shop_copy, ask(service, customers))

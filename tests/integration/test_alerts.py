@@ -82,6 +82,13 @@ CASES: dict[str, list[Case]] = {
             JOB,
             "closedloop-service  cannot be scraped",
         ),
+        Case(
+            "6m",
+            {f"up{{{SERVICE}}}": "1x9", 'up{job="closedloop-stream", instance="w"}': "1x2 0x9"},
+            {f"up{{{SERVICE}}}": "1x9", 'up{job="closedloop-other", instance="w"}': "0x9"},
+            {"job": "closedloop-stream", "instance": "w"},
+            "closedloop-stream w cannot be scraped",
+        ),
     ],
     "NoModelServes": [
         Case(
@@ -203,6 +210,15 @@ CASES: dict[str, list[Case]] = {
             "A model serves since 1d 3h 0m 0s, and was never checked",
         ),
     ],
+    "MonitorBlind": [
+        Case(
+            "70m",
+            of_loop("monitor_judged_age_seconds", "2700000x90"),
+            of_loop("monitor_judged_age_seconds", "2670000x90"),
+            OF_EXPORTER,
+            "For 31d 6h 0m 0s no check had enough predictions to judge the champion",
+        )
+    ],
     "ModelSuspect": [
         Case("2m", verdict(loud), verdict(quiet), OF_EXPORTER | {"verdict": loud}, f"The monitor's verdict is {loud}")
         for loud, quiet in (("alert", "none"), ("retrain", "watch"))
@@ -273,6 +289,15 @@ CASES: dict[str, list[Case]] = {
         for silent in (
             FIVE_DAYS | of_loop(STEP, "1x90", ', model_version="4", step="champion"'),
             of_loop(AGE, "86400x90") | of_loop(STEP, "1x90", ', model_version="4", step="canary_5"'),
+        )
+    ],
+    "ReleaseUnwatched": [
+        Case(
+            "70m",
+            of_loop("model_release_look_age_seconds", "0+60x90"),
+            of_loop("model_release_look_age_seconds", "0+60x58 0+60x30"),  # it was away for almost an hour
+            OF_EXPORTER,
+            "A release is under way, and no controller has judged it for 1h 10m 0s",
         )
     ],
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def predict(number: int, score: float, **changes: Any) -> Prediction:
 
 
 def test_an_arm_is_what_a_version_did_since_the_step_began(url: str) -> None:
-    store, arms = Store(url), Arms(url)
+    store, arms = Store(url), Arms(url, sources=("http", "stream"))
     store.upgrade()
     assert arms.summarise(NAME, "2", shadow=False, since=NOW) == ArmEvidence(scores=(0,) * 20)
     scores = np.random.default_rng(7).uniform(size=100).round(2).tolist()
@@ -65,10 +66,12 @@ def test_an_arm_is_what_a_version_did_since_the_step_began(url: str) -> None:
         {"variant": "shadow"},
         {"model_name": "bank_churn"},
         {"forced": True},
+        {"source": "batch"},
+        {"source": "edge"},
         {"predicted_at": NOW - dt.timedelta(microseconds=1)},
     )
     store.insert([predict(200 + number, 0.5, **changes) for number, changes in enumerate(strange)])
-    store.insert([predict(300, 0.5, customer_id=None)])
+    store.insert([predict(300, 0.5, customer_id=None, source="stream")])
     found = arms.summarise(NAME, "2", shadow=False, since=NOW)
     # hundredths that are edges are told by integers
     hundredths = np.array([round(score * 100) for score in [*scores, 0.5]])
@@ -77,8 +80,10 @@ def test_an_arm_is_what_a_version_did_since_the_step_began(url: str) -> None:
     # 95% of 101 is 95.95: the 96th, counted from 1
     assert (found.requests, found.customers, found.errors, found.latency_p95_ms) == (101, 40, 0, 95.0)
     assert arms.summarise(NAME, "2", shadow=True, since=NOW).requests == 1
-    store.close()
-    arms.close()
+    behind_a_proxy = Arms(url, sources=("http",))
+    assert behind_a_proxy.summarise(NAME, "2", shadow=False, since=NOW).requests == 100
+    for one in (store, arms, behind_a_proxy):
+        one.close()
 
 
 @pytest.fixture
@@ -114,21 +119,32 @@ def test_errors_are_read_from_the_services_own_page(pages: dict[str, Any], tmp_p
     metrics.count("model_errors_total", "2", "canary", by=4)
     metrics.count("model_errors_total", "1", "champion")
     pages["/metrics"] = generate_latest(build_registry(tmp_path / "metrics"))
-    assert counts.read_since(before, 60) == {"1/champion": 1.0, "2/canary": 4.0}
-    assert counts.read_since({"2/canary": 100.0}, 60)["2/canary"] == 0.0
+    assert counts.read_since(before, 60, version="2") == {"1/champion": 1.0, "2/canary": 4.0}
+    assert counts.read_since({"2/canary": 100.0}, 60, version="2")["2/canary"] == 7.0  # counted anew since
     metrics.close()
 
 
 def test_prometheus_is_asked_for_the_increase(pages: dict[str, Any]) -> None:
-    counts = ErrorCounts(pages["address"] + "/", "")
+    counts = ErrorCounts(pages["address"] + "/", "", 'namespace="here"')
     answer = b'{"data":{"result":[{"metric":{"model_version":"2","variant":"canary"},"value":[1,"2.5"]}]}}'
     pages["/api/v1/query"] = answer
     assert counts.read_totals() == {}
-    assert counts.read_since({}, 3_600) == {"2/canary": 2.5}
-    assert "increase%28model_errors_total%5B3600s%5D%29" in pages["asked"]
+    assert counts.read_since({}, 3_600, version="2") == {"2/canary": 2.5}
+    (query,) = parse_qs(urlsplit(pages["asked"]).query)["query"]
+    assert query == 'sum by (model_version, variant) (increase(model_errors_total{namespace="here"}[3600s]))'
     pages["/api/v1/query"] = b'{"status":"error"}'
     with pytest.raises(ServiceUnavailable, match="its answer is not Prometheus'"):
-        counts.read_since({}, 3_600)
+        counts.read_since({}, 3_600, version="2")
+
+
+def test_a_version_that_prometheus_does_not_know_is_no_version_without_errors(pages: dict[str, Any]) -> None:
+    counts = ErrorCounts(pages["address"], "")
+    other = b'{"data":{"result":[{"metric":{"model_version":"21","variant":"canary"},"value":[1,"0"]}]}}'
+    for answer, found in ((b'{"data":{"result":[]}}', {}), (other, {"21/canary": 0.0})):
+        pages["/api/v1/query"] = answer
+        assert counts.read_since({}, 180, version="2") == found  # it may not have been scraped twice yet
+        with pytest.raises(ServiceUnavailable, match=r"it knows no model_errors_total\{\} of version 2;"):
+            counts.read_since({}, 181, version="2")
 
 
 def test_a_page_that_is_away_is_an_outage() -> None:

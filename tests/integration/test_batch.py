@@ -469,9 +469,10 @@ def test_another_version_gives_other_ids(tmp_path, slot, store):
 
 
 def test_a_store_that_refuses_stops_the_run(tmp_path, slot):
-    refusing = SimpleNamespace(insert=lambda records: SimpleNamespace(refused=((records[0].prediction_id, "no room"),)))
+    refused = SimpleNamespace(refused=(("an-id", "no room"),))
+    refusing = SimpleNamespace(name="a store", insert=lambda _: refused)
     make_rows(5).to_parquet(tmp_path / "in.parquet")
-    with pytest.raises(DataError, match=r"the operations store refuses prediction .*: no room"):
+    with pytest.raises(DataError, match=r"the operations store refuses prediction an-id: no room"):
         score(tmp_path / "in.parquet", tmp_path / "out.parquet", slot, tmp_path, store=refusing)
     assert not (tmp_path / "out.parquet").exists()
 
@@ -595,7 +596,7 @@ def interrupt(tmp_path, slot, store, *, after: int, source=None, target=None):
 
     files = source or tmp_path / "in.csv", target or tmp_path / "out.csv"
     with pytest.raises(Interrupted):
-        score(*files, slot, tmp_path, store=SimpleNamespace(insert=insert))
+        score(*files, slot, tmp_path, store=SimpleNamespace(name=store.name, insert=insert))
 
 
 def test_what_is_finished_is_not_scored_again(tmp_path, slot, store):
@@ -610,17 +611,39 @@ def test_what_is_finished_is_not_scored_again(tmp_path, slot, store):
 
 def test_a_full_disk_stops_a_run_that_can_be_resumed(tmp_path, slot):
     def insert(records):
-        if len(logged) == 2:
+        if len(logged) == room:
             raise OSError(errno.ENOSPC, "No space left on device")
         logged.append(records)
         return SimpleNamespace(refused=())
 
-    logged = []
+    logged, room = [], 2
+    store = SimpleNamespace(name="a store", insert=insert)
     make_rows(45).to_csv(tmp_path / "in.csv", index=False)
     files = tmp_path / "in.csv", tmp_path / "out.csv"
     with pytest.raises(ServiceUnavailable, match="No space left on device; what is finished stays there for --resume"):
-        score(*files, slot, tmp_path, store=SimpleNamespace(insert=insert))
-    assert score(*files, slot, tmp_path, resume=True).resumed == 20
+        score(*files, slot, tmp_path, store=store)
+    room = None
+    assert score(*files, slot, tmp_path, store=store, resume=True).resumed == 20
+    assert [len(records) for records in logged] == [10, 10, 10, 10, 5]
+
+
+def make_store(name: str) -> SimpleNamespace | None:
+    return SimpleNamespace(name=name, insert=lambda _: SimpleNamespace(refused=())) if name else None
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "a store"), ("a store", ""), ("a store", "another store")])
+def test_a_run_is_resumed_with_the_log_it_had(tmp_path, slot, before, after):
+    """What is finished is not logged again, so that no store would have all of it."""
+    rows = make_rows(45)
+    rows.loc[40, "plan"] = "gold"
+    rows.to_csv(tmp_path / "in.csv", index=False)
+    files = tmp_path / "in.csv", tmp_path / "out.csv"
+    with pytest.raises(DataError, match="break the contract"):
+        score(*files, slot, tmp_path, store=make_store(before), rejected_share_max=0)
+    options = {"resume": True, "rejected_share_max": 0.1}
+    with pytest.raises(ConfigError, match="had another prediction_log; start again without --resume"):
+        score(*files, slot, tmp_path, store=make_store(after), **options)
+    assert score(*files, slot, tmp_path, store=make_store(before), **options).resumed == 45
 
 
 @pytest.mark.parametrize(
@@ -641,8 +664,8 @@ def test_another_job_is_not_resumed(tmp_path, slot, store, changed, what):
     if "bias" in changed:
         slot = Slot("7", str(write_model_folder(tmp_path / "model", bias=changed.pop("bias"))), "")
     with pytest.raises(ConfigError, match=f"--resume: the unfinished run in .* had another {what}; start again"):
-        score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, resume=True, **changed)
-    assert score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, **changed).resumed == 0
+        score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, store=store, resume=True, **changed)
+    assert score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, store=store, **changed).resumed == 0
 
 
 def test_one_process_writes_an_output(tmp_path, slot):
@@ -706,7 +729,7 @@ def test_a_copied_table_is_resumed_and_another_is_not(tmp_path, slot, store):
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as connection, connection:
         connection.execute("DELETE FROM members")
     with pytest.raises(ConfigError, match="had another input_sha256"):
-        score(source.replace("a.db", "b.db"), target, slot, tmp_path, resume=True)
+        score(source.replace("a.db", "b.db"), target, slot, tmp_path, store=store, resume=True)
     result = score(source, target, slot, tmp_path, store=store, resume=True)
     assert (result.rows, result.resumed) == (30, 20)
     assert len(read_ids(store)) == 30

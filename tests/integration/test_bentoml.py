@@ -25,6 +25,7 @@ from closedloop.adapters.bentoml import (
     open_bento,
 )
 from closedloop.contract import digest_folder
+from closedloop.environment import ID_KEY_VARIABLE, TOKENS_VARIABLE
 from closedloop.errors import ConfigError, DataError
 from closedloop.serving import bento
 from closedloop.serving.config import CONFIG_VARIABLE
@@ -44,6 +45,9 @@ def sources(tmp_path, monkeypatch):
     """What BentoML enters before it starts a Bento: its sources, with a small model."""
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    for name in (TOKENS_VARIABLE, ID_KEY_VARIABLE):  # what the start sets is undone
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     write_model_folder(tmp_path / MODEL_DIR)
     return tmp_path
@@ -63,8 +67,15 @@ def test_the_application_answers_at_its_own_addresses_and_two_probes_are_bentoml
     assert any(b"prediction" in path.read_bytes() or path.stat().st_size > 100 for path in spools if path.is_file())
 
 
-def test_without_a_token_only_probes_answer_where_tokens_are_configured(sources, monkeypatch):
-    monkeypatch.setenv("CLOSEDLOOP_SERVING__TOKENS", '{"secret": ["predict"]}')
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CLOSEDLOOP_SERVING__TOKENS", '{"secret": ["predict"]}'),
+        ("CLOSEDLOOP_SERVING", '{"tokens": {"secret": ["predict"]}}'),
+    ],
+)
+def test_without_a_token_only_probes_answer_where_tokens_are_configured(sources, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
     with TestClient(create_service(bento.start).to_asgi()) as client:
         for path in ("/", "/metrics", "/model/info", "/docs", "/schema.json", "/assets/x"):
             assert client.get(path).status_code == 401, path

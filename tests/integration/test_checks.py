@@ -169,6 +169,17 @@ def test_checks_are_listed_from_the_newest_up_to_a_moment(checks: Checks) -> Non
     assert [found.trigger_id for found in checks.list_retrainings(MODEL, limit=1)] == ["t2"]
 
 
+def test_the_newest_check_that_could_judge_a_version_is_found(checks: Checks) -> None:
+    checks.record_check(check(0, evidence={"window_rows": 12}))
+    assert checks.read_judged_at(MODEL, "7") is None
+    for day in (2, 1):
+        checks.record_check(check(day, evidence={"drift": {"breach": False}}, recorded_at=NOW + day * DAY))
+    checks.record_check(check(3, evidence={"drift": {}}, model_version="8"))
+    checks.record_check(check(4, evidence={"realised": {"brier": 0.1}}, recorded_at=NOW + 4 * DAY))
+    checks.record_check(check(5, model_name="other_churn", evidence={"drift": {}}))
+    assert checks.read_judged_at(MODEL, "7") == NOW + 2 * DAY
+
+
 def test_a_trigger_id_is_requested_once(checks: Checks) -> None:
     first = ask()
     assert checks.request_retraining(first) == first

@@ -21,7 +21,10 @@ from closedloop.adapters.store import Deployment, Store
 from closedloop.bootstrap import build_probes, load_run
 from closedloop.errors import ClosedloopError, ServiceUnavailable
 from closedloop.loop.doctor import Probe, describe_skew, examine
+from tests.http_service import wait_until
 from tests.manifests import ROOT
+from tests.production import ACCOUNT, Bucket
+from tests.programs import fetch, run_prometheus
 from tests.services import find_free_port, run_postgres, run_redis
 
 SECRET = "0pen-sesame"
@@ -51,6 +54,11 @@ def services(tmp_path_factory):
     from redis import Redis
 
     folder = tmp_path_factory.mktemp("services")
+    bucket = Bucket()
+    bucket.start()
+    client, name = bucket.client(), "closedloop-data"
+    if name not in [one["Name"] for one in client.list_buckets()["Buckets"]]:  # of another server of this process
+        client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     with run_postgres(folder) as postgres, run_redis(folder) as redis:
         address = postgres.create_database()
         with sa.create_engine(address.replace("postgresql", "postgresql+psycopg")).connect() as connection:
@@ -67,8 +75,10 @@ def services(tmp_path_factory):
                 "store": address.replace("closedloop:s3cret-w0rd", f"app:{SECRET}"),
                 "redis": f"{redis.address},password={SECRET}",
                 "mlflow": mlflow,
+                "bucket": bucket.url,
             }
         finally:
+            bucket.stop()
             process.terminate()
             process.wait()
 
@@ -92,13 +102,15 @@ def start_mlflow(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
     command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={port}", *places]
     with (folder / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-    for _ in range(600):
-        try:
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "mlflow.log").read_text(encoding="utf-8")
+        with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-            break
-        except OSError:
-            assert process.poll() is None, (folder / "mlflow.log").read_text(encoding="utf-8")
-            time.sleep(0.1)
+            return True
+        return False
+
+    wait_until(answers, "MLflow's server", seconds=600)
     return f"http://127.0.0.1:{port}", process
 
 
@@ -121,6 +133,9 @@ def ask(services, tmp_path, monkeypatch):
             "CLOSEDLOOP_TRACKING__URI": mlflow,
             "MLFLOW_TRACKING_USERNAME": user,
             "MLFLOW_TRACKING_PASSWORD": f"{SECRET}-longer",
+            "AWS_ENDPOINT_URL": services["bucket"],
+            "AWS_MAX_ATTEMPTS": "1",
+            **ACCOUNT,
             **settings,
         }
         for name, value in values.items():
@@ -145,6 +160,18 @@ def test_services_that_are_well(ask, services):
     assert "closedloop refresh" in found["Feast's registry"].remedy
     assert found["deployment"].text == "version 7 is champion"
     assert found["MLflow"].text.startswith("version 3.")
+    assert "empty: `closedloop refresh` brings features online" in found["online store"].text
+    assert found["DVC's remote"].text.startswith("s3://closedloop-data/dvc")
+    assert "Prometheus" not in found  # none is set
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("address", ["redis.example.com", "redis://redis.example.com:6379"])
+def test_an_online_stores_address_that_is_none(ask, address):
+    found = ask(redis=f"{address},password={SECRET}")
+    assert "must be host:port" in found["online store"].text
+    assert found["online store"].remedy
+    assert found["DVC's remote"].text.startswith("s3://")  # the others are asked all the same
 
 
 @pytest.mark.thorough
@@ -157,17 +184,22 @@ def test_services_that_are_missing(ask):
         registry=gone.replace("postgresql", "postgresql+psycopg"),
         CLOSEDLOOP_RETRAINING__RUNNER="cluster",
         CLOSEDLOOP_RETRAINING__ENDPOINT=f"http://{NOWHERE}",
+        CLOSEDLOOP_RELEASE__PROMETHEUS=f"http://{NOWHERE}",
+        AWS_ENDPOINT_URL=f"http://{NOWHERE}",
     )
     assert all(one.remedy for one in found.values())
-    for name in ("operations store", "MLflow", "Feast's registry", "Kubeflow Pipelines"):
+    for name in ("operations store", "MLflow", "Feast's registry", "Kubeflow Pipelines", "Prometheus"):
         assert "refused" in found[name].text, found[name]
     assert "onnect" in found["online store"].text
+    assert found["DVC's remote"].text.startswith("s3://closedloop-data/dvc: Could not connect")
     settings = {
         "operations store": "operations.url",
         "MLflow": "tracking.uri",
         "artifacts": "tracking.artifacts",
         "Feast's registry": "features.overrides",
         "online store": "features.overrides",
+        "DVC's remote": "data.remote",
+        "Prometheus": "release.prometheus",
     }
     assert {name: setting for name, setting in settings.items() if setting in found[name].remedy} == settings
     assert "retraining.endpoint" in found["Kubeflow Pipelines"].remedy
@@ -263,6 +295,61 @@ def test_clocks_that_differ(ask, services, monkeypatch):
         assert found[name].text.startswith("the server's clock is +"), found[name]
         assert "s off ours, at most 5 are fine" in found[name].text
         assert "NTP" in found[name].remedy
+
+
+@pytest.mark.thorough
+def test_a_remote_of_data_that_is_not_there(ask, tmp_path):
+    found = ask(CLOSEDLOOP_DATA__REMOTE="s3://nobodys-bucket/dvc")["DVC's remote"]
+    assert found.text == "s3://nobodys-bucket/dvc: The specified bucket does not exist"
+    assert "AWS_*" in found.remedy
+    found = ask(CLOSEDLOOP_DATA__REMOTE=f"warp://someone:{SECRET}@server/dvc")["DVC's remote"]
+    assert found.text.startswith("data.remote warp://***@server/dvc: Protocol not known")
+    found = ask(CLOSEDLOOP_DATA__REMOTE=str(tmp_path / "new"))["DVC's remote"]
+    assert (found.text, found.remedy) == (f"{tmp_path / 'new'}, where nothing was pushed yet", "")
+    assert "DVC's remote" not in ask(CLOSEDLOOP_DATA__REMOTE="")
+
+
+class Scraped(BaseHTTPRequestHandler):
+    """A service whose champion is version 7."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(b'model_errors_total{model_version="7",variant="champion"} 0\n')
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.thorough
+def test_a_prometheus_that_a_release_can_ask_or_cannot(ask, services, tmp_path):
+    def probe(address, matchers="", **places):
+        settings = {"CLOSEDLOOP_RELEASE__PROMETHEUS": address, "CLOSEDLOOP_RELEASE__PROMETHEUS_MATCHERS": matchers}
+        return ask(**places, **settings)["Prometheus"]
+
+    store = Store(services["store"])
+    store.upgrade()
+    if store.read_deployment("shop_churn") is None:
+        store.write_deployment(Deployment("shop_churn", 0, "7", "salt", dt.datetime.now(dt.UTC)), 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scraped) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with run_prometheus(tmp_path, {"serving": f"127.0.0.1:{server.server_port}"}) as address:
+            query = f"{address}/api/v1/query?query=increase(model_errors_total[1m])"
+            wait_until(lambda: "model_version" in (fetch(query) or ""), "two scrapes")
+            found = probe(address)
+            assert (found.text, found.remedy) == ("reachable, and knows version 7", "")
+            found = probe(address, 'namespace="elsewhere"')
+            assert 'it knows no model_errors_total{namespace="elsewhere"} of version 7' in found.text
+            assert "let it scrape the service" in found.remedy
+            assert "400" in probe(address, "namespace=").text
+            nowhere = services["store"].replace("127.0.0.1:", "127.0.0.1:1/")
+            found = probe(address, store=nowhere)  # without the store nobody knows which version
+            assert (found.text, found.remedy) == ("reachable", "")
+        found = probe(f"http://127.0.0.1:{server.server_port}")
+        assert "its answer is not Prometheus'" in found.text
+        assert "release.prometheus" in found.remedy
+        server.shutdown()
 
 
 @pytest.mark.thorough

@@ -392,6 +392,20 @@ def test_records_are_imported_once(bare_python, edge, store, slot):
         assert stored.predicted_at.isoformat() == record["predicted_at"]
 
 
+def test_records_say_which_variant_scored(bare_python, edge, store):
+    """Records of a script that did not say so yet are imported, too."""
+    run(bare_python, edge, [GOOD])
+    run(bare_python, edge, [GOOD], "--quantised")
+    records = read_records(edge)
+    assert [record["model_file"] for record in records] == ["model.onnx", "model.quantised.onnx"]
+    before = {key: value for key, value in records[0].items() if key != "model_file"} | {"line": 2}
+    with (edge / "records.jsonl").open("a") as file:
+        file.write(json.dumps(before) + "\n" + json.dumps(before | {"line": 3, "model_file": "other.onnx"}) + "\n")
+    result = import_records(edge / "records.jsonl", store, model_name="test_churn", id_key=KEY)
+    assert (result.stored, [number for number, _ in result.refused]) == (3, [4])
+    assert sorted(found.source for found in read_store(store).values()) == ["edge", "edge", "edge-quantised"]
+
+
 def test_a_line_that_lost_power_spoils_nothing(bare_python, edge, store):
     run(bare_python, edge, [GOOD, GOOD])
     path = edge / "records.jsonl"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from closedloop.adapters.tables import write_table
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.featureset import FeatureSet
 from closedloop.settings import Settings, load_settings
+from closedloop.stages.training_set import materialize_newest
+from tests.services import run_redis
 
 MAX_AGE_DAYS = 31
 FIRST, SECOND, THIRD = (dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=30 * step) for step in range(3))
@@ -37,6 +40,23 @@ def build_store(settings: Settings) -> BuildStore:
         return Features(settings, project=project, features=features, max_age_days=MAX_AGE_DAYS)
 
     return build
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.thorough)])
+def elsewhere(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[BuildStore]:
+    """The same on either online store, by the name of a machine: each has a folder of its own, all share the rest."""
+    with contextlib.ExitStack() as stack:
+        overrides = {}
+        if request.param == "redis":
+            address = stack.enter_context(run_redis(tmp_path)).address
+            overrides = {"online_store": {"type": "redis", "connection_string": address}}
+
+        def build(machine: str = "here") -> Features:
+            changes = {"offline": str(tmp_path / machine), "overrides": overrides}
+            changed = settings.model_copy(update={"features": settings.features.model_copy(update=changes)})
+            return Features(changed, project="shop", features=SHOP, max_age_days=MAX_AGE_DAYS)
+
+        yield build
 
 
 def write_rows(folder: Path, rows_of: dict[dt.datetime, list[tuple[Any, ...]]], columns: list[str] = COLUMNS) -> Path:
@@ -163,32 +183,45 @@ def test_states_are_told_apart_and_nothing_missing_is_a_zero(build_store: BuildS
         assert list_rows(answer.snapshot_at.to_frame()) == [(None,), (known,), (known,), (None,), (known,)]
 
 
-def test_an_older_snapshot_never_takes_the_place_of_a_newer_one(build_store: BuildStore, tmp_path: Path) -> None:
-    features = build_store()
-    assert features.newest_materialized_at() is None
+def test_an_older_snapshot_never_takes_the_place_of_a_newer_one(elsewhere: BuildStore, tmp_path: Path) -> None:
+    features = elsewhere()
     features.publish(write_rows(tmp_path / "rows", BY_HAND))
-    assert features.newest_materialized_at() is None
     for snapshot, written in ((SECOND, True), (FIRST, False), (SECOND, True), (THIRD, True), (SECOND, False)):
         assert features.materialize(snapshot) is written
-    assert features.newest_materialized_at() == THIRD
     answer = features.read_online(["anna", "ben", "carl"], as_of=THIRD)
     # ben was in the first snapshot only, which was refused
     assert list_rows(answer.features) == [(5.0, 50.0, None), NOTHING, (7.0, 70.0, "paid")]
     assert answer.state.tolist() == ["fresh", "unknown", "fresh"]
 
 
+def test_a_snapshot_older_than_what_another_machine_brought_online_is_left(
+    elsewhere: BuildStore, tmp_path: Path
+) -> None:
+    """A retraining of a day that is taken up after the next day's refresh, in pods that share no volume."""
+    rows = {day: [("anna", spent, None, "free")] for day, spent in ((FIRST, 1.0), (SECOND, 2.0))}
+    folders = {day: write_rows(tmp_path / f"rows/{day:%F}", {day: rows[day]}) for day in rows}
+    reports = {}
+    for machine, day in (("refresh", SECOND), ("retraining", FIRST)):
+        features = elsewhere(machine)
+        features.publish(folders[day])
+        reports[machine] = materialize_newest(features, folders[day], newest=day, as_of=SECOND, seed=0)
+    assert reports["refresh"]["materialized"] is True
+    assert reports["retraining"] == {"snapshot": f"{FIRST:%F}", "materialized": False}
+    answer = elsewhere("refresh").read_online(["anna"], as_of=SECOND)
+    assert (answer.features["spent"].tolist(), answer.snapshot_at.tolist()) == ([2.0], [pd.Timestamp(SECOND)])
+
+
 def test_an_interval_that_ends_later_hides_no_newer_snapshot(build_store: BuildStore, tmp_path: Path) -> None:
-    """As after `feast materialize START END`, or `materialize-incremental` up to now, with dates in the past."""
+    """As after `feast materialize-incremental`, which ends it at the wall clock, with dates in the past."""
     features = build_store()
+    features.publish(write_rows(tmp_path / "rows", {FIRST: BY_HAND[FIRST]}))
+    features._store().materialize(FIRST - dt.timedelta(days=1), dt.datetime.now(dt.UTC))
     features.publish(write_rows(tmp_path / "rows", BY_HAND))
-    day = dt.timedelta(days=1)
-    features._store().materialize(FIRST - day, SECOND + day, feature_views=[SHOP.service])
-    assert features.newest_materialized_at() == SECOND
     assert features.materialize(THIRD)
 
 
-def test_a_snapshot_that_is_published_again_answers_with_its_new_rows(build_store: BuildStore, tmp_path: Path) -> None:
-    features = build_store()
+def test_a_snapshot_that_is_published_again_answers_with_its_new_rows(elsewhere: BuildStore, tmp_path: Path) -> None:
+    features = elsewhere()
     for spent in (1.0, 2.0):
         features.publish(write_rows(tmp_path / "rows", {FIRST: [("anna", spent, None, "free")]}))
         features.materialize(FIRST)
@@ -216,7 +249,6 @@ def test_two_data_sets_in_one_store_never_meet_though_ids_and_names_are_the_same
     shop.materialize(FIRST)
     with pytest.raises(ServiceUnavailable, match="no service shop_0a; train or refresh first"):
         bank.read_online(["17"], as_of=FIRST)
-    assert bank.newest_materialized_at() is None
     bank.publish(write_rows(tmp_path / "bank", {SECOND: [("17", -1.0, None, "gold")]}))
     bank.materialize(SECOND)
     assert shop._store().config.registry.path == bank._store().config.registry.path
@@ -224,7 +256,8 @@ def test_two_data_sets_in_one_store_never_meet_though_ids_and_names_are_the_same
     assert list_rows(answers["shop"].features) == [(1.0, 10.0, "free"), (2.0, 20.0, "free")]
     assert list_rows(answers["bank"].features) == [(-1.0, None, "gold"), NOTHING]
     assert answers["bank"].state.tolist() == ["fresh", "unknown"]
-    assert (shop.newest_materialized_at(), bank.newest_materialized_at()) == (FIRST, SECOND)
+    assert shop.read_online(["17"], as_of=SECOND).snapshot_at.tolist() == [pd.Timestamp(FIRST)]
+    assert answers["bank"].snapshot_at.tolist()[0] == pd.Timestamp(SECOND)
     asked = ask(("17", SECOND), ("18", SECOND))
     offline = {one.project: one.read_historical(asked, one.offline_dir) for one in (shop, bank)}
     assert list_rows(offline["shop"][list(SHOP.names)]) == [(1.0, 10.0, "free"), (2.0, 20.0, "free")]

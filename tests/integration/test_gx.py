@@ -177,6 +177,17 @@ def test_a_warning_is_told_apart_and_stops_nothing(tmp_path: Path) -> None:
     }
 
 
+def test_a_column_without_any_value_holds_nothing(tmp_path: Path) -> None:
+    """Great Expectations leaves missing values out, and would call it a success."""
+    table = build_table(30, 0).assign(age=None, plan=None, code=None)
+    wanted = tuple(expect(KINDS[name].type, column=name, **KINDS[name].limits) for name in ("age", "plan", "code"))
+    findings = run(tmp_path / "docs", {"customers": table}, wanted)
+    assert {name: finding.success for name, finding in findings.items()} == {"age": False, "plan": False, "code": False}
+    assert findings["plan"].sentence() == (
+        "customers.plan: expect_column_values_to_be_in_set (value_set=['free', 'paid']): 30 of 30 values fail"
+    )
+
+
 def test_mostly_allows_a_share_and_counts_it(tmp_path: Path) -> None:
     table = build_table(30, 3).assign(half=[None] * 15 + [1.0] * 15)
     wanted = tuple(expect("expect_column_values_to_not_be_null", column=name, mostly=0.9) for name in ("since", "half"))

@@ -6,19 +6,22 @@ import contextlib
 import copy
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import urllib.parse
 from pathlib import Path
 
 import pytest
 import yaml
 
-from closedloop.settings import Settings
-from tests.docs.test_docs import list_commands, list_keys
+from closedloop.adapters.kfp import compile_pipeline
+from closedloop.settings import Settings, load_settings
+from tests.docs.test_docs import list_commands, list_keys, read_commands
 from tests.http_service import Load, run_service, wait_until
-from tests.manifests import ROOT, STANDARD, find_problems, list_pods, read_external, render
+from tests.manifests import ROOT, STANDARD, find_problems, is_ours, list_containers, list_pods, read_external, render
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import fetch, run_prometheus
 from tests.services import require
@@ -69,10 +72,11 @@ def test_grafanas_sidecar_finds_every_dashboard(overlay):
     assert found["data"] == {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
 
 
-def change(kind, name, path, value):
-    """Production's resources with one value replaced; None deletes it."""
-    resources = copy.deepcopy(read_overlay("production"))
-    target = next(one for one in resources if one["kind"] == kind and one["metadata"]["name"] == name)
+def change(kind, name, path, value, overlay="production"):
+    """An overlay's resources with one value replaced; None deletes it."""
+    resources = copy.deepcopy(read_overlay(overlay))
+    named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")  # with the hash of what kustomize made
+    target = next(one for one in resources if one["kind"] == kind and named.fullmatch(one["metadata"]["name"]))
     *parents, last = path
     for step in parents:
         target = target[step]
@@ -101,8 +105,8 @@ CHANGES = {
     "NetworkPolicy serving: a rule without ports or sources lets everything in": (
         "NetworkPolicy", "serving", ("spec", "ingress", 1, "from"), None,
     ),
-    "NetworkPolicy serving: a metrics port is open": (
-        "NetworkPolicy", "serving", ("spec", "ingress", 1, "ports", 0, "port"), 8001,
+    "NetworkPolicy serving-clients: a metrics port is open": (
+        "NetworkPolicy", "serving-clients", ("spec", "ingress", 0, "ports", 0, "port"), 8001,
     ),
     "not held to the restricted profile": (
         "Namespace", "closedloop", ("metadata", "labels", "pod-security.kubernetes.io/enforce"), "baseline",
@@ -123,6 +127,13 @@ CHANGES = {
         "Deployment", "closedloop-stable", ("spec", "template", "spec", "terminationGracePeriodSeconds"), 20,
     ),
     "its spool lies on no volume": ("Deployment", "closedloop-stable", (*BOX, "volumeMounts", 2, "mountPath"), "/x"),
+    "Deployment closedloop-stable: serving.spool_bytes_max is more than half of its volume of 1Gi": (
+        "Deployment", "closedloop-stable", ("spec", "template", "spec", "volumes", 2, "emptyDir", "sizeLimit"), "1Gi",
+    ),
+    "Deployment closedloop-stream: serving.spool_bytes_max is more than half of its volume of 1900Mi": (
+        "Deployment", "closedloop-stream", ("spec", "template", "spec", "volumes", 2, "emptyDir", "sizeLimit"),
+        "1900Mi",
+    ),
     "prometheus-adapter gives no latency": (
         "HorizontalPodAutoscaler", "closedloop-stable", ("spec", "metrics", 1, "pods", "metric", "name"), "latency",
     ),
@@ -131,6 +142,18 @@ CHANGES = {
     ),
     "there is no ConfigMap gone": (
         "Deployment", "closedloop-exporter", (*BOX, "envFrom", 0, "configMapRef", "name"), "gone",
+    ),
+    "there is no ConfigMap closedloop-prometheus": (
+        "ConfigMap", "closedloop-prometheus", ("metadata", "namespace"), "monitoring", "local",
+    ),
+    "closedloop-prometheus: nothing here mounts it, and nothing in monitoring can": (
+        "ConfigMap", "closedloop-prometheus", ("metadata", "namespace"), "closedloop",
+    ),
+    "it ends before retraining.timeout_seconds": (
+        "CronJob", "closedloop-retrain", ("spec", "jobTemplate", "spec", "activeDeadlineSeconds"), 12600,
+    ),
+    "route forced: what was answered late is asked": (
+        "VirtualService", "closedloop", ("spec", "http", 0, "retries"), None,
     ),
     "there is no PersistentVolumeClaim gone": (
         "CronJob", "closedloop-refresh", ("spec", "jobTemplate", "spec", "template", "spec", "volumes"),
@@ -148,6 +171,10 @@ CHANGES = {
     "keeps capabilities": ("Deployment", "closedloop-stable", (*BOX, "securityContext", "capabilities"), None),
     "no limits of cpu and memory": ("Deployment", "closedloop-stable", (*BOX, "resources", "limits"), {"cpu": "1"}),
     "is not pinned": ("Deployment", "closedloop-stable", (*BOX, "image"), "closedloop-serving:latest"),
+    "closedloop-jobs:0.1.0 is not pinned": (
+        "Deployment", "closedloop-mlflow", ("spec", "template", "spec", "initContainers", 0, "image"),
+        "closedloop-jobs:0.1.0",
+    ),
     "its readinessProbe asks a port": (
         "Deployment", "closedloop-stable", (*BOX, "readinessProbe", "httpGet", "port"), "web",
     ),
@@ -164,10 +191,14 @@ CHANGES = {
     "has no port 80": (
         "VirtualService", "closedloop", ("spec", "http", 0, "route", 0, "destination", "port", "number"), 80,
     ),
-    "more than to read and change objects by name": (
+    "closedloop-release: more than to read objects by name": (
         "Role", "closedloop-release", ("rules", 0, "resourceNames"), None,
     ),
-    "there is no other among deployments": ("Role", "closedloop-release", ("rules", 1, "resourceNames"), ["other"]),
+    "more than to read objects by name, and to change a VirtualService": (
+        "Role", "closedloop-release", ("rules", 0, "resources"), ["deployments"],
+    ),
+    "closedloop-ci: more than to read": ("Role", "closedloop-ci", ("rules", 0, "verbs"), ["get", "patch"]),
+    "there is no other among cronjobs": ("Role", "closedloop-ci", ("rules", 0, "resourceNames"), ["other"]),
     "delete of jobs": ("Role", "closedloop-ci", ("rules", 1, "verbs"), ["create", "delete"]),
     "mounts a token that opens nothing": (
         "Deployment", "closedloop-exporter", ("spec", "template", "spec", "automountServiceAccountToken"), True,
@@ -191,24 +222,101 @@ def test_the_service_scales_on_cpu_and_on_the_latency_of_a_pod():
     assert scalers == [[{"type": "Resource", "resource": cpu}, {"type": "Pods", "pods": latency}]] * 2
 
 
+def test_the_runbook_names_every_deployment_that_has_the_tokens_or_the_services_image():
+    text = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!^#).*\n)*)", text, re.MULTILINE))
+    having = {"Rotate tokens": '"key": "tokens", "name": "closedloop-serving"', "Roll back": "/closedloop-serving:"}
+    for section, part in having.items():
+        (command,) = re.findall(r"`(kubectl rollout [^`]+)`", sections[section])
+        named = set(re.findall(r"deployment/(\S+)", command))
+        pods = list_pods(read_overlay("production"))
+        assert named == {name.split()[1] for name, _, pod in pods if part in json.dumps(pod, sort_keys=True)}
+
+
+@pytest.mark.parametrize("tag", ["v1.2.3", "0123456789ab"])
+def test_images_are_rolled_out_as_the_runbook_says_by_every_name_that_they_are_given(tag, tmp_path):
+    """With a program called kubectl: what it is told to apply is looked at."""
+    for name in ("k8s", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$@" > called\n', encoding="utf-8")
+    (tmp_path / "kubectl").chmod(0o755)
+    commands = read_commands("Roll out images")["roll out"].replace("tag=v0.1.0", f"tag={tag}")
+    assert f"tag={tag}" in commands
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "called").read_text(encoding="utf-8") == "apply -k k8s/overlays/production\n"
+    resources = render("production", tmp_path)
+    assert find_problems(resources) == []
+    named = re.findall(r"registry\.example\.com/closedloop-(?:jobs|serving):(\S+?)[\\\s\"]", json.dumps(resources))
+    assert len(named) > 10
+    assert set(named) == {tag}
+
+
+def test_the_overlays_and_the_workflows_call_images_by_what_they_were_built_from():
+    """Under the Git tag by `release.yml`; under the commit, the Makefile's default, by `mlops-pipeline.yml`."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    tags = {
+        box["image"].partition(":")[2]
+        for overlay in OVERLAYS
+        for _, _, pod in list_pods(read_overlay(overlay))
+        for box in list_containers(pod)
+        if is_ours(box)
+    }
+    assert tags == {f"v{version}"}
+    workflows = {
+        name: (ROOT / f".github/workflows/{name}.yml").read_text("utf-8") for name in ("release", "mlops-pipeline")
+    }
+    assert 'tags: ["v*"]' in workflows["release"]
+    for name, option in (("release", ' TAG="$GITHUB_REF_NAME"'), ("mlops-pipeline", "")):
+        for target in ("make images", "make registry-login push-images"):
+            assert f"run: {target}{option}\n" in workflows[name], name
+
+
 def test_secrets_are_declared_and_used():
     used = {
         reference["name"]
         for overlay in OVERLAYS
         for _, _, pod in list_pods(read_overlay(overlay))
-        for box in pod["containers"]
+        for box in list_containers(pod)
         for variable in box.get("env", [])
         if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
     }
-    assert used == set(read_external())
+    assert used | {read_cluster_settings()["SECRET"]} == set(read_external())
 
 
-def test_kubeflows_pods_run_the_image_of_the_jobs():
+def read_cluster_settings():
+    """What production's pods know of Kubeflow's, by the setting's name."""
     resources = read_overlay("production")
     (said,) = (one["data"] for one in resources if one["metadata"]["name"].startswith("closedloop-environment-"))
-    images = {box["image"] for _, _, pod in list_pods(resources) for box in pod["containers"]}
+    prefix = "CLOSEDLOOP_RETRAINING__"
+    return {name.removeprefix(prefix): value for name, value in said.items() if name.startswith(prefix)}
+
+
+def test_kubeflows_pods_run_the_image_of_the_jobs_with_the_passwords_of_the_jobs(monkeypatch):
+    said, resources = read_cluster_settings(), read_overlay("production")
+    images = {box["image"] for _, _, pod in list_pods(resources) for box in list_containers(pod)}
     (image,) = (image for image in images if "closedloop-jobs" in image)
-    assert said["CLOSEDLOOP_RETRAINING__BASE_IMAGE"] == image
+    (job,) = (one for one in resources if one["metadata"]["name"] == "closedloop-retrain")
+    (box,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    own = {"CLOSEDLOOP_RETRAINING__TOKEN"}  # which opens Kubeflow itself
+    secrets = {variable["name"] for variable in box["env"] if "valueFrom" in variable} - own
+    for name, value in said.items():
+        monkeypatch.setenv(f"CLOSEDLOOP_RETRAINING__{name}", value)
+    text = compile_pipeline(ROOT / "pipelines/retrain.py", load_settings(folder=ROOT / "configs").retraining)
+    pipeline, platform = yaml.safe_load_all(text)
+    executors = pipeline["deploymentSpec"]["executors"]
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(kubernetes) == set(executors)
+    for name, executor in executors.items():
+        container = executor["container"]
+        assert container["image"] == image
+        # they run in another namespace than MLflow
+        assert {"name": "CLOSEDLOOP_TRACKING__URI", "value": "http://mlflow.closedloop:5000"} in container["env"]
+        (secret,) = kubernetes[name]["secretAsEnv"]
+        assert secret["secretName"] == said["SECRET"]
+        given = {one["secretKey"]: one["envVar"] for one in secret["keyToEnv"]}
+        assert given == {key: key for key in read_external()[said["SECRET"]]}
+        assert set(given) == secrets
 
 
 def test_containers_run_commands_that_exist_with_settings_that_exist():
@@ -217,8 +325,8 @@ def test_containers_run_commands_that_exist_with_settings_that_exist():
     for overlay in OVERLAYS:
         maps = {one["metadata"]["name"]: one["data"] for one in read_overlay(overlay) if one["kind"] == "ConfigMap"}
         for name, _, pod in list_pods(read_overlay(overlay)):
-            for box in pod["containers"]:
-                if "closedloop-" not in box["image"]:
+            for box in list_containers(pod):
+                if not is_ours(box):
                     continue
                 given = [variable["name"] for variable in box.get("env", [])]
                 given += [key for one in box.get("envFrom", []) for key in maps[one["configMapRef"]["name"]]]

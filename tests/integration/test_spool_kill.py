@@ -16,8 +16,8 @@ import pytest
 
 from closedloop.adapters.store import Store
 from closedloop.records import Outcome, Prediction
-from closedloop.serving.drain import DRAIN_LOCK_FILE, QUARANTINE_FILE, drain_once
-from closedloop.serving.spool import SpoolWriter, list_spools
+from closedloop.serving.drain import DRAIN_LOCK_FILE, drain_once
+from closedloop.serving.spool import SpoolWriter, list_spools, read_lines
 
 pytestmark = pytest.mark.thorough
 
@@ -136,8 +136,12 @@ def fill_spools(root: Path) -> None:
     one.append([make_prediction("impossible", score=2.0)])
     one.close()
     two = SpoolWriter(root / "two", segment_bytes=1_000_000)
-    two.append([make_prediction("b"), Outcome("nobody", 1, NOW - dt.timedelta(days=2))])
+    two.append([make_prediction("b"), Outcome("nobody", 1, NOW)])
     two.close()
+    expired = SpoolWriter(root / "expired", segment_bytes=1_000_000)
+    expired.append([Outcome("a", 1, NOW), Outcome("never", 1, NOW)])
+    expired.close()
+    (root / "expired" / "00000001.log").rename(root / "waiting-1700000000.log")
     with (root / "two" / "00000001.log").open("ab") as stream:
         stream.write(b"damaged\ntorn")
 
@@ -161,10 +165,16 @@ def check_case(case: Path) -> None:
     assert read_ids(store) == {"a": 1, "b": 1}, case.name
     with contextlib.closing(sqlite3.connect(case / "operations.db")) as connection:
         outcomes = connection.execute("SELECT prediction_id, outcome FROM outcomes").fetchall()
-    assert outcomes == [("b", 1)], case.name
-    entries = [json.loads(line) for line in (case / "spool" / QUARANTINE_FILE).read_text().splitlines()]
+    assert sorted(outcomes) == [("a", 1), ("b", 1)], case.name
+    spool = case / "spool"
+    entries = [json.loads(line) for path in spool.glob("*.log.quarantine") for line in path.read_text().splitlines()]
     reasons = Counter(entry["reason"].split(":")[0] for entry in entries)
-    assert reasons == {"the checksum is wrong": 1, "no such prediction": 1, "CHECK constraint failed": 1}, case.name
-    left = {path.name for path in (case / "spool").iterdir() if not path.name.startswith(".")}
-    assert left == {QUARANTINE_FILE, DRAIN_LOCK_FILE}, case.name
+    assert reasons == {"the checksum is wrong": 1, "CHECK constraint failed": 1}, case.name
+    (kept,) = read_lines(spool / "waiting-1700000000.quarantine")
+    assert kept.record == Outcome("never", 1, NOW), case.name
+    waiting = [line.record for path in spool.glob("waiting-*.log") for line in read_lines(path)]
+    assert set(waiting) == {Outcome("nobody", 1, NOW)}, case.name  # twice perhaps: the store takes it once
+    left = {path.name for path in spool.iterdir() if not path.name.startswith((".", "waiting-"))}
+    left -= {path.name for path in spool.glob("*.log.quarantine")}
+    assert left == {DRAIN_LOCK_FILE}, case.name
     store.close()

@@ -252,14 +252,14 @@ def test_a_newer_schema_is_refused(store: Store, url: str, oldest: str | None) -
     pretend_newer(store, oldest)
     older = Store(url)
     for use in (older.upgrade, lambda: older.insert([predict("a")])):
-        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0002"):
+        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0003"):
             use()
     older.close()
 
 
 def test_a_newer_schema_that_this_code_can_use_is_used_and_kept(store: Store, url: str) -> None:
     store.insert([predict("a")])
-    pretend_newer(store, "0002")
+    pretend_newer(store, "0003")
     older = Store(url)
     older.upgrade()
     older.insert([predict("b")])
@@ -298,7 +298,7 @@ def test_rows_of_the_previous_revision_are_kept_and_its_code_runs_on(
     kept = read(before), before.read_deployment(MODEL), before.read_position(MODEL, POSITION.spool), list_ids(before)
     first_release.undo()
     now = Store(url)
-    with pytest.raises(ConfigError, match=r"at revision 0001, this release needs 0002; run `closedloop store upgrade`"):
+    with pytest.raises(ConfigError, match=r"at revision 0001, this release needs 0003; run `closedloop store upgrade`"):
         read(now)
     now.upgrade()
     assert kept == (read(now), now.read_deployment(MODEL), now.read_position(MODEL, POSITION.spool), list_ids(now))
@@ -573,6 +573,10 @@ def test_forced_are_left_out_and_shadow_unless_asked_for(store: Store) -> None:
     rows = store.list_outcomes(MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30, include_shadow=True)
     values = rows[["prediction_id", "model_version", "variant", "score", "decision", "outcome"]].values.tolist()
     assert values == [["a", "7", "champion", 0.75, 1, 1], ["s", "8", "shadow", 0.5, 0, 1]]
+    chosen = store.list_outcomes(
+        MODEL, as_of=SNAPSHOT + 100 * DAY, horizon_days=30, include_shadow=True, versions=("8", "9")
+    )
+    assert chosen["prediction_id"].tolist() == ["s"]
     assert isinstance(rows["predicted_at"].dtype, pd.DatetimeTZDtype)
 
 
@@ -692,6 +696,7 @@ def test_the_command_erases_a_customer_and_nobody_else(project: Any) -> None:
     kept = Store(f"sqlite:///{project.root / 'state/operations.db'}")
     kept.insert([predict(name, customer_id=name) for name in ("anna", "bob")] + [report("anna"), report("bob")])
     output = project.run("store", "erase", "--customer-id", "anna").output
+    assert "0 online and 0 published rows of features are gone" in output
     assert "1 predictions and 1 outcomes are gone" in output
     assert list_ids(kept) == ["bob"]
     kept.close()

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -28,11 +29,13 @@ from closedloop.adapters.kafka import Event
 from closedloop.adapters.store import Store
 from closedloop.contract import digest_folder
 from closedloop.records import Prediction, is_issued
+from closedloop.serving import stream
 from closedloop.serving.config import WorkerConfig
 from closedloop.serving.drain import drain_once
+from closedloop.serving.exposition import collect_series
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments, list_spools, read_lines
-from closedloop.serving.stream import StreamConfig, StreamWorker
+from closedloop.serving.stream import EventBatcher, StreamConfig, StreamWorker, run_stream
 from closedloop.serving.worker import Worker
 from tests import kafka
 from tests.kafka import KafkaCluster, run_kafka
@@ -101,7 +104,9 @@ class Place:
         }
         worker = WorkerConfig(MODEL, str(self.state_dir), online=online, as_of=SNAPSHOT.date())
         topics = self.input, self.output, self.dead
-        self.config = StreamConfig(cluster.address, *topics, self.group, worker, batch_size=batch_size, agent=False)
+        self.config = StreamConfig(
+            cluster.address, *topics, self.group, worker, "params.yaml", batch_size=batch_size, agent=False
+        )
         self.workers: list[Streamer] = []
         batches = {"linger.ms": 50, "compression.type": "lz4", "batch.size": 16_384, "message.max.bytes": 2_000_000}
         self._producer = Producer({"bootstrap.servers": cluster.address, "log_level": 2, **batches})
@@ -120,9 +125,9 @@ class Place:
         self.produced += number
         assert self._producer.flush(60) == 0
 
-    def produce_one(self, value: bytes | None, key: bytes | None = None) -> None:
+    def produce_one(self, value: bytes | None, key: bytes | None = None, **options: Any) -> None:
         """Write one event."""
-        self._producer.produce(self.input, value, key)
+        self._producer.produce(self.input, value, key, **options)
         self.produced += 1
         assert self._producer.flush(60) == 0
 
@@ -424,7 +429,37 @@ def test_answers_dead_letters_and_log_say_what_they_belong_to(place):
     assert errors[b"\xff"]["details"][0]["value"] == 500
     assert dead[b"nothing"].value() is None
     assert dead[b"huge"].value() == huge[:900_000]
-    assert dict(dead[b"huge"].headers())["closedloop-cut-from"] == b"4 1020000"
+    assert dict(dead[b"huge"].headers())["closedloop-cut-from"] == b"4 1020000 0"
+
+
+def test_a_dead_letter_keeps_the_headers_of_its_event_and_says_when_that_was(place):
+    own = [("trace", b"\xff\x00"), ("trace", b"again"), ("nothing", None), ("closedloop-error", b"of an earlier time")]
+    many = [(f"header{number}", b"x" * 1000) for number in range(60)]
+    place.produce_one(b"[]", b"one", headers=own, timestamp=1_700_000_000_123)
+    place.produce_one(b"y" * 950_000, b"two", headers=many)
+    worker = place.start()
+    place.wait_until_done()
+    worker.stop()
+    dead = {message.key(): message.headers() for message in place.read(place.dead)}
+    assert dead[b"one"][:3] == own[:3]
+    names = [name for name, _ in dead[b"one"][3:]]
+    assert names == ["closedloop-error", "closedloop-source", "closedloop-timestamp-ms"]
+    assert json.loads(dict(dead[b"one"])["closedloop-error"])["code"] == "invalid_request"
+    assert dict(dead[b"one"])["closedloop-timestamp-ms"] == b"1700000000123"
+    assert [name for name, _ in dead[b"two"] if not name.startswith("closedloop-")] == []
+    lengths = dict(dead[b"two"])["closedloop-cut-from"].split()
+    assert lengths[:2] == [b"3", b"950000"]
+    assert int(lengths[2]) > 60_000
+
+
+def test_a_header_that_the_client_cannot_read_stops_no_worker(place):
+    place.cluster.produce_with_header(place.input, b"[]", b"\xff\xfe")
+    place.produced += 1
+    place.produce_one(b"[]")
+    worker = place.start()
+    place.wait_until_done()
+    worker.stop()
+    assert [message.value() for message in place.read(place.dead)] == [b"[]", b"[]"]
 
 
 def test_events_wait_while_the_online_store_is_away(place):
@@ -478,8 +513,8 @@ def test_the_same_event_gets_the_same_id_from_the_same_version_and_role(tmp_path
     slots = {version: write_model_folder(tmp_path / version, bias=bias) for version, bias in BIASES.items()}
     champion, challenger = (Slot(version, str(path), digest_folder(path)) for version, path in slots.items())
     write_slots(state_dir, Slots(1, "", champion, challenger, "shadow"))
-    worker = Worker(WorkerConfig(MODEL, str(state_dir)))
-    config = StreamConfig("", "in", "out", "dead", "group", worker.config)
+    worker = Worker(WorkerConfig(MODEL, str(state_dir)), EventBatcher)
+    config = StreamConfig("", "in", "out", "dead", "group", worker.config, "params.yaml")
     value = json.dumps({"features": ROWS[0]}).encode()
     event = Event("in", 3, 70, 1_700_000_000_000, None, value)
     events = [event, event, event._replace(offset=71), event._replace(partition=4), event._replace(timestamp_ms=1)]
@@ -502,12 +537,30 @@ def test_the_same_event_gets_the_same_id_from_the_same_version_and_role(tmp_path
 
 def test_a_customer_cannot_be_asked_for_where_there_is_no_online_store(tmp_path):
     bundled = write_model_folder(tmp_path / "bundled")
-    worker = Worker(WorkerConfig(MODEL, str(tmp_path / "state"), bundled_dir=str(bundled)))
-    config = StreamConfig("", "in", "out", "dead", "group", worker.config)
+    worker = Worker(WorkerConfig(MODEL, str(tmp_path / "state"), bundled_dir=str(bundled)), EventBatcher)
+    config = StreamConfig("", "in", "out", "dead", "group", worker.config, "params.yaml")
     streaming = StreamWorker(config, None, worker, threading.Event())
     answered, (letter,) = asyncio.run(streaming.answer([Event("in", 0, 0, 0, None, b'{"customer_id": "C1"}')]))
     assert (answered, letter.topic) == ([], "dead")
     assert json.loads(dict(letter.headers)["closedloop-error"])["code"] == "no_features"
+
+
+def test_the_features_of_the_last_events_are_counted_when_the_worker_stops(tmp_path, monkeypatch):
+    bundled = write_model_folder(tmp_path / "bundled")
+    workers = []
+
+    async def work(self):
+        workers.append(self)
+        (letter,), _ = await self.answer([Event("in", 0, 0, 0, None, json.dumps({"features": ROWS[0]}).encode())])
+        assert letter.topic == "out"
+
+    monkeypatch.setattr(stream, "EventStream", mock.Mock())
+    monkeypatch.setattr(StreamWorker, "run", work)
+    config = WorkerConfig(MODEL, str(tmp_path / "state"), bundled_dir=str(bundled))
+    given = StreamConfig("", "in", "out", "dead", "group", config, "params.yaml")
+    asyncio.run(run_stream(given, {}, threading.Event()))
+    counted = collect_series(tmp_path / "state/metrics")
+    assert {sum(cells) for (name, _), cells in counted.items() if name == "feature_distribution"} == {1.0}
 
 
 def test_the_cluster_of_these_tests_isolates_and_fences(cluster):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -199,6 +198,29 @@ def test_no_pull_request_of_a_fork_gets_an_identity_or_a_secret():
     assert find_leaks(pipeline.replace("vars.AWS_DATA_ROLE", "secrets.AWS_DATA_ROLE")) == ["secrets."]
 
 
+def find_open_to_branches(text):
+    """Jobs that touch production for a commit that is not on the main branch: started by hand there, or not at all."""
+    workflow = yaml.safe_load(text)
+    if workflow[True] == {"push": {"tags": ["v*"]}}:
+        return []
+
+    def is_mains(job):
+        return "github.ref == 'refs/heads/main'" in job.get("if", "").split(" && ") or (
+            "if" not in job and "needs" in job and is_mains(workflow["jobs"][job["needs"]])
+        )
+
+    return [
+        name for name, job in workflow["jobs"].items() if job.get("environment") == "production" and not is_mains(job)
+    ]
+
+
+def test_production_is_touched_for_the_main_branch_alone():
+    texts = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+    assert {name: found for name, text in texts.items() if (found := find_open_to_branches(text))} == {}
+    everywhere = texts["mlops-pipeline.yml"].replace(" && github.ref == 'refs/heads/main'", "")
+    assert find_open_to_branches(everywhere) == ["images", "register", "release"]
+
+
 def find_excess(text):
     """Rights that a whole workflow has, jobs without a limit of their time, runs beside each other."""
     workflow = yaml.safe_load(text)
@@ -234,13 +256,23 @@ def test_a_workflow_has_no_more_than_it_needs():
         assert found in find_excess(monitor.replace(old, new)), found
 
 
-POD_START_SECONDS, HOSTED_SECONDS = 11 * 60, 6 * 3600  # what `make cluster-job` waits besides; GitHub's limit of a job
+def test_ci_builds_the_images_once_and_scans_each():
+    (job,) = (job for name, job in read_jobs() if name == "ci.yml images")
+    built = re.findall(r"--tag (closedloop-\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(built) == 2
+    assert "strategy" not in job  # which would build all of them for each
+    assert [step["with"]["image-ref"] for step in job["steps"] if "trivy" in step.get("uses", "")] == [
+        f"{image}:ci" for image in built
+    ]
+
+
+AFTERWARDS_SECONDS, HOSTED_SECONDS = 6 * 60, 6 * 3600  # what `make cluster-job` waits besides; GitHub's limit of a job
 
 
 def find_short_waits(job, deadlines):
     """What ends before the Jobs that this waits for must have: the workflow's job, or its login."""
     jobs = [found[1] for step in job["steps"] if (found := re.search("cluster-job JOB=([a-z-]+)", step.get("run", "")))]
-    needed = sum(deadlines[name] + POD_START_SECONDS for name in jobs)
+    needed = sum(deadlines[name] + AFTERWARDS_SECONDS for name in jobs)
     logins = [step["with"] for step in job["steps"] if "configure-aws" in step.get("uses", "")]
     lasts = {"job": job["timeout-minutes"] * 60} | (
         {"login": logins[-1].get("role-duration-seconds", 3600)} if jobs else {}
@@ -267,52 +299,3 @@ def test_github_monitors_when_the_cluster_does():
     (own,) = (one["spec"] for one in render("production") if one["metadata"]["name"] == "closedloop-monitor")
     text = (ROOT / ".github/workflows/monitor.yml").read_text(encoding="utf-8")
     assert re.findall('cron: "(.*)"', text) == [own["schedule"]] == ["0 9 * * *"]
-
-
-def run_make(folder, kubectl, *options):
-    """`make cluster-job` with a program called kubectl that writes its arguments down."""
-    program = folder / "kubectl"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{kubectl}\n', encoding="utf-8")
-    program.chmod(0o755)
-    # make puts the environment's own programs first
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(CURDIR)/$(BIN):$(PATH)", f"{folder}:$(PATH)")
-    (folder / "Makefile").write_text(makefile, encoding="utf-8")
-    command = ["make", "--silent", "--directory", folder, "cluster-job", "JOB=release-check", "RUN=7", *options]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "MAKEFLAGS": ""})
-    return ran.returncode, (folder / "calls").read_text(encoding="utf-8").splitlines()
-
-
-def test_a_workflows_job_runs_in_the_cluster_and_its_failure_is_the_workflows(tmp_path):
-    status, calls = run_make(tmp_path, "")
-    assert status == 0
-    assert calls[0] == ("create job --namespace closedloop --from=cronjob/closedloop-release-check release-check-7")
-    assert calls[-1].endswith("--for=condition=complete --timeout=60s job/release-check-7")
-    status, _ = run_make(tmp_path, 'case "$*" in *condition=complete*) exit 1;; esac')
-    assert status != 0
-
-
-JOB = {
-    "apiVersion": "batch/v1",
-    "kind": "Job",
-    "metadata": {"name": "release-check-7"},
-    "spec": {"template": {"spec": {"containers": [{"name": "one", "image": "deployed:1", "command": ["sh"]}]}}},
-}
-
-
-def test_a_job_runs_in_the_image_that_is_named_and_so_do_its_pods_on_kubeflow(tmp_path):
-    (tmp_path / "job.json").write_text(json.dumps(JOB), encoding="utf-8")
-    answers = (
-        f'case "$*" in *--dry-run=client*) cat {tmp_path}/job.json;; set*) exec {PROGRAMS}/kubectl "$@";;'
-        f" create*--filename=-) cat > {tmp_path}/created; test -s {tmp_path}/created;; esac"
-    )
-    status, calls = run_make(tmp_path, answers, "IMAGE=registry.example.com/closedloop-jobs:abc")
-    assert status == 0
-    made = json.loads((tmp_path / "created").read_text(encoding="utf-8"))
-    (box,) = made["spec"]["template"]["spec"]["containers"]
-    image = "registry.example.com/closedloop-jobs:abc"
-    assert (box["image"], box["command"]) == (image, ["sh"])
-    assert box["env"] == [{"name": "CLOSEDLOOP_RETRAINING__BASE_IMAGE", "value": image}]
-    assert made["metadata"]["name"] == "release-check-7"
-    assert sum(call.startswith("create ") and "--filename=-" in call for call in calls) == 1
-    (tmp_path / "job.json").write_text("", encoding="utf-8")  # there is no such CronJob
-    assert run_make(tmp_path, answers, f"IMAGE={image}")[0] != 0

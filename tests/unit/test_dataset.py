@@ -124,6 +124,16 @@ def test_a_wrong_events_config_names_the_key(tmp_path, change, message):
         ({"source": {"type": "simulator"}}, "a 'table' data set has one file or query"),
         ({"customers_source": {"type": "csv"}}, "a 'table' data set has one file or query"),
         ({"label": EVENTS["label"]}, "a 'table' data set has one file or query"),
+        # each would be overwritten by a column of our own, or be the answer itself
+        ({"columns": {"numeric": ["score"]}}, "'score': the name is taken; rename the column in the source"),
+        ({"columns": {"categorical": ["Churned"]}}, "'Churned': the name is taken"),
+        ({"columns": {"categorical": ["left"]}}, "'left': the name is taken"),
+        ({"columns": {"numeric": ["id"]}}, "'id': the name is taken"),
+        # it would never be looked at
+        (
+            {"expectations": [{"table": "events", "type": "expect_table_row_count_to_be_between"}]},
+            "a 'table' data set has expectations of the table customers alone",
+        ),
     ],
 )
 def test_a_wrong_table_config_names_the_key(tmp_path, change, message):

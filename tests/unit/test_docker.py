@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -39,6 +41,33 @@ def test_each_image_has_what_is_declared_for_it() -> None:
     assert {name for name, _ in read_pins("docker/build.lock")} >= {"hatchling", "uv"}
 
 
+@pytest.mark.parametrize("tag", ["", "v1.2.3"])
+def test_make_labels_images_with_version_and_commit_whatever_their_tag_is(tag: str) -> None:
+    command = ["make", "--dry-run", "images", "push-images", f"COMMIT={'ab' * 6}", *([f"TAG={tag}"] if tag else [])]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "MAKEFLAGS": ""}
+    )
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    lines = ran.stdout.splitlines()
+    for name in ("serving", "jobs"):
+        image = f"closedloop-{name}:{tag or 'ab' * 6}"
+        given = f"--build-arg VERSION={version} --build-arg COMMIT={'ab' * 6}"
+        assert f"docker build --target {name} {given} --tag {image} ." in lines
+        assert f"docker push registry.example.com/{image}" in lines
+
+
+def test_a_digest_of_the_base_image_holds_both_images() -> None:
+    base = f"python:3.11-slim@sha256:{'0' * 64}"
+    command = ["make", "images", "--dry-run", f"BASE_IMAGE={base}"]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "MAKEFLAGS": ""}
+    )
+    assert ran.stdout.count(f"--build-arg PYTHON={base} ") == 2
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    made = re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+) ", text, re.MULTILINE)) - set(made) == {"${PYTHON}"}
+
+
 def test_the_compose_file_fits_its_schema_and_the_dockerfile() -> None:
     check = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / "compose.yaml")]
     ran = subprocess.run(check, capture_output=True, text=True, check=False)
@@ -67,3 +96,15 @@ def test_prometheus_in_the_compose_file_scrapes_the_jobs_that_the_rules_are_abou
     assert {target.split(":")[0] for target in jobs.values()} <= set(services)
     mounted = {volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
     assert set(config["rule_files"]) <= mounted
+
+
+def test_addresses_in_the_compose_file_are_those_of_its_services() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    for name in ("migrate", "exporter", "serving"):
+        given = services[name]["environment"]
+        addresses = [given[f"CLOSEDLOOP_{key}"] for key in ("TRACKING__URI", "RELEASE__PROMETHEUS")]
+        assert {urlsplit(address).hostname for address in addresses} <= set(services), name
+    (allowed,) = (word for word in services["mlflow"]["entrypoint"] if word.startswith("--allowed-hosts="))
+    assert urlsplit(services["migrate"]["environment"]["CLOSEDLOOP_TRACKING__URI"]).netloc in allowed.split("=")[
+        1
+    ].split(",")

@@ -20,6 +20,7 @@ LEAST: dict[str, Any] = {
     "seed": 7,
     "model": {"type": "logistic_regression"},
 }
+DEPTHS = {"type": "int", "low": 2, "high": 8}
 
 
 def test_the_least_params_and_their_defaults():
@@ -113,3 +114,17 @@ def test_a_wrong_entry_of_the_search_space_is_named(entry, message):
         parse_params(merge_values(LEAST, {"tuning": {"space": {"random_forest": {"depth": entry}}}}), "params.yaml")
     assert "tuning.space.random_forest.depth" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("space", [{}, {"logistic_regression": {}}, {"random_forest": {"max_depth": DEPTHS}}])
+def test_trials_without_a_space_of_the_model_type_are_refused(space):
+    """Nothing would be searched, and the model would pass for the best of all trials."""
+    values = merge_values(LEAST, {"tuning": {"trials": 20, "space": space}})
+    with pytest.raises(ConfigError) as error:
+        parse_params(values, "params.yaml")
+    assert "tuning.space has no hyper-parameter of logistic_regression" in str(error.value)
+    assert "tuning.trials is 20" in str(error.value)
+    assert parse_params(merge_values(values, {"tuning": {"trials": 0}}), "params.yaml").tuning.trials == 0
+    if "random_forest" in space:
+        found = parse_params(merge_values(values, {"model": {"type": "random_forest"}}), "params.yaml")
+        assert list(found.tuning.space["random_forest"]) == ["max_depth"]

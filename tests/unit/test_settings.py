@@ -109,6 +109,17 @@ def test_a_proxy_that_splits_needs_prometheus(tmp_path, monkeypatch):
     assert load_settings("local", folder=tmp_path).release.traffic == "istio"
 
 
+def test_drained_spools_leave_room_for_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOSEDLOOP_SERVING__TOKENS", '{"s3cr3t": ["predict"]}')
+    text = "serving: {workers: 3, spool_segment_bytes: 10000, spool_bytes_max: %d}"
+    (tmp_path / "local.yaml").write_text(text % 59_999, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"serving: .*spool_bytes_max must be at least two files") as refused:
+        load_settings("local", folder=tmp_path)
+    assert "s3cr3t" not in str(refused.value)
+    (tmp_path / "local.yaml").write_text(text % 60_000, encoding="utf-8")
+    assert load_settings("local", folder=tmp_path).serving.spool_bytes_max == 60_000
+
+
 def test_a_release_has_the_policy_of_the_settings(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
@@ -133,6 +144,14 @@ def test_a_release_has_the_policy_of_the_settings(tmp_path, monkeypatch):
         ("TRACKING", '"http://reader:s3@cr3t@host"'),
         ("TRACKING", f'"http://reader:s3cr3t{"t" * 90}@host"'),
         ("FEATURES", '"redis:6379,password=s3cr3t"'),
+        ("SERVING__TOKENS", '{"s3cr3t": ["predct"]}'),
+        ("SERVING__ID_KEY", "s3cr3t" * 11),
+        ("SERVING", '["s3cr3t"]'),
+        ("SERVING__TOKENS", '["s3cr3t"]'),
+        ("SERVING__TOKENS", '{"s3cr3t": ["predict"], "": ["admin"]}'),
+        ("SERVING__TOKENS", '{" s3cr3t": ["predict"]}'),
+        ("STREAM__PROPERTIES", '{"sasl.password": {"x": "s3cr3t"}}'),
+        ("RETRAINING__TOKEN__X", "s3cr3t"),
     ],
 )
 def test_a_wrong_value_of_the_environment_is_shown_without_its_password(configs, monkeypatch, name, value):
@@ -141,3 +160,19 @@ def test_a_wrong_value_of_the_environment_is_shown_without_its_password(configs,
         load_settings(folder=configs)
     assert "s3cr3t" not in str(refused.value)
     assert "cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        ("serving: {tokens: {s3cr3t: [predict]}}", "CLOSEDLOOP_SERVING__TOKENS"),
+        ("serving: {id_key: s3cr3t}", "CLOSEDLOOP_SERVING__ID_KEY"),
+        ("stream: {properties: {sasl.password: s3cr3t}}", "CLOSEDLOOP_STREAM__PROPERTIES"),
+        ("retraining: {token: s3cr3t}", "CLOSEDLOOP_RETRAINING__TOKEN"),
+    ],
+)
+def test_a_secret_in_a_file_is_refused_and_not_shown(configs, text, variable):
+    (configs / "local.yaml").write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"is a secret: set {variable} in the environment") as refused:
+        load_settings(folder=configs)
+    assert "s3cr3t" not in str(refused.value)

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from closedloop.adapters.mlflow import DIGEST_TAG
 from closedloop.bootstrap import build_tracking, load_run
 from closedloop.errors import ConfigError, DataError
 from closedloop.params import parse_params
 from closedloop.settings import load_settings
-from closedloop.workflow import describe_comparison, find_lost_stage, prepare_workspace, print_summary
+from closedloop.workflow import describe_comparison, find_stale_stage, prepare_workspace, print_summary
 
 SOURCE_ROOT = Path(__file__).parents[2]
 
@@ -135,7 +136,7 @@ def open_registry(shop: Any) -> Any:
     return build_tracking(load_run(shop.root / "params.yaml", root=shop.root)).client
 
 
-# The graph, by real DVC: two stages that only leave a trace stand for the training
+# The graph, by real DVC: three stages that only leave a trace stand for the training
 
 
 @pytest.fixture
@@ -150,8 +151,10 @@ def traced(shop_copy: Any) -> Any:
 
 def write_graph(shop: Any, command: str) -> None:
     train = {"cmd": f"{command} && echo train >> ran.txt && cp ran.txt model.txt", "deps": ["params.yaml"]}
-    register = {"cmd": "echo register >> ran.txt", "deps": ["model.txt"]}
-    graph = {"stages": {"train": {**train, "outs": ["model.txt"]}, "register": register}}
+    evaluate = {"cmd": "echo evaluate >> ran.txt && cp ran.txt verdict.txt", "deps": ["model.txt"]}
+    register = {"cmd": "echo register >> ran.txt", "deps": ["verdict.txt"]}
+    stages = {"train": {**train, "outs": ["model.txt"]}, "evaluate": {**evaluate, "outs": ["verdict.txt"]}}
+    graph = {"stages": {**stages, "register": register}}
     (shop.root / "dvc.yaml").write_text(yaml.safe_dump(graph), encoding="utf-8")
 
 
@@ -161,17 +164,33 @@ def list_ran(shop: Any) -> list[str]:
 
 
 def test_what_is_up_to_date_does_not_run_and_what_the_store_lost_does(traced: Any) -> None:
-    assert "2 stages ran in" in traced.run("run").output
-    assert list_ran(traced) == ["train", "register"]
+    assert "3 stages ran in" in traced.run("run").output
+    assert list_ran(traced) == ["train", "evaluate", "register"]
     again = traced.run("run").output
     assert "Nothing changed: all stages are up to date" in again
     assert "shop_churn version 1, alias champion" in again  # the summary, all the same
     open_registry(traced).delete_run(traced.read_json("models/run.json")["run_id"])
     lost = " ".join(traced.run("run").output.split())
     assert "The tracking store does not know this result; running again from 'train'" in lost
-    assert "2 stages ran in" in lost
-    assert "train, register" in lost
-    assert list_ran(traced) == ["train", "register"] * 2
+    assert "3 stages ran in" in lost
+    assert "train, evaluate, register" in lost
+    assert list_ran(traced) == ["train", "evaluate", "register"] * 2
+
+
+def make_another_champion(shop: Any) -> None:
+    """What a promotion elsewhere leaves in the registry."""
+    client = open_registry(shop)
+    source = client.get_model_version("shop_churn", "1").source
+    other = client.create_model_version("shop_churn", source, tags={DIGEST_TAG: "0" * 64})
+    client.set_registered_model_alias("shop_churn", "champion", other.version)
+
+
+def test_what_was_compared_with_a_former_champion_is_evaluated_again(traced: Any) -> None:
+    traced.run("run")
+    make_another_champion(traced)
+    again = " ".join(traced.run("run").output.split())
+    assert "This result was not compared with the present champion; running again from 'evaluate'" in again
+    assert list_ran(traced) == ["train", "evaluate", "register", "evaluate", "register"]
 
 
 @pytest.mark.parametrize(("command", "status", "kind"), [("exit 2", 2, "GateFailed"), ("exit 3", 1, "StageFailed")])
@@ -194,26 +213,37 @@ def test_outside_a_project_nothing_runs(project: Any) -> None:
     assert "there is no dvc.yaml; run this in the project's folder" in project.run("run", status=1).output
 
 
-# Results that the tracking store lost
+# Results that the tracking store lost or judges otherwise
 
 
-def find_lost(shop: Any) -> str | None:
+def find_stale(shop: Any) -> str | None:
+    """The stage to run from."""
     with contextlib.chdir(shop.root):
-        return find_lost_stage()
+        found = find_stale_stage()
+    return found[0] if found else None
 
 
 def test_a_store_that_knows_the_result_lost_nothing(small_shop: Any) -> None:
-    assert find_lost(small_shop) is None
+    assert find_stale(small_shop) is None
 
 
 def test_a_version_that_is_gone_is_registered_again(shop_copy: Any) -> None:
     open_registry(shop_copy).delete_model_version("shop_churn", "1")
-    assert find_lost(shop_copy) == "register"
+    assert find_stale(shop_copy) == "register"
 
 
 def test_a_run_that_is_gone_is_trained_again(shop_copy: Any) -> None:
     open_registry(shop_copy).delete_run(shop_copy.read_json("models/run.json")["run_id"])
-    assert find_lost(shop_copy) == "train"
+    assert find_stale(shop_copy) == "train"
+
+
+def test_a_challenger_is_stale_only_under_another_champion_than_its_own(shop_copy: Any) -> None:
+    make_another_champion(shop_copy)
+    assert find_stale(shop_copy) == "evaluate"
+    path = shop_copy.root / "metrics/gates.json"
+    judged = json.loads(path.read_text(encoding="utf-8")) | {"champion": {"version": "2", "folder_sha256": "0" * 64}}
+    path.write_text(json.dumps(judged), encoding="utf-8")
+    assert find_stale(shop_copy) is None
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}"])
@@ -221,7 +251,7 @@ def test_without_a_registration_there_is_nothing_to_lose(project: Any, text: str
     if text is not None:
         (project.root / "metrics").mkdir()
         (project.root / "metrics/registration.json").write_text(text, encoding="utf-8")
-    assert find_lost(project) is None
+    assert find_stale(project) is None
     assert not (project.root / "mlflow.db").exists()
 
 

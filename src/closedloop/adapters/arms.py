@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -10,10 +11,18 @@ from closedloop.adapters.database import Database
 from closedloop.core.guardrails import SCORE_BINS
 from closedloop.core.rollout import ArmEvidence
 from closedloop.migrations.tables import PREDICTIONS
+from closedloop.records import Source
 
 
 class Arms(Database):
-    """Reads what a rollout is decided on; requests that a version was forced upon by header are left out."""
+    """Reads what a rollout is decided on; requests that a version was forced upon by header are left out.
+
+    ``sources`` are those whose requests are dealt out between the versions: what a batch scores is not.
+    """
+
+    def __init__(self, url: str, connections_max: int = 5, sources: Sequence[Source] = ("http",)) -> None:
+        super().__init__(url, connections_max)
+        self._sources = sources
 
     def summarise(self, model_name: str, version: str, *, shadow: bool, since: dt.datetime) -> ArmEvidence:
         """What a version answered, or scored in shadow, since a time; errors, which are not stored, are 0."""
@@ -21,7 +30,7 @@ class Arms(Database):
         chosen = (
             sa.select(table.customer_id, table.score, table.latency_ms)
             .where(table.model_name == model_name, table.model_version == version, table.predicted_at >= since)
-            .where((table.variant == "shadow") == shadow, ~table.forced)
+            .where((table.variant == "shadow") == shadow, ~table.forced, table.source.in_(self._sources))
             .subquery()
         )
         inside = [

@@ -105,6 +105,15 @@ class Checks(Database):
             rows = connection.execute(query.order_by(CHECKS.c.as_of.desc()).limit(limit)).all()
         return [Check(**row._mapping) for row in rows]
 
+    def read_judged_at(self, model_name: str, version: str) -> dt.datetime | None:
+        """When the newest check of a version was recorded whose window had enough rows to judge; None: never."""
+        own = (CHECKS.c.model_name == model_name, CHECKS.c.model_version == version)
+        judged = CHECKS.c.evidence["drift"].as_string().is_not(None)
+        query = sa.select(CHECKS.c.recorded_at).where(*own, judged).order_by(CHECKS.c.as_of.desc()).limit(1)
+        with self._begin(write=False) as connection:
+            found: dt.datetime | None = connection.execute(query).scalar()
+        return found
+
     def request_retraining(self, retraining: Retraining) -> Retraining:
         """Store the request of a person or of CI; one with its trigger id that is there already is returned instead."""
         with self._begin() as connection:
@@ -184,7 +193,7 @@ class Checks(Database):
             stored = _read_retraining(connection, retraining.trigger_id)
         if written != 1:
             raise RetrainingChanged(
-                f"{self._name}: retraining {retraining.trigger_id} is {stored.state} since {stored.updated_at:%F %T}; "
+                f"{self.name}: retraining {retraining.trigger_id} is {stored.state} since {stored.updated_at:%F %T}; "
                 f"it was {retraining.state} when it was read"
             )
         return stored

@@ -58,7 +58,7 @@ class Database:
         self._engine = _create_engine(url, connections_max)
         weakref.finalize(self, self._engine.dispose)  # of what nobody closed, at the latest when the process ends
         self._schema_known = False
-        self._name = f"operations store {self._engine.url.set(query={}).render_as_string(hide_password=True)}"
+        self.name = f"operations store {self._engine.url.set(query={}).render_as_string(hide_password=True)}"
         self._dialect = self._engine.dialect.name
         self._insert_into = sqlite.insert if self._dialect == "sqlite" else postgresql.insert
 
@@ -151,9 +151,9 @@ class Database:
         try:
             yield
         except VALUE_ERRORS as error:
-            raise DataError(f"{self._name}: {describe_cause(error)}") from None
+            raise DataError(f"{self.name}: {describe_cause(error)}") from None
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            raise ServiceUnavailable(f"{self._name}: {describe_cause(error)}") from None
+            raise ServiceUnavailable(f"{self.name}: {describe_cause(error)}") from None
 
     def _require_schema(self) -> None:
         if self._schema_known:
@@ -161,12 +161,12 @@ class Database:
         file = self._engine.url.database if self._dialect == "sqlite" else None
         if file and not Path(file).exists():  # SQLite would make an empty one, or speak of a file it cannot open
             remedy = "run `make run`, or `closedloop store upgrade`"
-            raise ConfigError(f"{self._name}: nothing is deployed yet, there is no such file; {remedy}")
+            raise ConfigError(f"{self.name}: nothing is deployed yet, there is no such file; {remedy}")
         with self._connect("BEGIN") as connection:
             found, newest = self._read_revision(connection)
         if found is None or found < newest:
             state = "has no tables yet" if found is None else f"is at revision {found}, this release needs {newest}"
-            raise ConfigError(f"{self._name}: it {state}; run `closedloop store upgrade`")
+            raise ConfigError(f"{self.name}: it {state}; run `closedloop store upgrade`")
         self._schema_known = True
 
     def _read_revision(self, connection: sa.Connection) -> tuple[str | None, str]:
@@ -181,7 +181,7 @@ class Database:
         found = MigrationContext.configure(connection).get_current_revision()
         if found is not None and found not in known and self._read_oldest(connection) not in known:
             raise ConfigError(
-                f"{self._name}: it is at revision {found}, which a newer release made; this one knows up to "
+                f"{self.name}: it is at revision {found}, which a newer release made; this one knows up to "
                 f"{known[0]}: install the newer one"
             )
         return found, known[0]

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from closedloop.errors import ClosedloopError, GateFailed, ServiceUnavailable
+from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable, hide_passwords
 
 
 class StageFailed(ClosedloopError):
@@ -64,3 +64,30 @@ def set_plot_template(folder: Path, template: Path) -> None:
     dvc_dir = folder.resolve() / ".dvc"
     with Config(dvc_dir=str(dvc_dir)).edit("local") as values:
         values.setdefault("plots", {})["html_template"] = str(template.resolve().relative_to(dvc_dir))
+
+
+def find_remote(remote: str) -> str:
+    """The remote, once it was listed; by the account of the environment, as DVC does.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If it cannot be listed; a folder is made by the first push, a bucket is not.
+    ConfigError
+        If the address is of a kind that is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    name = hide_passwords(remote)
+    try:
+        files, path = url_to_fs(remote, skip_instance_cache=True)
+        files.ls(path)
+    except FileNotFoundError as error:
+        if error.__cause__ is not None:  # S3's own answer: the bucket is missing, and not what would lie in it
+            raise ServiceUnavailable(f"{name}: {error}") from None
+        return f"{name}, where nothing was pushed yet"
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"data.remote {name}: {error}") from None
+    except Exception as error:  # each kind of remote has errors of its own
+        raise ServiceUnavailable(hide_passwords(f"{remote}: {error}")) from None
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import datetime as dt
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ENTITY = "customer"
 TIMESTAMP = "event_timestamp"
 ROW = "__row"
+CHUNK_ROWS = 1_000
 DRIVERS = ("redis", "sqlalchemy", "sqlite3")
 
 
@@ -142,33 +144,47 @@ class Features:
             self._store().apply(self.build_objects(str(self.offline_dir / "*.parquet")))
 
     def materialize(self, snapshot_at: dt.datetime) -> bool:
-        """Bring the published rows of one snapshot into the online store; False if it holds newer ones already."""
-        newest = self.newest_materialized_at()
-        if newest is not None and newest > snapshot_at:
+        """Bring the published rows of one snapshot online; False if a customer of it has newer ones there already.
+
+        What is online says so: the registry's intervals may end later than their newest row
+        (`feast materialize-incremental` ends them at the wall clock), and another machine may have written.
+        """
+        times = self._read_online_times(snapshot_at)
+        if any(time > snapshot_at for time in times):
             return False
-        with _quiet(), _let_read_while_writing(self._config["online_store"]):
+        online = dict(self._config["online_store"])
+        if online["type"] == "redis" and snapshot_at in times:
+            online["skip_dedup"] = True  # else Feast leaves out rows of the time that is there, corrected or not
+        with _quiet(), _let_read_while_writing(online):
             # materialize_incremental would start from the wall clock, and silently write nothing for past dates
             second = dt.timedelta(seconds=1)
-            self._store().materialize(snapshot_at - second, snapshot_at + second, feature_views=[self.features.service])
+            store = _open_store({**self._config, "online_store": online})
+            store.materialize(snapshot_at - second, snapshot_at + second, feature_views=[self.features.service])
         return True
 
-    def newest_materialized_at(self) -> dt.datetime | None:
-        """The newest snapshot in the online store, or None."""
-        from feast.errors import FeatureViewNotFoundException
+    def _read_online_times(self, snapshot_at: dt.datetime) -> set[dt.datetime]:
+        """The snapshots that the customers of a published one have online."""
+        from closedloop.adapters.online import open_online_reader
+        from closedloop.adapters.tables import read_table
+
+        path = self.offline_dir / f"{snapshot_at:%Y-%m-%d}.parquet"
+        customers = read_table(path, [JOIN_KEY], made_by="closedloop features")[JOIN_KEY].tolist()
+        reader = open_online_reader(self._config, self.project, self.features.service, (), timeout_seconds=60)
+
+        async def read() -> set[dt.datetime]:
+            times = set()
+            try:
+                for start in range(0, len(customers), CHUNK_ROWS):
+                    rows = await reader.read(customers[start : start + CHUNK_ROWS])
+                    times |= {row.snapshot_at for row in rows if row.snapshot_at is not None}
+            finally:
+                await reader.close()
+            return times
 
         try:
-            with _quiet():
-                view = self._store().get_feature_view(self.features.service)
-        except FeatureViewNotFoundException:
-            return None
-        ends = [end.astimezone(dt.UTC) for _, end in view.materialization_intervals]
-        if not ends:
-            return None
-        # an interval may end later than its newest row: `feast materialize-incremental` ends it at the wall clock
-        days = [
-            dt.datetime.fromisoformat(f"{file.stem}T00:00:00+00:00") for file in self.offline_dir.glob("[0-9]*.parquet")
-        ]
-        return max((day for day in days if day <= max(ends)), default=None)
+            return asyncio.run(read())
+        except ServiceUnavailable as error:
+            raise ServiceUnavailable(f"feature store: {error}: {error.__cause__}") from None
 
     def read_online(self, customer_ids: list[str], *, as_of: dt.datetime) -> OnlineRows:
         """Rows of customers from the online store, with their state at ``as_of``.
@@ -233,8 +249,8 @@ class Features:
             raise ConfigError(f"Feast's registry holds no feature service {self.features.service} of {self.project}")
         return self.features.service
 
-    async def ask_online(self) -> None:
-        """Look a customer up that nobody is.
+    def describe_online(self) -> str:
+        """Look a customer up that nobody is, and whether there is anybody at all.
 
         Raises
         ------
@@ -244,12 +260,19 @@ class Features:
         from closedloop.adapters.online import open_online_reader
 
         reader = open_online_reader(self._config, self.project, self.features.service, ["-"], timeout_seconds=3)
+
+        async def ask() -> str:
+            try:
+                await reader.read(["-"])
+                empty = await reader.is_empty()
+            finally:
+                await reader.close()
+            return "reachable, but empty: `closedloop refresh` brings features online" if empty else "reachable"
+
         try:
-            await reader.read(["-"])
+            return asyncio.run(ask())
         except ServiceUnavailable as error:
             raise ServiceUnavailable(f"{error}: {error.__cause__ or ''}") from None
-        finally:
-            await reader.close()
 
     def _store(self) -> FeatureStore:
         return _open_store(self._config)

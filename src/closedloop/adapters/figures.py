@@ -33,7 +33,7 @@ class Figures(Database):
     """What is shown of a model; shadows and forced versions are left out."""
 
     def measure_accuracy(self, model_name: str, model_version: str, *, closed_by: dt.datetime) -> Share:
-        """Right decisions among the newest 1,000 outcomes of a version, one a customer and snapshot.
+        """Right decisions among the newest 1,000 outcomes of a version: a customer's first prediction of a snapshot.
 
         Counted are snapshots up to ``closed_by``, so that an open horizon never is. They are sought in the 10,000
         outcomes that arrived last, of whatever model.
@@ -42,18 +42,19 @@ class Figures(Database):
         newest = sa.select(OUTCOMES).order_by(OUTCOMES.c.sequence.desc()).limit(REPORTS_READ).subquery()
         # a subquery of one value: as an anti-join PostgreSQL would read all outcomes
         outcome = select_first_outcome().label("outcome")
+        columns = (table.customer_id, table.prediction_id, table.snapshot_at, table.decision)
         query = (
-            sa.select(table.customer_id, table.prediction_id, table.snapshot_at, table.decision, outcome)
+            sa.select(*columns, outcome, newest.c.sequence)
             .join(newest, newest.c.prediction_id == table.prediction_id)
             .where(*_answered(model_name), table.model_version == model_version, table.snapshot_at <= closed_by)
-            .order_by(newest.c.sequence)
+            .order_by(table.predicted_at, table.prediction_id, newest.c.sequence)
         )
-        first: dict[tuple[str, dt.datetime], bool] = {}
+        first: dict[tuple[str, dt.datetime], tuple[int, bool]] = {}
         with self._begin(write=False) as connection:
             for row in connection.execute(query):
                 key = (row.customer_id or row.prediction_id, row.snapshot_at)
-                first.setdefault(key, row.decision == row.outcome)
-        counted = list(first.values())[-ROLLING_ROWS:]
+                first.setdefault(key, (row.sequence, row.decision == row.outcome))
+        counted = [right for _, right in sorted(first.values())[-ROLLING_ROWS:]]
         return Share(sum(counted), len(counted))
 
     def measure_maturity(self, model_name: str, *, closed_by: dt.datetime) -> Share:

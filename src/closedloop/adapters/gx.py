@@ -138,16 +138,21 @@ def _read_result(table: str, result: Any) -> Finding:
     failing = int(figures.get("unexpected_count") or 0)
     errors = [info.get("exception_message") for info in _exceptions(content.get("exception_info"))]
     observed = figures.get("observed_value", figures.get("unexpected_percent"))
+    success, rows = bool(content["success"]), int(figures.get("element_count") or 0)
+    if (
+        rows and figures.get("missing_count") == rows
+    ):  # Great Expectations leaves missing values out, and asks nothing then
+        success, failing, observed = False, rows, f"no value: all {rows} are missing"
     return Finding(
         table=table,
         expectation=config["type"],
         column=config["kwargs"].get("column"),
         severity=str(config.get("severity", "critical")),
-        success=bool(content["success"]),
+        success=success,
         observed=errors[0] if errors and not content["success"] else observed,
         limit=kwargs,
         failing=failing,
-        checked=int(figures.get("element_count") or 0) if "unexpected_count" in figures else 0,
+        checked=rows if "unexpected_count" in figures else 0,
         rows=[_plain(row) for row in (figures.get("partial_unexpected_index_list") or [])[:ROWS_SHOWN]],
     )
 

@@ -14,7 +14,7 @@ from closedloop.adapters.database import Database
 from closedloop.adapters.store import Deployment
 from closedloop.core.chain import Link, extend_chain
 from closedloop.errors import ClosedloopError, DataError
-from closedloop.migrations.tables import JOURNAL
+from closedloop.migrations.tables import JOURNAL, RELEASE_PASSES
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,9 @@ class Rollout(msgspec.Struct, frozen=True):
     """A version on its way: ``step`` is one of `closedloop.core.rollout`, and began at ``step_at``.
 
     ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
-    before the step, by "version/variant"; ``reference_scores`` are those that the version was evaluated by, counted in
-    bins. ``routed_at``: since when a proxy's weights are those of the step; None where none splits.
+    before the step, by "version/variant" (None: the next pass reads it); ``reference_scores`` are those that the
+    version was evaluated by, counted in bins. ``routed_at``: since when requests count, where that is not the step's
+    beginning.
     """
 
     version: str
@@ -36,7 +37,7 @@ class Rollout(msgspec.Struct, frozen=True):
     step: str
     started_at: dt.datetime
     step_at: dt.datetime
-    errors_before: dict[str, float] = {}
+    errors_before: dict[str, float] | None = {}
     reference_scores: tuple[int, ...] = ()
     routed_at: dt.datetime | None = None
 
@@ -77,7 +78,7 @@ class Journal(Database):
             written = connection.execute(self._insert_into(JOURNAL).values(values).on_conflict_do_nothing()).rowcount
         if written != 1:
             raise JournalChanged(
-                f"{self._name}: the journal of {model_name} has an entry {link.sequence} by now; "
+                f"{self.name}: the journal of {model_name} has an entry {link.sequence} by now; "
                 "somebody else released at the same time: read it and decide again"
             )
         # with the registry's tag, what a cut tail is seen by
@@ -96,6 +97,19 @@ class Journal(Database):
         with self._begin(write=False) as connection:
             row = connection.execute(query.limit(1)).one_or_none()
         return None if row is None else Link(**row._mapping)
+
+    def note_pass(self, model_name: str, passed_at: dt.datetime) -> None:
+        """Keep when a pass of the controller was last done, beside the entries: most passes move nothing."""
+        insert = self._insert_into(RELEASE_PASSES).values(model_name=model_name, passed_at=passed_at)
+        newest = insert.on_conflict_do_update(index_elements=["model_name"], set_={"passed_at": passed_at})
+        with self._begin() as connection:
+            connection.execute(newest)
+
+    def read_pass(self, model_name: str) -> dt.datetime | None:
+        """When a pass was last done, or None."""
+        query = sa.select(RELEASE_PASSES.c.passed_at).filter_by(model_name=model_name)
+        with self._begin(write=False) as connection:
+            return connection.scalar(query)
 
 
 def read_entry(link: Link) -> Entry:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from closedloop.errors import ConfigError, ServiceUnavailable
 
 try:
-    from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+    from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 except ImportError as error:
     raise ConfigError("the stream worker needs Kafka's client: install closedloop[kafka]") from error
 
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 CALL_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
 ABORTS_MAX = 10
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Event(NamedTuple):
@@ -33,6 +36,7 @@ class Event(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: Headers = ()
 
 
 class Letter(NamedTuple):
@@ -41,7 +45,7 @@ class Letter(NamedTuple):
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
 
 class EventStream:
@@ -124,7 +128,8 @@ class EventStream:
                 logger.warning("Kafka: %s", problem.str())
                 break
             place: tuple[Any, Any, Any] = (message.topic(), message.partition(), message.offset())
-            self._batch.append(Event(*place, message.timestamp()[1], message.key(), message.value()))
+            content = message.key(), message.value(), _read_headers(message)
+            self._batch.append(Event(*place, message.timestamp()[1], *content))
         return self._batch
 
     def commit(self, events: Sequence[Event], letters: Sequence[Letter]) -> bool:
@@ -195,6 +200,15 @@ class EventStream:
         except KafkaException as error:
             raise ServiceUnavailable(f"Kafka: {_describe(error)}") from error
         self.rewind(events)
+
+
+def _read_headers(message: Message) -> Headers:
+    """A message's headers, none if the client cannot read them."""
+    try:
+        found: Any = message.headers()
+    except SystemError:  # a name is not UTF-8; asked again the client would give a broken list
+        return ()
+    return tuple(found or ())
 
 
 def _insist(call: Callable[..., Any], *arguments: Any) -> None:

@@ -85,7 +85,7 @@ class LocalRunner:
 
         pipeline, artifacts = load_pipeline(self._path, self._settings), self._folder / "artifacts"
         shutil.rmtree(artifacts, ignore_errors=True)
-        artifacts.mkdir(parents=True)
+        artifacts.mkdir(parents=True, exist_ok=True)  # a stage of a killed run may still write there
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts))
         log_path = self._folder / "log.txt"
         with log_path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(_Told(log, sys.stderr)):

@@ -288,6 +288,11 @@ class Tracking:
         found = self.read_alias(CHAMPION)
         return None if found is None else str(found.version)
 
+    def read_champion_digest(self) -> str | None:
+        """The digest of the contract folder of the version that ``champion`` names, or None."""
+        found = self.read_alias(CHAMPION)
+        return None if found is None else found.tags.get(DIGEST_TAG)
+
     def read_version(self, version: str) -> ModelVersion:
         """A registered version.
 
@@ -367,8 +372,8 @@ class Tracking:
             found = self.client.search_registered_models(f"name = '{self.model_name}'")
         return found[0].tags.get(JOURNAL_TAG) if found else None
 
-    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str) -> None:
-        """Let aliases and tags say what was released; what they say already is not written again.
+    def mirror_release(self, champion: str, *, rejected: str | None, reason: str, mark: str | None) -> None:
+        """Let aliases and tags say what was released; what they say already is not written again, nor a ``mark`` None.
 
         Raises
         ------
@@ -381,7 +386,7 @@ class Tracking:
             self.move_champion(champion)
             if rejected is not None:
                 self.reject(rejected, reason)
-            if self.read_journal_mark() != mark:
+            if mark is not None:
                 self.client.set_registered_model_tag(self.model_name, JOURNAL_TAG, mark)
 
     def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import logging
 import os
 import sqlite3
 import struct
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from closedloop.contract import JOIN_KEY
 from closedloop.errors import ConfigError, ServiceUnavailable
 
+logger = logging.getLogger(__name__)
 STRING_TYPE = 2  # feast.types.ValueType.STRING
 KEY_START = struct.pack("<III", 1, STRING_TYPE, len(JOIN_KEY)) + JOIN_KEY.encode() + struct.pack("<I", STRING_TYPE)
 # A message's first byte holds field number and wire type: of a ValueProto
@@ -33,13 +35,17 @@ State = Literal["fresh", "stale", "unknown"]
 
 
 class OnlineRow(NamedTuple):
-    """A customer's values in the order asked for (numbers are floats), and their snapshot (UTC); None if unknown."""
+    """A customer's values in the order asked for (numbers are floats), and their snapshot (UTC); None if unknown.
+
+    A snapshot without values: what the store holds of this customer cannot be read.
+    """
 
     values: tuple[Value, ...] | None
     snapshot_at: dt.datetime | None
 
 
 UNKNOWN = OnlineRow(None, None)
+UNREADABLE = OnlineRow(None, dt.datetime.fromtimestamp(0, dt.UTC))
 
 
 class OnlineReader(Protocol):
@@ -51,8 +57,17 @@ class OnlineReader(Protocol):
         Raises
         ------
         ServiceUnavailable
-            If the store does not answer in time, or holds no such view (Redis cannot tell: nobody is known there),
-            or a value that is neither number nor text. The message names no address; its cause does.
+            If the store does not answer in time, or holds no such view (Redis cannot tell: nobody is known there).
+            The message names no address; its cause does.
+        """
+
+    async def is_empty(self) -> bool:
+        """Whether the store has no row of anybody: SQLite in this view, Redis in all.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If it does not say.
         """
 
     async def close(self) -> None:
@@ -67,7 +82,7 @@ def open_online_reader(
     Parameters
     ----------
     config
-        What `closedloop.adapters.feast.read_store_config` returns.
+        What `pick_online` takes of Feast's configuration.
     timeout_seconds
         A read that takes longer fails.
 
@@ -88,6 +103,25 @@ def open_online_reader(
     if online["type"] == "sqlite":
         return SqliteReader(online["path"], project, view, feature_names, timeout_seconds)
     return RedisReader(online["connection_string"], project, view, feature_names, timeout_seconds)
+
+
+def pick_online(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `open_online_reader` reads of Feast's configuration: not the registry's address, nor a password in it.
+
+    Parameters
+    ----------
+    config
+        What `closedloop.adapters.feast.read_store_config` returns.
+    """
+    read = {
+        "online_store": ("type", "redis_type", "path", "connection_string"),
+        "registry": ("enable_online_feature_view_versioning",),
+    }
+    picked = {
+        part: {name: config[part][name] for name in names if name in config[part]} for part, names in read.items()
+    }
+    version = "entity_key_serialization_version"
+    return picked | ({version: config[version]} if version in config else {})
 
 
 def state_of(snapshot_at: dt.datetime | None, as_of: dt.datetime, max_age_days: int) -> State:
@@ -111,6 +145,7 @@ class SqliteReader:
         self._path, self._view, self._timeout_seconds = path, view, timeout_seconds
         table = f"{project}_{view}".replace('"', '""')
         self._query = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key IN '  # noqa: S608
+        self._any_query = f'SELECT 1 FROM "{table}" LIMIT 1'  # noqa: S608
         self._positions = {name: position for position, name in enumerate(feature_names)}
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -121,13 +156,20 @@ class SqliteReader:
         deadline = clock() + self._timeout_seconds
         while True:
             try:
-                return self._select([_encode_key(customer) for customer in customer_ids])
+                return self._select([encode_key(customer) for customer in customer_ids])
             except (sqlite3.Error, OSError) as error:
                 locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
                 if not locked or clock() >= deadline:
                     await self.close()
                     raise ServiceUnavailable(f"online store: {self._explain(error)}") from error
             await asyncio.sleep(LOCKED_AGAIN_SECONDS)
+
+    async def is_empty(self) -> bool:
+        """See `OnlineReader`."""
+        try:
+            return self._connect().execute(self._any_query).fetchone() is None
+        except (sqlite3.Error, OSError) as error:
+            raise ServiceUnavailable(f"online store: {self._explain(error)}") from error
 
     async def close(self) -> None:
         """Close the file."""
@@ -190,14 +232,14 @@ class RedisReader:
         self._command_start = b"*%d\r\n" % (len(fields) + 2) + _pack_bulk(b"HMGET")
         self._command_end = b"".join(_pack_bulk(field) for field in fields)
         # redis-py would otherwise wait for seconds between attempts to connect
-        self._client = Redis(**_parse_address(connection_string), retry=Retry(NoBackoff(), 0))
+        self._client = Redis(**parse_address(connection_string), retry=Retry(NoBackoff(), 0))
 
     async def read(self, customer_ids: Sequence[str]) -> list[OnlineRow]:
         """See `OnlineReader`."""
         from redis import AuthenticationError, RedisError, ResponseError
         from redis import ConnectionError as NotConnected
 
-        keys = [_encode_key(customer) + self._key_end for customer in customer_ids]
+        keys = [encode_key(customer) + self._key_end for customer in customer_ids]
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 try:
@@ -210,6 +252,15 @@ class RedisReader:
             what = "it refuses to be read" if refused else f"no rows in {self._timeout_seconds * 1000:.0f} ms"
             raise ServiceUnavailable(f"online store: {what}") from error
         return [UNKNOWN if stamp is None else _decode_row(values, stamp) for *values, stamp in replies]
+
+    async def is_empty(self) -> bool:
+        """See `OnlineReader`."""
+        from redis import RedisError
+
+        try:
+            return not await self._client.dbsize()
+        except RedisError as error:
+            raise ServiceUnavailable("online store: it does not say how much it holds") from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -232,10 +283,18 @@ class RedisReader:
             await pool.release(connection)
 
 
-def _parse_address(connection_string: str) -> dict[str, Any]:
-    """Feast's ``host:port,parameter=value,...`` as arguments of the Redis client; values are JSON where they can be."""
+def parse_address(connection_string: str) -> dict[str, Any]:
+    """Feast's ``host:port,parameter=value,...`` as arguments of the Redis client; values are JSON where they can be.
+
+    Raises
+    ------
+    ConfigError
+        If it does not begin with host and port.
+    """
     address, *parameters = connection_string.split(",")
-    host, _, port = address.partition(":")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():  # what comes after it may be a password
+        raise ConfigError("online_store.connection_string: must be host:port,parameter=value,... without a scheme")
     arguments: dict[str, Any] = {"host": host, "port": port}
     for parameter in parameters:
         name, _, value = parameter.partition("=")
@@ -250,7 +309,7 @@ def _pack_bulk(value: bytes) -> bytes:
     return b"$%d\r\n%s\r\n" % (len(value), value)
 
 
-def _encode_key(customer_id: str) -> bytes:
+def encode_key(customer_id: str) -> bytes:
     """Feast's entity key; text that is no valid Unicode gets one that no customer has."""
     encoded = customer_id.encode("utf-8", "surrogatepass")
     return KEY_START + struct.pack("<I", len(encoded)) + encoded
@@ -260,7 +319,8 @@ def _decode_row(values: Sequence[bytes | None], stamp: int | bytes) -> OnlineRow
     try:
         return OnlineRow(tuple([_decode_value(value) if value else None for value in values]), _decode_time(stamp))
     except (IndexError, OverflowError, TypeError, ValueError, struct.error) as error:
-        raise ServiceUnavailable(f"online store: a value that is neither number nor text: {error}") from error
+        logger.error("online store: a value that is neither number nor text: %s", error)
+        return UNREADABLE  # the others of this read have theirs
 
 
 def _decode_value(message: bytes) -> Value:

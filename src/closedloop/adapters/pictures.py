@@ -101,7 +101,7 @@ def _open_figure(path: Path, rows: int = 1, **options: Any) -> Iterator[Any]:
 
 
 def draw_loop(path: Path, report: dict[str, Any]) -> Path:
-    """Both arms' log loss and ROC AUC, the drift statistic, and every event of a replay, over its days."""
+    """Both arms' log loss and ROC AUC, the drift statistic, and the main events of a replay, over its days."""
     import datetime as dt
 
     def day(text: Any) -> dt.date:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHUNK_ROWS = 5_000
+DRAWN_TIMES = (1, 4, 16)
 
 
 class Sample(NamedTuple):
@@ -48,15 +49,19 @@ class Samples(Database):
 
         inside = (PREDICTIONS.c.predicted_at >= since, PREDICTIONS.c.predicted_at < until)
         columns = ("customer_id", "score", "decision", "features")
-        with self._begin(write=False) as connection:
-            count, drawn = self._draw(connection, model_name, model_version, inside, rows_max)
-            others = PREDICTIONS.alias()
-            earlier = _select_earlier(others, model_version).where(
-                others.c.predicted_at >= since,
-                sa.tuple_(others.c.predicted_at, others.c.prediction_id)
-                < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
-            )
-            rows = connection.execute(drawn.with_only_columns(*_pick(columns)).where(~earlier.exists())).all()
+        others = PREDICTIONS.alias()
+        earlier = _select_earlier(others, model_version).where(
+            others.c.predicted_at >= since,
+            sa.tuple_(others.c.predicted_at, others.c.prediction_id)
+            < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
+        )
+        count, rows = self._draw(
+            lambda drawn: drawn.with_only_columns(*_pick(columns)).where(~earlier.exists()),
+            model_name,
+            model_version,
+            inside,
+            rows_max,
+        )
         values = pd.DataFrame.from_records([row.features for row in rows], columns=list(features))
         known = [tuple(row)[:3] for row in rows]
         return Sample(values.join(pd.DataFrame.from_records(known, columns=list(columns[:3]))), count)
@@ -69,26 +74,28 @@ class Samples(Database):
         Returns
         -------
         Sample
-            With ``score``, ``decision``, ``outcome`` (the first that arrived) and ``customer_id``.
+            With ``score``, ``decision``, ``outcome`` (the first that was reported) and ``customer_id``.
         """
         import pandas as pd
 
         inside = (PREDICTIONS.c.snapshot_at > after, PREDICTIONS.c.snapshot_at <= until)
         columns = ("customer_id", "score", "decision")
-        with self._begin(write=False) as connection:
-            count, drawn = self._draw(connection, model_name, model_version, inside, rows_max)
-            others = PREDICTIONS.alias()
-            earlier = _select_earlier(others, model_version).where(
-                others.c.snapshot_at == PREDICTIONS.c.snapshot_at,
-                sa.tuple_(others.c.predicted_at, others.c.prediction_id)
-                < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
-                sa.exists().where(OUTCOMES.c.prediction_id == others.c.prediction_id),
-            )
-            outcome = select_first_outcome()
-            known = drawn.where(
-                sa.exists().where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id), ~earlier.exists()
-            )
-            rows = connection.execute(known.with_only_columns(*_pick(columns), outcome)).all()
+        others = PREDICTIONS.alias()
+        earlier = _select_earlier(others, model_version).where(
+            others.c.snapshot_at == PREDICTIONS.c.snapshot_at,
+            sa.tuple_(others.c.predicted_at, others.c.prediction_id)
+            < sa.tuple_(PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id),
+            sa.exists().where(OUTCOMES.c.prediction_id == others.c.prediction_id),
+        )
+        known = sa.exists().where(OUTCOMES.c.prediction_id == PREDICTIONS.c.prediction_id)
+        picked = (*_pick(columns), select_first_outcome())
+        count, rows = self._draw(
+            lambda drawn: drawn.with_only_columns(*picked).where(known, ~earlier.exists()),
+            model_name,
+            model_version,
+            inside,
+            rows_max,
+        )
         records = [tuple(row) for row in rows]
         return Sample(pd.DataFrame.from_records(records, columns=[*columns, "outcome"]), count)
 
@@ -109,31 +116,38 @@ class Samples(Database):
 
     def _draw(
         self,
-        connection: sa.Connection,
+        keep: Callable[[sa.Select[Any]], sa.Select[Any]],
         model_name: str,
         model_version: str,
         inside: tuple[sa.ColumnElement[bool], ...],
         rows_max: int,
-    ) -> tuple[int, sa.Select[Any]]:
-        """How many predictions there are, and a query of those whose id is among the lowest.
+    ) -> tuple[int, Sequence[sa.Row[Any]]]:
+        """How many predictions there are, and what is kept of those whose id is among the lowest.
 
         An id is random whatever it was given for, so that it is a fair lot; counting and drawing read an index alone.
+        Where most that are drawn are of other versions, or of customers who were there before, more are drawn: at most
+        16 times as many.
         """
         of_model = (PREDICTIONS.c.model_name == model_name, *inside)
-        count = connection.scalar(sa.select(sa.func.count()).select_from(PREDICTIONS).where(*of_model)) or 0
         query = sa.select(PREDICTIONS).where(*of_model, *_answered(PREDICTIONS, model_version))
-        if count > rows_max:
-            query = query.where(PREDICTIONS.c.prediction_id < f"{int(rows_max / count * 16**8):08x}")
-        return count, query.order_by(PREDICTIONS.c.prediction_id)
+        rows: Sequence[sa.Row[Any]] = ()
+        with self._begin(write=False) as connection:
+            count = connection.scalar(sa.select(sa.func.count()).select_from(PREDICTIONS).where(*of_model)) or 0
+            for times in DRAWN_TIMES:
+                drawn = query
+                if is_part := count > rows_max * times:
+                    drawn = query.where(PREDICTIONS.c.prediction_id < f"{int(rows_max * times / count * 16**8):08x}")
+                rows = connection.execute(keep(drawn.order_by(PREDICTIONS.c.prediction_id))).all()
+                if not is_part or len(rows) * DRAWN_TIMES[1] >= rows_max:
+                    break
+        return count, rows
 
 
 def select_first_outcome() -> sa.ScalarSelect[int]:
-    """The outcome of a prediction that arrived first; None if none is known."""
+    """The outcome of a prediction that was reported first, since spools are drained in any order; None if unknown."""
     reports = OUTCOMES.alias()
     of_prediction = sa.select(reports.c.outcome).where(reports.c.prediction_id == PREDICTIONS.c.prediction_id)
-    # an expression that no index serves: PostgreSQL, where it does not know the table yet, would go through all
-    # outcomes by their key until it meets one of this prediction
-    return of_prediction.order_by(reports.c.sequence + 0).limit(1).scalar_subquery()
+    return of_prediction.order_by(reports.c.reported_at, reports.c.sequence).limit(1).scalar_subquery()
 
 
 def _pick(columns: Sequence[str]) -> list[sa.Column[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.request
 
@@ -13,5 +14,5 @@ def read_health(address: str) -> str | None:
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the operator's
             return str(json.load(answer)["model_version"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None

@@ -10,6 +10,7 @@ from closedloop.errors import DataError
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
+PIPELINE_FILE = "pipeline.skops"
 # Reviewed: our own encoding function, and scikit-learn's containers of trees, bins and calibrations.
 TRUSTED_TYPES = [
     "closedloop.core.estimators.encode_columns",

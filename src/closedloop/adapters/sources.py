@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from closedloop.dataset import FileSource, SqlSource
@@ -75,7 +76,7 @@ def _read_file(file: Path, source: FileSource) -> Iterator[pd.DataFrame]:
             import pyarrow.parquet as pq
 
             for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS):
-                yield batch.to_pandas()
+                yield batch.to_pandas(integer_object_nulls=True)  # as floats, long ids would become alike
             return
         with pd.read_csv(
             file,
@@ -98,6 +99,15 @@ def _read_file(file: Path, source: FileSource) -> Iterator[pd.DataFrame]:
         raise DataError(f"{file}: cannot be read as {source.type}: {' '.join(str(error).split())}") from error
 
 
+def _unmask(values: pd.Series) -> pd.Series:
+    """A column of pandas' nullable types as it comes from a file: whole numbers stay whole beside a NULL."""
+    if pd.api.types.is_float_dtype(values):
+        return values.astype("float64")
+    if isinstance(values.dtype, np.dtype | pd.DatetimeTZDtype):
+        return values
+    return values.astype(object).where(values.notna(), None)
+
+
 def _read_query(source: SqlSource, columns: list[str] | None) -> Iterator[tuple[str, int, pd.DataFrame]]:
     import sqlalchemy
 
@@ -108,9 +118,10 @@ def _read_query(source: SqlSource, columns: list[str] | None) -> Iterator[tuple[
         engine = sqlalchemy.create_engine(address)
         with engine.connect().execution_options(stream_results=True) as connection:
             first = 1
-            for chunk in pd.read_sql(sqlalchemy.text(source.query), connection, chunksize=CHUNK_ROWS):
+            query = sqlalchemy.text(source.query)
+            for chunk in pd.read_sql(query, connection, chunksize=CHUNK_ROWS, dtype_backend="numpy_nullable"):
                 _require_columns("the query", chunk, columns)
-                yield "query", first, chunk
+                yield "query", first, chunk.apply(_unmask)
                 first += len(chunk)
     except ModuleNotFoundError as error:
         raise ConfigError(

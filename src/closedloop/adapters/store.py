@@ -151,7 +151,7 @@ class Store(Database):
                 written = connection.execute(sa.update(table).where(at_expected).values(values)).rowcount
         if written != 1:
             raise DeploymentChanged(
-                f"{self._name}: the deployment of {stored.model_name} is no longer at revision {expected_revision}; "
+                f"{self.name}: the deployment of {stored.model_name} is no longer at revision {expected_revision}; "
                 "somebody else changed it: read it and decide again"
             )
         return stored
@@ -163,8 +163,9 @@ class Store(Database):
         as_of: dt.datetime,
         horizon_days: int,
         include_shadow: bool = False,
+        versions: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """Scored customers of whom it is known by ``as_of`` what happened.
+        """Scored customers of whom it is known by ``as_of`` what happened; None: by all versions.
 
         The horizon counts from the snapshot, which is the UTC midnight before the prediction where it had none; an
         outcome reported earlier waits for its end. Customer, snapshot and version give one row: the outcome that
@@ -187,6 +188,8 @@ class Store(Database):
         )
         if not include_shadow:
             closed = closed.where(PREDICTIONS.c.variant != "shadow")
+        if versions is not None:
+            closed = closed.where(PREDICTIONS.c.model_version.in_(versions))
         found = closed.subquery()
         columns = {column.name: kind for column, kind in OUTCOME_COLUMNS.items()}
         query = sa.select(*[found.c[name] for name in columns]).where(found.c.place == 1)
@@ -261,7 +264,7 @@ class Store(Database):
             if self._dialect == "sqlite":
                 busy = connection.execute(sa.text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
                 if busy:
-                    raise ServiceUnavailable(f"{self._name}: its write-ahead log is in use by another process")
+                    raise ServiceUnavailable(f"{self.name}: its write-ahead log is in use by another process")
 
     def _insert_rows(
         self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], refused: list[tuple[str, str]]

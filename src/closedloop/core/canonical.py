@@ -39,6 +39,8 @@ def parse_times(values: pd.Series, *, timezone: str | None, place: str, row_numb
     ConfigError
         If times have no zone and the config names none.
     """
+    if values.empty:  # nor has it a zone
+        return pd.Series(index=values.index, dtype="datetime64[us, UTC]", name=values.name)
     if pd.api.types.is_datetime64_any_dtype(values):
         times = values
     else:

@@ -138,6 +138,28 @@ def index_time_folds(event_timestamps: pd.Series, *, horizon_days: int, folds: i
     )
 
 
+def index_day_folds(event_timestamps: pd.Series, *, folds: int) -> tuple[RowFold, ...]:
+    """Expanding-window folds over the days of rows whose labels came with them, oldest first.
+
+    A day is never divided; a single fold validates on the last sixth of the days.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few days.
+    """
+    from sklearn.model_selection import TimeSeriesSplit
+
+    days, day_of_row = np.unique(event_timestamps.to_numpy(), return_inverse=True)
+    parts = 5 if folds == 1 else folds
+    if len(days) <= parts:
+        raise ConfigError(f"folds is {folds}, but the training rows are of {len(days)} days: {parts + 1} are needed")
+    return tuple(
+        RowFold(*(np.flatnonzero(np.isin(day_of_row, chosen)) for chosen in split))
+        for split in list(TimeSeriesSplit(parts).split(days))[-folds:]
+    )
+
+
 def index_hash_folds(ids: Iterable[str], *, folds: int, salt: str) -> tuple[RowFold, ...]:
     """Row positions of folds by a stable hash of the id; a single fold validates on a fifth of the ids."""
     parts = np.floor(hash_shares(ids, salt) * (5 if folds == 1 else folds)).astype(np.int64)

@@ -163,10 +163,13 @@ def gate_better_than_trivial(
     return _judge("better_than_trivial", lead, ">", margin, detail)
 
 
-def gate_champion_challenger(comparison: Comparison | None) -> GateResult:
-    """Report of the comparison: -1 lose, 0 inconclusive, 1 win. It blocks nothing; without a win the champion stays."""
+def gate_champion_challenger(comparison: Comparison | None, reason: str) -> GateResult:
+    """Report of the comparison: -1 lose, 0 inconclusive, 1 win. It blocks nothing; without a win the champion stays.
+
+    Without a comparison it says the ``reason``.
+    """
     if comparison is None:
-        return _judge("champion_challenger", 1.0, ">=", 1.0, "there is no champion yet", blocking=False)
+        return _judge("champion_challenger", 1.0, ">=", 1.0, reason, blocking=False)
     detail = f"{comparison.verdict}: {comparison.reason}"
     return _judge("champion_challenger", _VERDICTS[comparison.verdict], ">=", 1.0, detail, blocking=False)
 

@@ -47,7 +47,6 @@ def list_checks(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> li
     checks = [
         split,
         _check_sample(step, evidence),
-        _check_offline(evidence),
         _check_error_ratio(policy, evidence),
         _check_latency(policy, step, evidence),
         _check_scores(policy, step, evidence),
@@ -93,13 +92,15 @@ def _check_split(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> C
     if not 0 < step.weight < 1:
         return Check("holds", f"split: nothing is split in {step.name}", {})
     arms = evidence.challenger, evidence.stable
-    ours, others = (arm.requests if evidence.unit == "request" else arm.customers for arm in arms)
+    # a request that names nobody is dealt by its own id
+    unit = evidence.unit if any(arm.customers for arm in arms) else "request"
+    ours, others = (arm.requests if unit == "request" else arm.customers for arm in arms)
     total = ours + others
     weighed = weigh_split(ours, total, step.weight, planned=SPLIT_PLANNED, alpha=policy.split_alpha)
     share = ours / total if total else math.nan
     limit = math.log(1 / policy.split_alpha)
     broken = weighed >= limit
-    sentence = f"split: the challenger has {share:.4f} of {total:,} {evidence.unit}s, {step.weight:g} were to be dealt"
+    sentence = f"split: the challenger has {share:.4f} of {total:,} {unit}s, {step.weight:g} were to be dealt"
     sentence += f" to it ({_weigh(weighed, policy.split_alpha)})"
     sentence += "; the split is broken, and nothing measured across it counts" if broken else ""
     return Check("failed" if broken else "holds", sentence, {"split_share": share, "split_evidence": weighed})
@@ -111,18 +112,12 @@ def _check_sample(step: Step, evidence: StepEvidence) -> Check:
     return Check("holds" if found >= step.requests_min else "open", sentence, {"requests": found})
 
 
-def _check_offline(evidence: StepEvidence) -> Check:
-    won = evidence.offline_verdict == "win"
-    sentence = f"offline: the champion-challenger gate said {evidence.offline_verdict or 'nothing'}, win is needed"
-    return Check("holds" if won else "failed", sentence, {})
-
-
 def _check_error_ratio(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
     stable, challenger = evidence.stable, evidence.challenger
-    if not stable.errors or not challenger.requests:
-        return Check("holds", "error ratio: no errors in the stable arm, the ceiling judges", {})
+    if not stable.errors + challenger.errors or not stable.requests or not challenger.requests:
+        return Check("holds", "error ratio: no errors to compare, the ceiling judges", {})
     rates = challenger.errors / challenger.requests, stable.errors / stable.requests
-    ratio = rates[0] / rates[1]
+    ratio = rates[0] / rates[1] if stable.errors else math.inf
     # Equal rates: an error comes from the challenger as often as a request does.
     weighed = weigh_share(
         challenger.errors,
@@ -135,10 +130,12 @@ def _check_error_ratio(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
     proved = weighed >= math.log(1 / policy.guard_alpha)
     state: State = "holds"
     if ratio > policy.error_ratio_max:
-        state = "failed" if proved else "open"
+        # a few of them say nothing where the stable arm has none
+        state = "failed" if proved else "open" if stable.errors else "holds"
     sentence = f"error ratio: {rates[0]:.5f} over the stable arm's {rates[1]:.5f} is {ratio:.2f}, at most "
     sentence += f"{policy.error_ratio_max:g} is allowed ({_weigh(weighed, policy.guard_alpha)} that it is worse at all)"
-    return Check(state, sentence, {"error_ratio": ratio, "error_ratio_evidence": weighed})
+    figures = {"error_ratio": ratio} if stable.errors else {}
+    return Check(state, sentence, {**figures, "error_ratio_evidence": weighed})
 
 
 def _check_error_rate(policy: RolloutPolicy, evidence: StepEvidence) -> Check:
@@ -174,7 +171,8 @@ def _check_scores(policy: RolloutPolicy, step: Step, evidence: StepEvidence) -> 
     arm, own = evidence.challenger, evidence.reference_scores
     distance, limit = measure_score_distance(own, arm.scores), policy.score_distance_max
     # a customer's scores resemble each other; half of the level for each of the two samples
-    chance = sum(bound_distribution(rows, alpha=policy.guard_alpha / 2) for rows in (sum(own), arm.customers))
+    counts = sum(own), arm.customers or arm.requests
+    chance = sum(bound_distribution(rows, alpha=policy.guard_alpha / 2) for rows in counts)
     sentence = f"scores: {distance:.3f} apart from those that it was evaluated by, at most {limit:g} is allowed"
     sentence += f" (chance explains {min(chance, 1.0):.3f})"
     found = _judge_sampled(step, evidence, distance, limit, sentence, {"score_distance": distance})

@@ -49,8 +49,8 @@ class RolloutPolicy:
         challenger answers everything, and closed outcomes go on testing it against its predecessor.
         ``requests_min`` counts the challenger's (`closedloop.core.experiments.plan_policy`).
     evidence
-        What promotes: ``offline``, the gate's win, and the steps only guard; ``outcomes``, in addition a sequential
-        test of the paired log-loss difference before ``champion``.
+        What promotes: ``offline``, the gate's win without which no release begins, and the steps only guard;
+        ``outcomes``, in addition a sequential test of the paired log-loss difference before ``champion``.
     alpha, power
         One-sided level of that test, and the power that ``outcomes_planned`` was computed for.
     outcomes_planned, outcomes_deviation
@@ -136,7 +136,6 @@ class StepEvidence:
     hours: float
     stable: ArmEvidence
     challenger: ArmEvidence
-    offline_verdict: Literal["win", "lose", "inconclusive"] | None = None
     losses: PairedLosses = field(default_factory=PairedLosses)
     unit: Unit = "customer"
     reference_scores: tuple[int, ...] = ()
@@ -168,7 +167,7 @@ def decide_step(policy: RolloutPolicy, evidence: StepEvidence) -> Decision:
     --------
     >>> scores = (4000,) + (0,) * 18 + (2000,)
     >>> arm = ArmEvidence(requests=6000, errors=60, customers=3000, latency_p95_ms=8.0, scores=scores)
-    >>> decide_step(RolloutPolicy(), StepEvidence("shadow", 2.0, arm, arm, "win", reference_scores=scores)).verdict
+    >>> decide_step(RolloutPolicy(), StepEvidence("shadow", 2.0, arm, arm, reference_scores=scores)).verdict
     'advance'
     """
     step = policy.find_step(evidence.step)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from closedloop.errors import ClosedloopError
+from closedloop.errors import ClosedloopError, ConfigError
+
+if TYPE_CHECKING:
+    from closedloop.adapters.feast import Features
+    from closedloop.adapters.mlflow import Tracking
+    from closedloop.adapters.prometheus import ErrorCounts
+    from closedloop.adapters.store import Store
 
 CLOCK_SECONDS_MAX = 5.0
+WINDOW_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,57 @@ class Finding:
     name: str
     text: str
     remedy: str = ""
+
+
+def probe_prometheus(model_name: str, store: Store, errors: ErrorCounts) -> Probe:
+    """Whether the controller of releases finds there what it asks for: the champion's errors."""
+
+    def ask() -> str:
+        version = ""
+        with contextlib.suppress(ClosedloopError):  # what is wrong with the store is its own probe's to say
+            row = store.read_deployment(model_name)
+            version = "" if row is None else row.champion_version
+        errors.read_since({}, WINDOW_SECONDS if version else 0, version=version)
+        return f"reachable, and knows version {version}" if version else "reachable"
+
+    return Probe("Prometheus", ask, "start it, correct release.prometheus or _matchers, or let it scrape the service")
+
+
+def list_probes(model_name: str, store: Store, tracking: Tracking, features: Features) -> list[Probe]:
+    """What is asked of the services that every profile has."""
+
+    def ask_store() -> str:
+        store.read_deployment(model_name)
+        return "reachable, and its schema is this release's"
+
+    def ask_deployment() -> str:
+        row = store.read_deployment(model_name)
+        if row is None:
+            raise ConfigError(f"no version of {model_name} is deployed")
+        return f"version {row.champion_version} is champion"
+
+    return [
+        Probe("operations store", ask_store, "start it, correct operations.url, or run `closedloop store upgrade`"),
+        Probe("its clock", lambda: describe_skew(store.read_clock_offset()), "let both machines follow NTP"),
+        Probe(
+            "MLflow",
+            lambda: f"version {tracking.ask_server()[0]}",
+            "start it, correct tracking.uri, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or upgrade it",
+        ),
+        Probe("MLflow's clock", lambda: describe_skew(tracking.ask_server()[1]), "let both machines follow NTP"),
+        Probe("artifacts", tracking.find_artifacts, "correct tracking.artifacts or the bucket's credentials"),
+        Probe(
+            "Feast's registry",
+            features.find_service,
+            "start it, correct features.overrides, or run `closedloop refresh --as-of DATE`",
+        ),
+        Probe(
+            "online store",
+            features.describe_online,
+            "start it, correct features.overrides, or run `closedloop refresh`",
+        ),
+        Probe("deployment", ask_deployment, "`closedloop release promote VERSION`"),
+    ]
 
 
 def examine(probes: Iterable[Probe]) -> Iterator[Finding]:

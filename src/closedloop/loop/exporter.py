@@ -32,8 +32,12 @@ GAUGES: dict[str, GaugeDoc] = {
     "model_champion_age_seconds": GaugeDoc((), "Since this version became champion"),
     "model_release_step_info": GaugeDoc(("model_version", "step"), "1 for the version being released and its step"),
     "model_release_step_age_seconds": GaugeDoc((), "Since that step began"),
+    "model_release_look_age_seconds": GaugeDoc((), "Since a controller last judged that step, or it began"),
     "model_release_weight": GaugeDoc((), "Share of the answers that the challenger gives, 0 to 1"),
     "monitor_check_age_seconds": GaugeDoc((), "Since the newest check was recorded"),
+    "monitor_judged_age_seconds": GaugeDoc(
+        (), "Since a check last had enough of the champion's predictions to judge, or it became champion"
+    ),
     "monitor_check_predictions": GaugeDoc((), "Predictions in the newest check's window"),
     "monitor_verdict": GaugeDoc(("verdict",), "1 for the newest check's verdict, 0 for the others"),
     "data_drift_score": GaugeDoc(
@@ -110,8 +114,10 @@ def measure(view: Overview) -> dict[str, Samples]:
         "model_champion_age_seconds": age(view.serves_since),
         "model_release_step_info": {(rollout.version, rollout.step): 1.0} if rollout else {},
         "model_release_step_age_seconds": age(rollout.step_at if rollout else None),
+        "model_release_look_age_seconds": age(view.looked_at),
         "model_release_weight": {(): row.weight} if row else {},
         "monitor_check_age_seconds": age(check.recorded_at if check else None),
+        "monitor_judged_age_seconds": age(view.judged_at),
         "monitor_check_predictions": {(): check.predictions} if check else {},
         "monitor_verdict": _one_of(VERDICTS, check.verdict if check else None),
         "data_drift_score": {(name,): shift["effect"] for name, shift in features.items()},

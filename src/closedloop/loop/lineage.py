@@ -95,13 +95,18 @@ def reproduce(store: Store, registry: Registry, model_name: str, prediction_id: 
     Raises
     ------
     DataError
-        Saying what is missing.
+        Saying what is missing: a quantised variant is made by each export, and is in no version's folder.
     GateFailed
         If score or decision differ.
     """
     prediction = find_prediction(store, model_name, prediction_id)
     with tempfile.TemporaryDirectory(prefix="closedloop-reproduce-") as folder:
         again = score_again(open_model(registry, prediction.model_version, Path(folder)), prediction)
+    if prediction.source == "edge-quantised":
+        raise DataError(
+            f"prediction {prediction_id}: {prediction.score:.9f} was given on a device by the quantised variant, which "
+            f"is not recorded; version {prediction.model_version} itself gives {again.score:.9f}"
+        )
     if abs(again.score - prediction.score) > TOLERANCE or again.decision != prediction.decision:
         raise GateFailed(
             f"prediction {prediction_id}: {prediction.score:.9f} was recorded (decision {prediction.decision}), the "

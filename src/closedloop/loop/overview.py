@@ -35,8 +35,10 @@ class Sources:
 class Overview:
     """How a model's loop stands by ``now``, the service's clock, and ``as_of``, the data's.
 
+    ``judged_at`` is when a check last had enough of the champion's predictions to judge, or since when it serves.
     ``drift``, ``estimate`` and ``realised`` are the newest evidence of that kind about the champion; empty: there is
-    none yet. ``waiting`` is the version of the newest registered retraining, if it was not released so far.
+    none yet. ``looked_at`` is when a pass of the controller last judged the rollout, or when its step began.
+    ``waiting`` is the version of the newest registered retraining, if it was not released so far.
     ``accuracy`` and ``labelled`` are those of `closedloop.adapters.figures.Figures`.
     """
 
@@ -46,8 +48,10 @@ class Overview:
     row: Deployment | None
     serves_since: dt.datetime | None
     rollout: Rollout | None
+    looked_at: dt.datetime | None
     waiting: str | None
     check: Check | None
+    judged_at: dt.datetime | None
     drift: Mapping[str, Any]
     estimate: Mapping[str, Any]
     realised: Mapping[str, Any]
@@ -86,15 +90,19 @@ def gather(
         since = entry.recorded_at
     waiting = [one.updated_at for one in retrainings if one.state in OPEN_STATES]
     figures = sources.figures
+    rollout = entries[-1].rollout if entries else None
+    passed_at = sources.journal.read_pass(model_name)
     return Overview(
         model_name=model_name,
         now=now,
         as_of=clock,
         row=row,
         serves_since=since,
-        rollout=entries[-1].rollout if entries else None,
+        rollout=rollout,
+        looked_at=max(rollout.step_at, passed_at or rollout.step_at) if rollout else None,
         waiting=_find_waiting(retrainings, entries),
         check=checks[0] if checks else None,
+        judged_at=sources.checks.read_judged_at(model_name, champion) or since,
         **{part: _find_newest(own, part) for part in ("drift", "estimate", "realised")},
         accuracy=figures.measure_accuracy(model_name, champion, closed_by=closed_by),
         labelled=figures.measure_maturity(model_name, closed_by=closed_by),

@@ -11,6 +11,7 @@ import datetime as dt
 import logging
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -48,9 +49,15 @@ class OutcomeSource(Protocol):
     """Where closed outcomes are read."""
 
     def list_outcomes(
-        self, model_name: str, *, as_of: dt.datetime, horizon_days: int, include_shadow: bool
+        self,
+        model_name: str,
+        *,
+        as_of: dt.datetime,
+        horizon_days: int,
+        include_shadow: bool,
+        versions: Collection[str] | None,
     ) -> pd.DataFrame:
-        """Scored customers of whom it is known what happened."""
+        """Customers scored by these versions of whom it is known what happened."""
 
 
 class ErrorSource(Protocol):
@@ -59,8 +66,8 @@ class ErrorSource(Protocol):
     def read_totals(self) -> dict[str, float]:
         """What has been counted so far."""
 
-    def read_since(self, before: dict[str, float], seconds: float) -> dict[str, float]:
-        """What was counted since."""
+    def read_since(self, before: dict[str, float], seconds: float, *, version: str) -> dict[str, float]:
+        """What was counted since; that nothing is known of ``version`` is an outage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +92,9 @@ class Evidence:
         """Evidence since the step began by ``now``, the service's clock; outcomes that are known by ``as_of``."""
         since, over = (rollout.routed_at or rollout.step_at) + TAKEN_UP_AFTER, rollout.step == "champion"
         seconds = (now - since).total_seconds()
-        failed = self.errors.read_since(rollout.errors_before, seconds) if seconds > 0 else {}
+        failed: dict[str, float] = {}
+        if seconds > 0:
+            failed = self.errors.read_since(rollout.errors_before or {}, seconds, version=rollout.version)
         arms = []
         for version in (rollout.predecessor, rollout.version):
             # who scores in shadow: the challenger at first, its predecessor at last
@@ -96,20 +105,22 @@ class Evidence:
             arms.append(dataclasses.replace(arm, requests=arm.requests + errors, errors=errors))
         hours = max((now - rollout.step_at).total_seconds() / 3600, 0.0)
         step: Any = rollout.step
-        # a release begins with a win alone (`start_release`); what was promoted by hand has no need of one any more
         paired = self._pair(name, rollout, as_of)
-        return StepEvidence(step, hours, arms[0], arms[1], "win", paired, self.unit, rollout.reference_scores)
+        return StepEvidence(step, hours, arms[0], arms[1], paired, self.unit, rollout.reference_scores)
 
     def _pair(self, name: str, rollout: Rollout, as_of: dt.datetime) -> PairedLosses:
         if self.horizon_days is None:
             return PairedLosses()
-        rows = self.outcomes.list_outcomes(name, as_of=as_of, horizon_days=self.horizon_days, include_shadow=True)
+        versions = (rollout.predecessor, rollout.version)
+        rows = self.outcomes.list_outcomes(
+            name, as_of=as_of, horizon_days=self.horizon_days, include_shadow=True, versions=versions
+        )
         rows = rows[rows["customer_id"].notna()]
         # of a customer's predictions on a snapshot the first is here: the predecessor's may be from before the release
         began = (rows["predicted_at"] >= rollout.started_at) | (rows["model_version"] == rollout.predecessor)
         arms = [
             rows.loc[began & (rows["model_version"] == version), ["customer_id", "snapshot_at", "score", "outcome"]]
-            for version in (rollout.predecessor, rollout.version)
+            for version in versions
         ]
         both = arms[0].merge(arms[1], on=["customer_id", "snapshot_at"], suffixes=("", "_of_version"))
         scores = both["score"], both["score_of_version"]
@@ -167,16 +178,20 @@ def resume(releases: Releases, evidence: Evidence, *, now: dt.datetime) -> State
 
 
 def note_route(releases: Releases, evidence: Evidence, state: State, *, now: dt.datetime) -> State:
-    """Behind a proxy, let requests be counted from now on where its weights are in force only now.
+    """Let requests be counted from now on, where a proxy's weights are in force only now, or errors were not read yet.
 
-    Setting them takes as long as it takes, and meanwhile requests are split as before: counted, they would look like a
-    broken split.
+    Setting weights takes as long as it takes, and meanwhile requests are split as before: counted, they would look like
+    a broken split.
     """
     rollout = state.rollout
-    if evidence.unit == "customer" or rollout is None or not (state.routed or rollout.routed_at is None):
+    if rollout is None:
+        return state
+    by_proxy = evidence.unit == "request" and (state.routed or rollout.routed_at is None)
+    if not by_proxy and rollout.errors_before is not None:
         return state
     rollout = msgspec.structs.replace(rollout, routed_at=now, errors_before=evidence.errors.read_totals())
-    reason = f"the proxy splits as {rollout.step} says, requests count from here on"
+    splits = f"the proxy splits as {rollout.step} says" if by_proxy else "errors are counted"
+    reason = f"{splits}, requests count from here on"
     return releases.note_route(state, rollout, actor="controller", reason=reason, now=now)
 
 
@@ -232,8 +247,10 @@ def run_pass(
     found, decision = judge(releases, evidence, policy, state.rollout, now=now, as_of=as_of)
     if decision.verdict == "hold":
         logger.info("%s holds: %s", state.rollout.step, "; ".join(decision.reasons))
-        return Pass(decision, state)
-    return Pass(decision, apply(releases, evidence, policy, state, decision, found, now=now))
+    else:
+        state = apply(releases, evidence, policy, state, decision, found, now=now)
+    releases.journal.note_pass(releases.model_name, now)
+    return Pass(decision, state)
 
 
 def judge(

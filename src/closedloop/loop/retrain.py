@@ -37,6 +37,11 @@ class Runner(Protocol):
         """Run the pipeline to its end, or wait for the run of this name that is going on; an error if it fails."""
 
 
+def name_trigger(params: Params, commit: str) -> str:
+    """The id of a retraining by hand: the same code and parameters are the same retraining."""
+    return f"by-hand-{commit[:12]}-{params.digest_md5()[:12]}"
+
+
 def choose_dates(params: Params, dataset: DatasetConfig, *, window_days: int) -> Params:
     """The parameters with their missing dates: the last ``window_days`` of snapshots with closed labels.
 

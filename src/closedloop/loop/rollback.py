@@ -23,6 +23,8 @@ def promote(
 ) -> State:
     """Make a version champion at once; its predecessor scores on in shadow, so that closed outcomes test it.
 
+    What is counted of its errors begins with the controller's next pass: the service need not run for this.
+
     Raises
     ------
     DataError
@@ -40,7 +42,7 @@ def promote(
     entries = releases.read_entries()
     if before is None or before == version or find_service(entries, before) != service:
         return releases.move(state, action="promote", **common)
-    rollout = Rollout(version, before, "champion", now, now)
+    rollout = Rollout(version, before, "champion", now, now, errors_before=None)
     return releases.move(state, action="promote", challenger=(before, "shadow", 0.0), rollout=rollout, **common)
 
 

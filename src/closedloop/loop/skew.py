@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.store import Store
 
+SERVED = ("http", "stream")
 Served = tuple[str, dt.datetime, tuple[float | str | None, ...]]
 
 
@@ -60,7 +61,9 @@ def check_skew(
     requests = 0
     for chunk in store.read_predictions(features.project, since=since, until=until):
         for one in chunk:
-            if one.customer_id is not None and one.features_as_of is not None and one.variant != "shadow":
+            if one.source not in SERVED or one.variant == "shadow":  # a scored file brings features of its own
+                continue
+            if one.customer_id is not None and one.features_as_of is not None:
                 served[one.model_version].add((one.customer_id, one.features_as_of, one.features))
                 requests += 1
     bundled = len(served.pop(BUNDLED, ()))

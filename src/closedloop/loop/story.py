@@ -74,9 +74,11 @@ def pair_arms(outcomes: pd.DataFrame, frozen: list[pd.DataFrame]) -> pd.DataFram
 
 
 def measure_ticks(pairs: pd.DataFrame) -> list[dict[str, Any]]:
-    """ROC AUC and log loss of both arms on each snapshot."""
+    """ROC AUC and log loss of both arms on each snapshot of which customers both left and stayed."""
     found = []
     for snapshot, rows in pairs.groupby("snapshot_at"):
+        if rows["outcome"].nunique() < 2:
+            continue
         arms = {
             arm: measure_classification(rows["outcome"], rows[column], 0.5)
             for arm, column in (("closed", "score"), ("frozen", "score_frozen"))

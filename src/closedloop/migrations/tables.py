@@ -159,3 +159,11 @@ JOURNAL = sa.Table(
     sa.Column("previous_hash", sa.Text, nullable=False),
     sa.Column("hash", sa.Text, nullable=False, unique=True),
 )
+
+# that a release was looked at, which leaves no entry where it holds
+RELEASE_PASSES = sa.Table(
+    "release_passes",
+    METADATA,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("passed_at", UtcDateTime, nullable=False),
+)

@@ -6,9 +6,9 @@ the metrics of all workers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -19,12 +19,13 @@ from typing import Protocol
 import msgspec
 
 from closedloop.adapters.store import Deployment, SpoolPosition
-from closedloop.contract import check_digest
+from closedloop.contract import ModelContract, read_contract
 from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
-from closedloop.files import replace_folder
+from closedloop.serving.downloads import VersionSource, fetch_slot, prune_downloads
 from closedloop.serving.drain import RecordStore, drain_once, measure_depth
+from closedloop.serving.keeper import LAST_DRAIN_SECONDS
 from closedloop.serving.metrics import WorkerMetrics
-from closedloop.serving.slots import Refusal, Slot, Slots, read_slots, write_slots
+from closedloop.serving.slots import Refusal, Slot, Slots, load_slot, read_slots, write_slots
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -42,11 +43,8 @@ class OperationsStore(RecordStore, Protocol):
         """The deployment row, None before the first release."""
 
 
-class Registry(Protocol):
+class Registry(VersionSource, Protocol):
     """What the agent needs of the model registry."""
-
-    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
-        """Download a version's folder into ``folder``; returns where it is, and the digest that its tag says."""
 
     def read_champion_version(self) -> str | None:
         """The version that the alias names."""
@@ -55,6 +53,8 @@ class Registry(Protocol):
 class SlotFollower:
     """Keeps the slots file equal to the deployment row, as far as its versions can be had and hold.
 
+    What does not hold is refused here, before a worker is told of it: else a worker that starts would find nothing in
+    the file that it may serve, where its neighbours still have what served before.
     ``slot`` "challenger" answers with the challenger alone, where there is one: a proxy does the splitting.
     """
 
@@ -64,7 +64,7 @@ class SlotFollower:
         self._state_dir, self._model_name, self._slot = state_dir, model_name, slot
         self._store, self._registry = store, registry
         self._note = ""
-        self._alias_at = 0.0
+        self._wanted: str | None = None  # the champion that the alias should name
 
     def step(self) -> None:
         """Look at the row once, and write the slots if anything has changed."""
@@ -75,39 +75,40 @@ class SlotFollower:
             before = None
         try:
             row = self._store.read_deployment(self._model_name)
-        except ServiceUnavailable as error:
+        except ClosedloopError as error:
             if before is not None:
                 self._write(before, msgspec.structs.replace(before, notes=(f"operations store: {error}",)))
             return
         if row is None:
             return
         alone = self._slot == "challenger" and row.challenger_version is not None
+        self._wanted = None if alone else row.champion_version
         if alone:
             row = Deployment(row.model_name, row.revision, row.challenger_version or "", row.salt, row.updated_at)
         slots = self._build(row, before)
-        if slots is not None:
-            if not alone:
-                self._check_alias(row)
-            notes = (*slots.notes, self._note) if self._note else slots.notes
-            self._write(before, msgspec.structs.replace(slots, notes=notes))
+        notes = (*slots.notes, self._note) if self._note else slots.notes
+        self._write(before, msgspec.structs.replace(slots, notes=notes))
 
     def _write(self, before: Slots | None, slots: Slots) -> None:
         if slots != before:
             write_slots(self._state_dir, slots)
+            used = [slot for found in (before, slots) if found for slot in (found.champion, found.challenger) if slot]
+            prune_downloads(self._state_dir / "models", used)
             logger.info("slots of revision %d are written", slots.revision)
 
-    def _build(self, row: Deployment, before: Slots | None) -> Slots | None:
-        """The slots of a row; what cannot be had keeps its slot as it was."""
+    def _build(self, row: Deployment, before: Slots | None) -> Slots:
+        """The slots of a row; what cannot be had keeps its slot as it was, which may be empty."""
         refused: list[Refusal] = []
         notes: list[str] = []
-        champion = self._fetch(row.champion_version, before, refused, notes)
-        champion = champion or (before.champion if before else None)
+        if before is not None and before.revision == row.revision:
+            refused += before.refused  # not downloaded again twice a second; a new revision asks anew
+        kept = before.champion if before else None
+        champion = self._fetch(row.champion_version, before, kept, refused, notes) or kept
         if champion is None:
             logger.warning("revision %d cannot be served: %s %s", row.revision, refused, notes)
-            return None
         challenger = None
-        if row.challenger_version is not None:
-            challenger = self._fetch(row.challenger_version, before, refused, notes)
+        if champion is not None and row.challenger_version is not None:
+            challenger = self._fetch(row.challenger_version, before, champion, refused, notes)
         return Slots(
             row.revision,
             row.salt,
@@ -119,48 +120,57 @@ class SlotFollower:
             tuple(notes),
         )
 
-    def _fetch(self, version: str, before: Slots | None, refused: list[Refusal], notes: list[str]) -> Slot | None:
+    def _fetch(
+        self, version: str, before: Slots | None, beside: Slot | None, refused: list[Refusal], notes: list[str]
+    ) -> Slot | None:
+        """The version's folder, which was proved to serve; ``beside`` is what its contract has to fit."""
         for slot in (before.champion, before.challenger) if before else ():
             if slot is not None and slot.version == version and Path(slot.folder).is_dir():
                 return slot
-        known = next((found for found in before.refused if found.version == version), None) if before else None
-        if known is not None:  # not downloaded again twice a second
-            refused.append(known)
+        if any(refusal.version == version for refusal in refused):
             return None
-        place = self._state_dir / "models" / version
         try:
-            with replace_folder(place) as partial:
-                found, tagged = self._registry.fetch_version(version, partial / "download")
-                check_digest(found, tagged)
-                for file in found.iterdir():
-                    file.rename(partial / file.name)
-                shutil.rmtree(partial / "download")
+            slot = fetch_slot(self._registry, version, self._state_dir / "models" / version)
+            load_slot(slot, _read_contract(beside))
         except ServiceUnavailable as error:
             notes.append(f"registry: {error}")
-            return None
-        except (ClosedloopError, OSError) as error:
+        except OSError as error:  # a full disk says nothing of the version
+            notes.append(f"state folder: {error.strerror}")
+        except ClosedloopError as error:
             refused.append(Refusal(version, str(error)))
             logger.error("version %s is refused: %s", version, error)
-            return None
-        return Slot(version, str(place), tagged)
+        else:
+            return slot
+        return None
 
-    def _check_alias(self, row: Deployment) -> None:
-        """Report an alias that somebody moved by hand; what serves is the row."""
-        now = time.monotonic()
-        if now < self._alias_at:
+    def check_alias(self) -> None:
+        """Note, for the next step, an alias that somebody moved by hand; what serves is the row."""
+        wanted, self._note = self._wanted, ""
+        if wanted is None:
             return
-        self._alias_at = now + ALIAS_SECONDS
         try:
             version = self._registry.read_champion_version()
         except ServiceUnavailable as error:
             self._note = f"registry: {error}"
             return
-        same = version == row.champion_version
-        self._note = "" if same else f"alias champion names version {version}, served is {row.champion_version}"
+        if version != wanted:
+            self._note = f"alias champion names version {version}, served is {wanted}"
+
+
+def _read_contract(slot: Slot | None) -> ModelContract | None:
+    if slot is None:
+        return None
+    with contextlib.suppress(OSError, DataError):  # what can be read no more cannot be kept to
+        return read_contract(Path(slot.folder))
+    return None
 
 
 class Agent:
-    """Runs the agent's two loops until it is told to stop, or the process ``parent`` has ended."""
+    """Runs the agent's loops until it is told to stop, or the process ``parent`` has ended.
+
+    Each has a thread, and the drain is the main one: a registry that hangs holds up neither what is stored, nor a
+    version that is here already, nor the end.
+    """
 
     def __init__(
         self,
@@ -171,9 +181,10 @@ class Agent:
         *,
         parent: int | None = None,
         slot: str = "champion",
+        last_drain_seconds: float = LAST_DRAIN_SECONDS - 5,
     ) -> None:
         self._state_dir, self._model_name, self._store = state_dir, model_name, store
-        self._parent = parent
+        self._parent, self._last_drain_seconds = parent, last_drain_seconds
         self._follower = SlotFollower(state_dir, model_name, store, registry, slot)
         name = f"agent-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._metrics = WorkerMetrics(state_dir / "metrics", name)
@@ -182,34 +193,46 @@ class Agent:
         self._positions: Mapping[str, SpoolPosition] = {}
 
     def run(self) -> None:
-        """Drain and follow, each in its own thread, until `stop`; then drain once more.
+        """Follow the row, watch the alias and drain until `stop`; then drain once more, and again while that fails."""
+        follow = threading.Thread(target=self._follow, name="follow", daemon=True)
+        follow.start()
+        os.nice(NICE)  # this thread
+        self._repeat(self._drain)
+        end = time.monotonic() + (self._last_drain_seconds if not self._is_orphan() else 0)
+        while True:
+            try:
+                self._drain()
+                return
+            except ClosedloopError as error:
+                if not isinstance(error, ServiceUnavailable) or time.monotonic() >= end:
+                    logger.warning("what is spooled waits for the next start: %s", error)
+                    return
+            time.sleep(POLL_SECONDS)
 
-        Nicer to the workers once it has looked for a model: before, they may have nothing to answer with.
-        """
+    def _is_orphan(self) -> bool:
+        """Whether the server was killed: its successor has an agent of its own."""
+        return self._parent is not None and os.getppid() != self._parent
+
+    def _follow(self) -> None:
+        """Nicer to the workers once it has looked for a model: before, they may have nothing to answer with."""
         self._try(self._follower.step)
-        os.nice(NICE)  # this thread, and so those that it starts
-        drain = threading.Thread(target=self._repeat, args=(self._drain,), name="drain", daemon=True)
-        drain.start()
+        os.nice(NICE)  # this thread, and so that one
+        alias = (self._follower.check_alias, ALIAS_SECONDS)
+        threading.Thread(target=self._repeat, args=alias, name="alias", daemon=True).start()
         self._repeat(self._follower.step)
-        drain.join(timeout=10)
-        try:
-            self._drain()
-        except ServiceUnavailable as error:
-            logger.warning("what is spooled waits for the next start: %s", error)
 
     def stop(self) -> None:
         """Let `run` return."""
         self._stopping.set()
 
-    def _repeat(self, step: Callable[[], None]) -> None:
+    def _repeat(self, step: Callable[[], None], seconds: float = POLL_SECONDS) -> None:
         """Call ``step`` again and again."""
         problem = ""
         while not self._stopping.is_set():
-            # the server was killed, and its successor has an agent of its own
-            if self._parent is not None and os.getppid() != self._parent:
+            if self._is_orphan():
                 self.stop()
             problem = self._try(step, problem)
-            self._stopping.wait(POLL_SECONDS)
+            self._stopping.wait(seconds)
 
     def _try(self, step: Callable[[], None], before: str = "") -> str:
         """Call ``step``; returns its problem, which is logged unless it is the one ``before``: not twice a second."""
@@ -229,7 +252,7 @@ class Agent:
                 self._store.upgrade()
                 self._upgraded = True
             result = drain_once(spool, self._store, self._model_name, report=self._count)
-        except ServiceUnavailable:
+        except Exception:  # whatever it is, that much waits
             self._metrics.set("spool_depth_bytes", value=measure_depth(spool, self._positions))
             raise
         self._positions = result.positions

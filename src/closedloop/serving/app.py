@@ -38,6 +38,8 @@ logger, access_logger = logging.getLogger(__name__), logging.getLogger("closedlo
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Handler = Callable[[Call], Awaitable[Answer]]
 HTML = b"text/html; charset=utf-8"
+# What is counted as a request: probes would hide how slow the others are, and fail before a model is there.
+PREDICTING = frozenset({"/predict", "/predict/batch"})
 
 
 class Application:
@@ -68,17 +70,18 @@ class Application:
         if scope["type"] != "http":
             return
         self._worker.start()  # a mounted application hears of no start
-        arrived = time.perf_counter()
-        call = Call(dict(scope["headers"]), receive, arrived, os.urandom(8).hex())
+        call = Call(dict(scope["headers"]), receive, time.perf_counter(), os.urandom(8).hex())
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            answer = await self._answer(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")), call)
+            answer = await self._answer(scope["method"], path, call)
         except ClientGone:
             return
         head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
-        seconds = time.perf_counter() - arrived
-        self._worker.metrics.count_request(answer.status, seconds)
+        seconds = time.perf_counter() - call.arrived
+        if path in PREDICTING:
+            self._worker.metrics.count_request(answer.status, seconds)
         if self._config.access_log:
             ids = {"request_id": answer.request_id or call.request_id, "prediction_id": answer.prediction_id or None}
             where = scope["method"], scope["path"][:80], answer.status, seconds * 1e3
@@ -162,6 +165,7 @@ class Application:
         serving = self._require_serving()
         version = self._read_version(call)
         request = serving.checker.read(await read_body(call, self._config.body_bytes_max), call.request_id)
+        call.request_id = request.request_id
         prediction = await self._worker.batcher.submit(request, serving, arrived=call.arrived, version=version)
         body = encode(describe(prediction, call.arrived))
         return Answer(body, request_id=prediction.request_id, prediction_id=prediction.prediction_id)
@@ -184,6 +188,9 @@ class Application:
         waited = [future for future in futures if not isinstance(future, RefusedRequest)]
         if waited:
             await asyncio.wait(waited)
+        errors = [None if isinstance(future, RefusedRequest) else future.exception() for future in futures]
+        if isinstance(errors[0], ServiceUnavailable) and all(isinstance(one, ServiceUnavailable) for one in errors):
+            raise errors[0]
         answers = [describe_item(future, call.arrived) for future in futures]
         milliseconds = (time.perf_counter() - call.arrived) * 1e3
         return Answer(encode({"predictions": answers, "count": len(answers), "total_latency_ms": milliseconds}))
@@ -211,6 +218,9 @@ class Application:
         return Answer(b'{"status":"ready"}')
 
     async def _model_info(self, _: Call) -> Answer:
+        refused = [Breach("model_version", *found) for found in self._worker.slots.refused.items()]
+        if self._worker.slots.serving is None and refused:
+            raise RefusedRequest("unavailable", "no model is ready", tuple(refused), status=503, retry_after=1)
         serving = self._require_serving()
         info = self._worker.describe_slots(serving)
         contract = serving.champion.contract.model_dump_json(exclude={"golden_rows"}).encode()

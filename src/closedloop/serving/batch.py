@@ -139,6 +139,7 @@ class _Run:
             chunk_rows=options.chunk_rows,
             range_margin=options.range_margin,
             key=seal_id("batch", options.id_key),
+            prediction_log="" if options.store is None else options.store.name,
         )
         require_same_job(work_dir / "job.json", job)
         self._columns = checker.columns

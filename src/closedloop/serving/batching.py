@@ -174,8 +174,10 @@ class Batcher:
     def _refuse_row(
         self, request: ScoringRequest, values: tuple[Value, ...] | None, snapshot_at: dt.datetime | None
     ) -> RefusedRequest | None:
-        if values is None or snapshot_at is None:
+        if snapshot_at is None:
             rule = "is known to the online store"
+        elif values is None:
+            rule = "has features that can be read; the online store holds others"
         elif self._state_of(snapshot_at) == "stale":
             rule = f"has fresh features; those in the online store are of {snapshot_at:%Y-%m-%d}"
         else:
@@ -201,6 +203,9 @@ class Batcher:
                 logger.error("no score: %s", error, extra={"request_id": group[0].request.request_id})
                 refused = RefusedRequest("no_score", "the model gives no probability for this request", status=500)
                 self._fail_model(group, refused)
+            return
+        except ServiceUnavailable as error:  # the log's disk is full: no model is judged by that
+            _fail(group, error)
             return
         except Exception as error:
             self._fail_model(group, error)
@@ -288,6 +293,8 @@ class Batcher:
         shadows = [msgspec.structs.replace(pending, model=model, variant="shadow") for pending in group]
         try:
             self._predict(shadows, answers, took)
+        except ServiceUnavailable as error:
+            logger.warning("%d shadows are not logged: %s", len(shadows), error)
         except Exception:
             self._metrics.count("model_errors_total", model.version, "shadow", by=len(group))
             logger.exception("the challenger %s could not score in shadow", model.version)

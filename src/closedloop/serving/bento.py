@@ -10,9 +10,11 @@ import msgspec
 
 from closedloop.adapters.bentoml import MODEL_DIR, create_service
 from closedloop.contract import read_contract
+from closedloop.environment import export_secrets
 from closedloop.serving.app import Application
 from closedloop.serving.config import CONFIG_VARIABLE, WorkerConfig, read_config
 from closedloop.serving.worker import Worker
+from closedloop.settings import read_serving_environment
 
 
 def find_config() -> WorkerConfig:
@@ -32,6 +34,7 @@ def find_config() -> WorkerConfig:
 
 def start() -> tuple[Application, Callable[[], Awaitable[None]]]:
     """The application, and what ends it."""
+    export_secrets(read_serving_environment())
     worker = Worker(find_config())
     return Application(worker), worker.stop
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from closedloop.contract import check_digest
 from closedloop.errors import ConfigError
+from closedloop.serving.downloads import fetch_slot
 from closedloop.serving.slots import Slot, read_slots
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ def open_champion(state_dir: Path, model_name: str, store: Store, registry: Trac
             f"no version of {model_name} is released; give --model FOLDER, or release one ('closedloop register')"
         )
     slots = read_slots(state_dir)
-    if slots is not None and slots.champion.version == row.champion_version and Path(slots.champion.folder).is_dir():
-        yield slots.champion
+    champion = slots.champion if slots is not None else None
+    if champion is not None and champion.version == row.champion_version and Path(champion.folder).is_dir():
+        yield champion
         return
     with tempfile.TemporaryDirectory(prefix="closedloop-champion-") as folder:
-        found, tagged = registry.fetch_version(row.champion_version, Path(folder))
-        check_digest(found, tagged)
-        yield Slot(row.champion_version, str(found), tagged)
+        yield fetch_slot(registry, row.champion_version, Path(folder) / row.champion_version)

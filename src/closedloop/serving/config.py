@@ -13,9 +13,10 @@ CONFIG_VARIABLE = "CLOSEDLOOP_SERVING_CONFIG"
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What a worker needs to know; written by the command that starts it. Secrets come from the environment alone.
+    """What a worker needs to know; written by the command that starts it. Tokens come from the environment alone.
 
-    ``online`` is Feast's configuration of the online store, None where requests must carry their features;
+    ``online`` is Feast's configuration of the online store, None where requests must carry their features; its password
+    is why the file is private;
     ``as_of`` None means the clock: the wall's, or the one in the file ``clock`` that a replay moves.
     """
 
@@ -35,6 +36,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     fsync_before_answer: bool = False
     fsync_every_ms: int = 50
     spool_segment_bytes: int = 16_000_000
+    spool_bytes_max: int | None = None
     disk_free_bytes_min: int = 50_000_000
 
 

@@ -1,16 +1,17 @@
 """The drain: what the workers spooled goes to the store in batches, each record exactly once whatever dies when.
 
-Beside the spools it keeps ``waiting.log``, outcomes that came before their prediction (which may stand in another
-worker's spool, or another replica's), and ``quarantine.log``, what cannot be stored, with its place and the reason.
+Beside the spools lie outcomes that came before their prediction (which may stand in another worker's spool, or another
+replica's), in a file for each minute in which some came, ``waiting-<seconds>.log``; and for 30 days what cannot be
+stored, in ``*.quarantine``: lines with their place and the reason, and outcomes that have waited for a day.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, takewhile
@@ -33,8 +34,11 @@ from closedloop.serving.spool import (
     take_lock,
 )
 
-DRAIN_LOCK_FILE, WAITING_FILE, QUARANTINE_FILE = "drain.lock", "waiting.log", "quarantine.log"
-OUTCOMES_WAIT = dt.timedelta(days=1)  # longer than any replica's spool should wait for the store
+DRAIN_LOCK_FILE, WAITING_PREFIX, QUARANTINE_SUFFIX = "drain.lock", "waiting-", ".quarantine"
+DAY_SECONDS = 86_400
+WAITING_SECONDS_MAX = DAY_SECONDS  # longer than any replica's spool should wait for the store
+WAITING_BYTES_MAX = 50_000_000  # some 350,000 outcomes: more have no prediction anywhere
+QUARANTINE_SECONDS_MAX = 30 * DAY_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +57,14 @@ class DrainResult(NamedTuple):
     """What became of the spools' lines: the ``rows`` stored, the refused and corrupt ones put into quarantine, and
     the torn ones, over which their writer died before it answered.
 
-    ``waiting`` outcomes have no prediction yet, ``depth_bytes`` wait for the store; ``problems`` are for an operator.
-    ``positions`` says how far each spool has been read, for `measure_depth` while the store is away.
+    ``depth_bytes`` wait for the store; ``problems`` are for an operator. ``positions`` says how far each spool has been
+    read, for `measure_depth` while the store is away.
     """
 
     rows: int
     refused: int
     corrupt: int
     torn: int
-    waiting: int
     depth_bytes: int
     problems: tuple[str, ...]
     positions: Mapping[str, SpoolPosition]
@@ -103,6 +106,7 @@ def drain_once(
                     report(counts)
             except (OSError, DataError) as error:
                 problems.append(str(error))  # one bad spool must not hold up the others
+        _prune_quarantine(spool_root)
     finally:
         os.close(lock)
     return DrainResult(
@@ -110,7 +114,6 @@ def drain_once(
         refused=total["refused"],
         corrupt=total["corrupt"],
         torn=total["torn"],
-        waiting=drain.waiting,
         depth_bytes=measure_depth(spool_root, drain.positions),
         problems=tuple(problems),
         positions=drain.positions,
@@ -141,8 +144,6 @@ class _Drain:
     def __init__(self, root: Path, store: RecordStore, model_name: str, batch_rows: int) -> None:
         self._root, self._store, self._model_name, self._batch_rows = root, store, model_name, batch_rows
         self.positions: dict[str, SpoolPosition] = {}
-        self.waiting = 0
-        self._wait_since = dt.datetime.now(dt.UTC) - OUTCOMES_WAIT
 
     def drain_spool(self, folder: Path) -> Iterator[Counter[str]]:
         """Store a spool's lines, and remove the files that can no longer grow."""
@@ -179,29 +180,43 @@ class _Drain:
         only with its commit. A batch that comes again for want of its position doubles nothing: records have keys.
         """
         counts, waiting = self._store_lines(place, batch)
-        _append_lines(self._root / WAITING_FILE, [line.content for line in waiting])
+        minute = int(time.time()) // 60 * 60
+        _append_lines(self._root / f"{WAITING_PREFIX}{minute}.log", [line.content for line in waiting])
         self._store.insert((), position)
         return counts
 
     def retry_outcomes(self) -> Iterator[Counter[str]]:
-        """Offer the waiting outcomes again, and keep those that the store still refuses."""
-        path = self._root / WAITING_FILE
-        if not path.exists():
-            return
+        """Offer the waiting outcomes again: those of two minutes in every pass, older ones ever more seldom.
+
+        A file's name says when they came, its last change when they were offered last. The oldest are given up, after
+        a day, or when they are too many.
+        """
+        room, now = WAITING_BYTES_MAX, time.time()
+        for path in sorted(self._root.glob(f"{WAITING_PREFIX}[0-9]*.log"), reverse=True):
+            came_at, offered_at = int(path.stem.removeprefix(WAITING_PREFIX)), path.stat().st_mtime
+            expired = now - came_at > WAITING_SECONDS_MAX
+            if expired or now - offered_at >= (offered_at - came_at) / 2 - 60:
+                yield from self._offer(path)
+            size = path.stat().st_size
+            room -= size
+            if not size:
+                path.unlink()
+            elif expired or room < 0:
+                yield _give_up(path, keep=expired)
+
+    def _offer(self, path: Path) -> Iterator[Counter[str]]:
+        """Store what the store takes by now of a file of waiting outcomes, and keep the rest."""
         with replace_file(path) as beside, beside.open("wb") as kept:
             lines = read_lines(path)
             while batch := list(islice(lines, self._batch_rows)):
                 counts, waiting = self._store_lines(path.name, batch)
                 kept.writelines(line.content for line in waiting)
-                self.waiting += len(waiting)
                 yield counts
             kept.flush()
             os.fsync(kept.fileno())
-        if not self.waiting:
-            path.unlink()
 
     def _store_lines(self, place: str, lines: Sequence[SpoolLine]) -> tuple[Counter[str], list[SpoolLine]]:
-        """Store what can be stored and put the rest into quarantine, but for the outcomes that may wait."""
+        """Store what can be stored and put the rest into quarantine, but for outcomes, which wait."""
         corrupt = [(line, line.problem) for line in lines if line.record is None and not line.torn]
         refused: list[tuple[SpoolLine, str]] = []
         waiting: list[SpoolLine] = []
@@ -216,14 +231,17 @@ class _Drain:
             for line, record in chosen:
                 if record.prediction_id not in reasons:
                     continue
-                if isinstance(record, Outcome) and record.reported_at > self._wait_since:
+                if isinstance(record, Outcome):
                     waiting.append(line)
                 else:
                     refused.append((line, reasons[record.prediction_id]))
         entries = [_describe(f"{place}:{line.start}", line, reason) for line, reason in corrupt + refused]
         if entries:
-            logger.error("%s: %d lines cannot be stored, see %s", place, len(entries), self._root / QUARANTINE_FILE)
-            _append_lines(self._root / QUARANTINE_FILE, entries)
+            path = self._root / (place.replace("/", "-") + QUARANTINE_SUFFIX)
+            logger.error("%s: %d lines cannot be stored, see %s", place, len(entries), path)
+            # what comes again after a crash is not doubled
+            known = set(path.read_bytes().splitlines(keepends=True)) if path.exists() else set()
+            _append_lines(path, [entry for entry in entries if entry not in known])
         torn = sum(line.torn for line in lines)
         return Counter(stored=stored, refused=len(refused), corrupt=len(corrupt), torn=torn), waiting
 
@@ -234,13 +252,36 @@ def _describe(place: str, line: SpoolLine, reason: str) -> bytes:
 
 
 def _append_lines(path: Path, lines: Sequence[bytes]) -> None:
-    """Append the lines that are not there yet, and wait for the disk: what comes again after a crash is not doubled."""
+    """Append lines, on a new one where the last was cut short, and wait for the disk."""
     if not lines:
         return
-    before = path.read_bytes() if path.exists() else b""
-    known = set(before.splitlines(keepends=True))
-    torn = before and not before.endswith(b"\n")
-    with path.open("ab") as stream:
-        stream.write((b"\n" if torn else b"") + b"".join(line for line in lines if line not in known))
+    with path.open("ab+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - 1, 0))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write((b"\n" if torn else b"") + b"".join(lines))
         stream.flush()
         os.fsync(stream.fileno())
+    if not size:  # a file's name is not on the disk before its folder is
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def _give_up(path: Path, *, keep: bool) -> Counter[str]:
+    """Stop offering a file of outcomes, which is kept in quarantine or not at all."""
+    refused = sum(1 for _ in read_lines(path))
+    logger.error("%s: %d outcomes have no prediction in the store", path, refused)
+    if keep:
+        path.rename(path.with_suffix(QUARANTINE_SUFFIX))
+    else:
+        path.unlink()
+    return Counter(refused=refused)
+
+
+def _prune_quarantine(root: Path) -> None:
+    """Forget what was put into quarantine long ago: it names customers."""
+    for path in root.glob(f"*{QUARANTINE_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # an operator may remove it at any time
+            if time.time() - path.stat().st_mtime > QUARANTINE_SECONDS_MAX:
+                path.unlink()

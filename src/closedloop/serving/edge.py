@@ -164,6 +164,7 @@ class EdgeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: Annotated[float, msgspec.Meta(ge=0, le=1)]
     decision: Literal[0, 1]
     latency_ms: Annotated[float, msgspec.Meta(ge=0)]
+    model_file: Literal["model.onnx", "model.quantised.onnx"] = "model.onnx"
 
 
 class ImportResult(NamedTuple):
@@ -224,7 +225,7 @@ def _read_records(
                 model_name=record.model_name,
                 model_version=record.model_version,
                 variant="champion",
-                source="edge",
+                source="edge" if record.model_file == MODEL_FILE else "edge-quantised",
                 predicted_at=record.predicted_at,
                 features=record.features,
                 score=record.score,

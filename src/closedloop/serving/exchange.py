@@ -22,8 +22,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 encode = msgspec.json.Encoder().encode
 
 
-class Call(msgspec.Struct, frozen=True):
-    """One HTTP request: lower-case headers, when it came, and its own id until it names one."""
+class Call(msgspec.Struct):
+    """One HTTP request: lower-case headers, when all of it had come, and its own id until it names one."""
 
     headers: Mapping[bytes, bytes]
     receive: Receive
@@ -60,7 +60,10 @@ class ClientGone(Exception):
 
 
 async def read_body(call: Call, bytes_max: int) -> bytes:
-    """The whole body, or a refusal when it is something else than JSON, too large, or comes too slowly."""
+    """The whole body, or a refusal when it is something else than JSON, too large, or comes too slowly.
+
+    Only now has the request come: how long a client takes to send it says nothing of this service.
+    """
     kind = call.headers.get(b"content-type", JSON)
     if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
         rule = Breach("content-type", shorten(kind.decode("latin-1")), "application/json")
@@ -83,6 +86,7 @@ async def read_body(call: Call, bytes_max: int) -> bytes:
             if size > bytes_max:
                 raise refuse_length(bytes_max)
             if not message.get("more_body"):
+                call.arrived = time.perf_counter()
                 return parts[0] if len(parts) == 1 else b"".join(parts)
     except asyncio.CancelledError as cancelled:
         if cancelled.args != (TOO_SLOW,):

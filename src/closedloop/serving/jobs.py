@@ -18,7 +18,11 @@ LOCK_FILE = "lock"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What must be the same for a run to be resumed; ``key`` tells whether ids are sealed with the same key."""
+    """What must be the same for a run to be resumed.
+
+    ``key`` tells whether ids are sealed with the same key. ``prediction_log`` names the store, without its password,
+    that has the predictions of what is finished ("" for none): they are not logged again.
+    """
 
     input_sha256: str
     model_sha256: str
@@ -26,6 +30,7 @@ class Job(msgspec.Struct, frozen=True):
     chunk_rows: int
     range_margin: float
     key: str
+    prediction_log: str = ""
 
 
 def require_same_job(path: Path, job: Job) -> None:

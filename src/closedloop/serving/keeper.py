@@ -11,11 +11,12 @@ import sys
 import threading
 
 RESTART_SECONDS = 1.0
+LAST_DRAIN_SECONDS = 40.0  # of what a store that was away has left; a pod has 60 for its whole end
 logger = logging.getLogger(__name__)
 
 
-def keep_agent(stopping: threading.Event, after: tuple[str, int] | None = None) -> None:
-    """Run the agent beside the workers, and start it again if it ends.
+def keep_agent(stopping: threading.Event, params: str, after: tuple[str, int] | None = None) -> None:
+    """Run the agent of this ``params.yaml`` beside the workers, and start it again if it ends.
 
     Its own start waits until the address ``after`` answers, if one is given: it would take the processor from the
     workers' start, which somebody waits for.
@@ -26,7 +27,8 @@ def keep_agent(stopping: threading.Event, after: tuple[str, int] | None = None) 
             break
         except OSError:
             continue
-    command = [sys.executable, "-m", "closedloop.cli", "serve-agent", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "closedloop.cli", "serve-agent", "--params", params]
+    command += ["--parent", str(os.getpid())]
     while not stopping.is_set():
         agent = subprocess.Popen(command)
         while agent.poll() is None and not stopping.wait(0.2):
@@ -34,7 +36,7 @@ def keep_agent(stopping: threading.Event, after: tuple[str, int] | None = None) 
         if agent.poll() is None:
             agent.send_signal(signal.SIGTERM)
             try:
-                agent.wait(15)
+                agent.wait(LAST_DRAIN_SECONDS)
             except subprocess.TimeoutExpired:
                 agent.kill()
         elif not stopping.wait(RESTART_SECONDS):

@@ -54,9 +54,9 @@ REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 MODEL_SECONDS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1, math.inf)
 DEVIATIONS = (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, math.inf)
 METRICS: dict[str, MetricDoc] = {
-    "prediction_requests_total": MetricDoc("counter", ("status",), "Requests answered, by HTTP status"),
+    "prediction_requests_total": MetricDoc("counter", ("status",), "Requests for predictions answered, by HTTP status"),
     "prediction_request_latency_seconds": MetricDoc(
-        "histogram", (), "From a request's last byte to its answer", REQUEST_SECONDS
+        "histogram", (), "From a request's last byte to its answer, of those answered with 200 or 5xx", REQUEST_SECONDS
     ),
     "model_prediction_latency_seconds": MetricDoc(
         "histogram", (), "Time in the model, per row of a micro-batch", MODEL_SECONDS
@@ -157,9 +157,10 @@ class WorkerMetrics:
             self.set("model_slot_info", variant, version, value=1)
 
     def count_request(self, status: int, seconds: float) -> None:
-        """Count an answered request."""
+        """Count an answered request for predictions; a refusal costs nothing, and would make an overload look quick."""
         self.count("prediction_requests_total", str(status))
-        self._observe("prediction_request_latency_seconds", seconds, 1)
+        if status == 200 or status >= 500:
+            self._observe("prediction_request_latency_seconds", seconds, 1)
 
     def count_predictions(self, version: str, variant: str, decisions: Sequence[int], seconds: float) -> None:
         """Count the rows of a micro-batch: decisions, each 0 or 1, and the model's time for one row."""

@@ -145,7 +145,7 @@ REFUSALS = {
     "403": "The token lacks the scope",
     "404": "Unknown prediction",
     "408": "The body came too slowly",
-    "413": "The body is too large",
+    "413": "The body is too large, or has more outcomes than are ever taken at once",
     "415": "The body is said to be something else than JSON",
     "429": "Too many requests or outcomes; see Retry-After",
     "503": "No model, no online store, or no room to log",

@@ -26,7 +26,7 @@ class OutcomeIntake:
 
     def __init__(self, log: PredictionLog, per_minute: int, id_key: bytes) -> None:
         self._log, self._id_key = log, id_key
-        self._per_second = per_minute / 60
+        self._per_minute, self._per_second = per_minute, per_minute / 60
         self._allowance_max = float(per_minute)
         self._allowance, self._counted_at = self._allowance_max, time.monotonic()
 
@@ -36,7 +36,7 @@ class OutcomeIntake:
         Raises
         ------
         RefusedRequest
-            If there are more than may come now; none is taken then.
+            If there are more than may come now, or ever at once; none is taken then.
         """
         self._spend(len(items))
         now = dt.datetime.now(dt.UTC)
@@ -52,6 +52,9 @@ class OutcomeIntake:
         return refused
 
     def _spend(self, count: int) -> None:
+        if count > self._per_minute:
+            breach = Breach("", count, f"at most {self._per_minute} outcomes, which is what may come in a minute")
+            raise RefusedRequest("too_large", "more outcomes than are ever taken at once", (breach,), status=413)
         now = time.monotonic()
         earned = (now - self._counted_at) * self._per_second
         self._allowance, self._counted_at = min(self._allowance_max, self._allowance + earned), now
@@ -65,7 +68,7 @@ class OutcomeIntake:
             raise RefusedRequest("invalid_request", "an outcome is an object", (Breach("", shorten(item), "object"),))
         breaches = list_unknown(item, _FIELDS)
         value, prediction_id = item.get("outcome"), item.get("prediction_id")
-        if value not in (0, 1) or isinstance(value, float):
+        if type(value) is not int or value not in (0, 1):  # JSON's true would do for a 1
             breaches.append(Breach("outcome", shorten(value), "0 (stayed) or 1 (churned)"))
         if not isinstance(prediction_id, str):
             breaches.append(Breach("prediction_id", shorten(prediction_id), "text"))

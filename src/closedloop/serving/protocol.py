@@ -53,14 +53,19 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end; its first piece is limited by the size of a read."""
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except HttpParserError:
-            self._refuse(400, "invalid_http", "the request is not HTTP/1.1")
-            return
-        except HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
-            return
+        while True:
+            try:
+                self.parser.feed_data(data)
+                break
+            except HttpParserError:
+                self._refuse(400, "invalid_http", "the request is not HTTP/1.1")
+                return
+            except HttpParserUpgrade as upgrade:
+                rest = data[upgrade.args[0] :]
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(405, "method_not_allowed", "this is no proxy")
+                return
+            data = self._ignore_upgrade(rest)
         scope: Any = self.scope
         if scope is None or "path" in scope:
             return
@@ -93,15 +98,12 @@ class Connection(HttpToolsProtocol):
         """Let uvicorn put off a request that asks for an upgrade, as Java's client does with every first one."""
         return True
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Take the request as one that did not ask: the parser holds all that follows its head for another protocol."""
+    def _ignore_upgrade(self, rest: bytes) -> bytes:
+        """The request as one that did not ask, for a new parser: the old one takes ``rest`` for another protocol."""
         method = self.parser.get_method()
-        if method == b"CONNECT":
-            self._refuse(405, "method_not_allowed", "this is no proxy")
-            return
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] not in (b"connection", b"upgrade")]
         self.parser = HttpRequestParser(self)
-        self.data_received(b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, self.url, b"".join(fields), rest))
+        return b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, self.url, b"".join(fields), rest)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         answer = refuse(RefusedRequest(code, message, status=status), os.urandom(8).hex())

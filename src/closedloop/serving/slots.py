@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from closedloop.contract import VERSION_FILE
+from closedloop.contract import VERSION_FILE, ModelContract
 from closedloop.core.assignment import is_canary
 from closedloop.errors import ClosedloopError, DataError
 from closedloop.files import replace_file
@@ -23,7 +25,7 @@ from closedloop.serving.requests import Breach, RefusedRequest, RequestChecker, 
 
 logger = logging.getLogger(__name__)
 SLOTS_FILE = "slots.json"
-POLL_SECONDS = 0.25
+POLL_SECONDS, RETRY_SECONDS = 0.25, 30.0
 BUNDLED = "bundled"
 
 
@@ -66,14 +68,14 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Slots(msgspec.Struct, frozen=True):
-    """The wanted slots: those of one revision of the deployment row.
+    """The wanted slots: those of one revision of the deployment row; ``champion`` None: what it names cannot be had.
 
     ``notes`` are the agent's words for people: an alias that was moved by hand, a registry that does not answer.
     """
 
     revision: int
     salt: str
-    champion: Slot
+    champion: Slot | None
     challenger: Slot | None = None
     challenger_mode: Literal["shadow", "canary"] = "shadow"
     weight: float = 0.0
@@ -115,6 +117,23 @@ def assign(request: ScoringRequest, serving: Serving, version: str | None) -> tu
         if is_canary(slots.salt, key, slots.weight):
             return challenger, "canary"
     return champion, "champion"
+
+
+def load_slot(slot: Slot, beside: ModelContract | None) -> LoadedModel:
+    """Load a slot's model, and prove that it may serve where ``beside`` does.
+
+    Raises
+    ------
+    DataError
+        If it may not; clients are told the reason, and no path.
+    """
+    try:
+        model = load_model(Path(slot.folder), version=slot.version, folder_sha256=slot.folder_sha256 or None)
+        if beside is not None:
+            check_compatible(model, beside)
+    except ClosedloopError as error:
+        raise DataError(str(error).replace(slot.folder, f"version {slot.version}")) from error
+    return model
 
 
 def write_slots(state_dir: Path, slots: Slots) -> None:
@@ -159,6 +178,7 @@ class SlotHolder:
         self.refused: dict[str, str] = {}
         self._state_dir, self._bundled_dir, self._range_margin = state_dir, bundled_dir, range_margin
         self._seen: tuple[int, int] | None = None
+        self._retry_at = math.inf
 
     def load_first(self) -> None:
         """Serve what was served last, else the bundled model, else nothing until the agent has written."""
@@ -171,17 +191,25 @@ class SlotHolder:
         if slots is not None:
             self._take(slots)
         if self.serving is None and self._bundled_dir is not None:
-            self._take(Slots(0, "", read_bundled(self._bundled_dir)))
+            refused, retry_at = self.refused if slots is not None else {}, self._retry_at
+            known = tuple(Refusal(version, reason) for version, reason in refused.items())
+            self._take(Slots(0, "", read_bundled(self._bundled_dir), refused=known))
+            self._retry_at = min(self._retry_at, retry_at)  # of what was wanted
 
     async def follow(self) -> None:
-        """Wait until the agent writes, and take it up; loading happens beside the requests."""
-        while (seen := self._stat()) == self._seen:
+        """Wait until the agent writes, and take it up; loading happens beside the requests.
+
+        The agent has proved what it wrote: what cannot be taken up here may be for want of memory or of file handles,
+        and is tried again.
+        """
+        while (seen := self._stat()) == self._seen and time.monotonic() < self._retry_at:
             await asyncio.sleep(POLL_SECONDS)
+        self._retry_at = time.monotonic() + RETRY_SECONDS
         try:
             slots = read_slots(self._state_dir)
             if slots is not None:
                 await asyncio.to_thread(self._take, slots)
-        except Exception:  # whatever it is, what serves goes on serving, and the next write is looked at
+        except Exception:  # whatever it is, what serves goes on serving
             logger.exception("the wanted slots could not be taken up")
         self._seen = seen
 
@@ -196,9 +224,10 @@ class SlotHolder:
         """Replace what serves by these slots; a model that is refused leaves its slot as it is."""
         before = self.serving
         refused = {refusal.version: refusal.reason for refusal in slots.refused}
-        champion = self._load(slots.champion, before, before and before.champion, refused)
+        kept = before.champion if before else None
+        champion = None if slots.champion is None else self._load(slots.champion, before, kept, refused)
         if champion is None:
-            self.refused = refused
+            self._settle(refused, slots)
             return
         challenger = None
         if slots.challenger is not None:
@@ -209,13 +238,18 @@ class SlotHolder:
         checker = before.checker if before and before.champion is champion else None
         checker = checker or RequestChecker(champion.contract, self._range_margin)
         self.serving = Serving(slots, champion, challenger, checker)
-        self.refused = refused
+        self._settle(refused, slots)
         logger.info(
             "serving revision %d: champion %s, challenger %s",
             slots.revision,
             champion.version,
             challenger.version if challenger else None,
         )
+
+    def _settle(self, refused: dict[str, str], slots: Slots) -> None:
+        """Note what is refused; what this worker alone refuses is looked at again."""
+        alone = len(refused) > len(slots.refused)
+        self.refused, self._retry_at = refused, time.monotonic() + RETRY_SECONDS if alone else math.inf
 
     def _load(
         self,
@@ -229,13 +263,10 @@ class SlotHolder:
         loaded = before.select(slot.version) if before else None
         if loaded is not None and slot.folder_sha256 in ("", loaded.folder_sha256):
             return loaded
+        reference = beside or (before.champion if before else None)
         try:
-            model = load_model(Path(slot.folder), version=slot.version, folder_sha256=slot.folder_sha256 or None)
-            reference = beside or (before.champion if before else None)
-            if reference is not None:
-                check_compatible(model, reference.contract)
-        except ClosedloopError as error:
+            return load_slot(slot, reference.contract if reference else None)
+        except DataError as error:
             refused[slot.version] = str(error)
             logger.error("version %s is refused: %s", slot.version, error)
             return kept
-        return model

@@ -44,6 +44,9 @@ class SpoolWriter:
         A new file is begun once the current one has this size.
     disk_free_bytes_min
         Records are refused while the file system has less room than this.
+    bytes_max
+        And while more than this waits in the spools beside and in this one, but for the file that is written to: of a
+        pod's volume the file system tells the node's room, and a pod that takes too much is evicted with it.
     fsync_before_answer
         Whether ``append`` waits for the disk too.
 
@@ -54,11 +57,17 @@ class SpoolWriter:
     """
 
     def __init__(
-        self, folder: Path, segment_bytes: int, *, disk_free_bytes_min: int = 0, fsync_before_answer: bool = False
+        self,
+        folder: Path,
+        segment_bytes: int,
+        *,
+        disk_free_bytes_min: int = 0,
+        bytes_max: int | None = None,
+        fsync_before_answer: bool = False,
     ) -> None:
         self._folder = folder
         self._segment_bytes = segment_bytes
-        self._free_bytes_min = disk_free_bytes_min
+        self._free_bytes_min, self._bytes_max = disk_free_bytes_min, bytes_max
         self._fsync_before_answer = fsync_before_answer
         self._segment, self._file, self._size = 0, -1, 0
         self._unsynced: set[int] = set()
@@ -83,7 +92,7 @@ class SpoolWriter:
         """
         now = time.monotonic()
         if now >= self._check_at:
-            self._check_disk(now)
+            self._check_room(now)
         if self._refusal:
             raise ServiceUnavailable(self._refusal)
         bodies = [_encode(record) for record in records]
@@ -102,23 +111,27 @@ class SpoolWriter:
         Raises
         ------
         ServiceUnavailable
-            If it cannot take it.
+            If it did not take it, which is said once: the kernel forgets what it could not write, and a second fsync
+            would succeed. What was appended stays with the kernel, for the drain, but is no safer from a power cut.
         """
         with self._sync_lock:
             with self._lock:
                 complete, self._left_behind = self._left_behind, []
                 unsynced, self._unsynced = self._unsynced, set()
-            try:
-                for file in unsynced:
+            problem: OSError | None = None
+            for file in unsynced:
+                try:
                     os.fsync(file)
-            except OSError as error:
-                with self._lock:
-                    self._left_behind += complete
-                    self._unsynced |= unsynced
-                message = self._refuse(f"predictions may not have reached the disk ({error.strerror})")
-                raise ServiceUnavailable(message) from error
+                except OSError as error:
+                    problem = error
             for file in complete:
                 os.close(file)
+            if problem is not None:
+                with self._lock:
+                    if self._file >= 0:  # what comes now must not stand behind a hole
+                        self._leave_segment()
+                message = self._refuse(f"predictions may not have reached the disk ({problem.strerror})")
+                raise ServiceUnavailable(message) from problem
 
     def start_syncing(self, every_ms: int) -> None:
         """Call ``sync`` from a thread of its own until the writer is closed."""
@@ -169,18 +182,26 @@ class SpoolWriter:
         self._left_behind.append(self._file)
         self._file = -1
 
-    def _check_disk(self, now: float) -> None:
+    def _check_room(self, now: float) -> None:
         self._check_at = now + CHECK_EVERY_SECONDS
         try:
             found = os.statvfs(self._folder)
+            waiting = 0 if self._bytes_max is None else self._measure_waiting()
         except OSError as error:
             self._refuse(f"the spool cannot be reached ({error.strerror})")
             return
         free = found.f_bavail * found.f_frsize
         if free < self._free_bytes_min:
             self._refuse(f"{free} bytes are free on its disk, {self._free_bytes_min} are required")
+        elif self._bytes_max is not None and waiting > self._bytes_max:
+            self._refuse(f"{waiting} bytes wait for the operations store, {self._bytes_max} may")
         else:
             self._refusal = ""
+
+    def _measure_waiting(self) -> int:
+        # drained files are removed, but for the one at hand, which would so keep a small limit reached for ever
+        own = self._size if self._file >= 0 else 0
+        return measure_spools(self._folder.parent) - own
 
     def _refuse(self, reason: str) -> str:
         if not self._refusal:  # the answers that say it name no path
@@ -258,6 +279,16 @@ def list_spools(root: Path) -> list[Path]:
 def list_segments(spool: Path) -> list[Path]:
     """The files of a spool, oldest first; only the last one of a living writer can still grow."""
     return sorted(spool.glob("[0-9]*.log"))
+
+
+def measure_spools(root: Path) -> int:
+    """Bytes in the files of all spools."""
+    total = 0
+    for spool in list_spools(root):
+        for segment in list_segments(spool):
+            with contextlib.suppress(FileNotFoundError):  # drained meanwhile
+                total += segment.stat().st_size
+    return total
 
 
 def take_lock(path: Path, *, wait: bool = False) -> int:

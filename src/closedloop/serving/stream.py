@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from closedloop.adapters.kafka import Event, EventStream, Letter
+from closedloop.environment import PROPERTIES_VARIABLE
 from closedloop.errors import ClosedloopError, ServiceUnavailable
 from closedloop.records import Prediction, digest_position
 from closedloop.serving.batching import Batcher, Pending
@@ -35,10 +36,10 @@ from closedloop.serving.slots import Serving
 from closedloop.serving.spool import take_lock
 from closedloop.serving.worker import Worker
 
-PROPERTIES_VARIABLE = "CLOSEDLOOP_STREAM__PROPERTIES"
 WAIT_SECONDS, RETRY_SECONDS, REPORT_SECONDS = 0.5, 1.0, 60.0
 # A broker takes messages of a million bytes by default, and a dead letter must never be refused.
-KEY_BYTES_MAX, DEAD_BYTES_MAX = 10_000, 900_000
+KEY_BYTES_MAX, HEADERS_BYTES_MAX, DEAD_BYTES_MAX = 10_000, 10_000, 900_000
+OWN_PREFIX, HEADER_BYTES = "closedloop-", 10  # at most two lengths of five bytes stand before a header
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class StreamConfig(msgspec.Struct, frozen=True):
     """What the stream worker needs to know; credentials come from the environment alone.
 
     At most ``batch_size`` events make one transaction. ``agent``: whether this process runs one beside it, for where
-    no HTTP service with the same state folder does.
+    no HTTP service with the same state folder does; ``params`` is the command's ``params.yaml``, for the agent.
     """
 
     brokers: str
@@ -56,6 +57,7 @@ class StreamConfig(msgspec.Struct, frozen=True):
     dead_letter_topic: str
     group: str
     worker: WorkerConfig
+    params: str
     batch_size: int = 500
     agent: bool = True
 
@@ -114,16 +116,13 @@ class StreamWorker:
     stream
         Opened, and closed by whoever opened it.
     worker
-        With what the HTTP service answers a request with.
+        With what the HTTP service answers a request with, and an `EventBatcher`.
     stopping
         Once it is set, the batch at hand is committed, and no more.
     """
 
     def __init__(self, config: StreamConfig, stream: EventStream, worker: Worker, stopping: threading.Event) -> None:
         self._config, self._stream, self._worker, self._stopping = config, stream, worker, stopping
-        self._batcher = EventBatcher(
-            worker.log, worker.metrics, id_key=worker.id_key, reader=worker._find_reader, state_of=worker._state_of
-        )
         self._answered = self._dead = self._transactions = 0
         self._reported_at = time.monotonic()
 
@@ -174,7 +173,7 @@ class StreamWorker:
         found: list[EventRequest | RefusedRequest | Prediction] = [self._check(event, serving) for event in events]
         for by_id in (True, False):  # what an outage can hold up first, else the rest would be logged at every attempt
             chosen = {n: one for n, one in enumerate(found) if isinstance(one, EventRequest) and by_id == one.by_id}
-            futures = [self._batcher.submit(one, serving, arrived=arrived) for one in chosen.values()]
+            futures = [self._worker.batcher.submit(one, serving, arrived=arrived) for one in chosen.values()]
             results = await asyncio.gather(*futures, return_exceptions=True)
             for place, result in zip(chosen, results, strict=True):
                 if not isinstance(result, Prediction | RefusedRequest):
@@ -213,12 +212,25 @@ class StreamWorker:
 
 
 def refuse_event(topic: str, event: Event, refused: RefusedRequest) -> Letter:
-    """The event as it came, as far as a message may be long, with the reason and its position in its headers."""
-    headers = [("closedloop-error", encode(error_of(refused))), ("closedloop-source", encode(locate(event)))]
+    """The event as it came, as far as a message may be long, with reason, position and time in headers of our own.
+
+    The message's own time is that of the refusal: a broker may refuse one that is far off, or delete it at once.
+    """
+    headers = [
+        ("closedloop-error", encode(error_of(refused))),
+        ("closedloop-source", encode(locate(event))),
+        ("closedloop-timestamp-ms", b"%d" % event.timestamp_ms),
+    ]
+    # those of ours are of an earlier refusal of the same event
+    kept = [header for header in event.headers if not header[0].startswith(OWN_PREFIX)]
+    headers_bytes = sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in kept)
+    if headers_bytes > HEADERS_BYTES_MAX:
+        kept = []
     key, value = event.key and event.key[:KEY_BYTES_MAX], event.value and event.value[:DEAD_BYTES_MAX]
-    if (key, value) != (event.key, event.value):
-        headers.append(("closedloop-cut-from", b"%d %d" % (len(event.key or b""), len(event.value or b""))))
-    return Letter(topic, key, value, tuple(headers))
+    if (key, value) != (event.key, event.value) or headers_bytes > HEADERS_BYTES_MAX:
+        lengths = len(event.key or b""), len(event.value or b""), headers_bytes
+        headers.append(("closedloop-cut-from", b"%d %d %d" % lengths))
+    return Letter(topic, key, value, (*kept, *headers))
 
 
 def locate(event: Event) -> SourcePosition:
@@ -259,7 +271,7 @@ async def run_stream(config: StreamConfig, properties: Mapping[str, str], stoppi
     lock, instance = claim_instance(Path(config.worker.state_dir) / "stream")
     transactional_id = f"{config.group}-{instance}"
     stream = EventStream(config.brokers, config.input_topic, config.group, transactional_id, properties)
-    worker = Worker(config.worker)
+    worker = Worker(config.worker, EventBatcher)
     try:
         names = ("input_topic", "output_topic", "dead_letter_topic")
         await asyncio.to_thread(stream.open, {f"stream.{name}": getattr(config, name) for name in names})
@@ -279,7 +291,7 @@ def main() -> None:
     stopping, ended = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # first of all: nothing else would end the agent
         signal.signal(number, lambda *_: stopping.set())
-    keeper = threading.Thread(target=keep_agent, args=(ended,), name="agent")
+    keeper = threading.Thread(target=keep_agent, args=(ended, config.params), name="agent")
     if config.agent:
         keeper.start()
     try:

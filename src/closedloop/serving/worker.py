@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from closedloop.adapters.online import OnlineReader, open_online_reader, state_of
+from closedloop.environment import ID_KEY_VARIABLE, TOKENS_VARIABLE
 from closedloop.serving.batching import Batcher
 from closedloop.serving.clock import Clock
 from closedloop.serving.config import WorkerConfig
@@ -25,14 +26,13 @@ from closedloop.serving.slots import Serving, SlotHolder
 from closedloop.serving.spool import SpoolWriter
 
 
-def read_id_key(state_dir: Path) -> bytes:
-    """The key that seals prediction ids: the environment's, which replicas share, else one made for this state folder.
+def read_id_key(state_dir: Path, given: str) -> bytes:
+    """The key that seals prediction ids: the given one, which replicas share, else one made for this state folder.
 
     It authenticates ids, and nothing else; a lost one only makes earlier ids unknown.
     """
-    found = os.environ.get("CLOSEDLOOP_SERVING__ID_KEY")
-    if found:
-        return found.encode()[:64]
+    if given:
+        return given.encode()[:64]
     path = state_dir / "id.key"
     state_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -47,8 +47,8 @@ def read_id_key(state_dir: Path) -> bytes:
 
 
 def read_tokens() -> dict[str, tuple[str, ...]]:
-    """Tokens and their scopes, from the environment."""
-    found = os.environ.get("CLOSEDLOOP_SERVING__TOKENS")
+    """Tokens and their scopes, as `export_secrets` has put them into the environment."""
+    found = os.environ.get(TOKENS_VARIABLE)
     return msgspec.json.decode(found, type=dict[str, tuple[str, ...]]) if found else {}
 
 
@@ -74,13 +74,13 @@ def name_reason(text: str) -> str:
 
 
 class Worker:
-    """Everything behind the application of one process."""
+    """Everything behind the application of one process; ``batcher`` answers requests in the way of their source."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, batcher: type[Batcher] = Batcher) -> None:
         self.config = config
         self.tokens = read_tokens()
         state_dir = Path(config.state_dir)
-        self.id_key = read_id_key(state_dir)
+        self.id_key = read_id_key(state_dir, os.environ.get(ID_KEY_VARIABLE, ""))
         bundled = Path(config.bundled_dir) if config.bundled_dir else None
         self.slots = SlotHolder(state_dir, bundled, range_margin=config.range_margin)
         self.slots.load_first()
@@ -89,12 +89,13 @@ class Worker:
             state_dir / "spool" / name,
             segment_bytes=config.spool_segment_bytes,
             disk_free_bytes_min=config.disk_free_bytes_min,
+            bytes_max=config.spool_bytes_max,
             fsync_before_answer=config.fsync_before_answer,
         )
         self.metrics = WorkerMetrics(state_dir / "metrics", name)
         self.clock = Clock(Path(config.clock) if config.clock else None)
         self._readers: dict[str, OnlineReader] = {}
-        self.batcher = Batcher(
+        self.batcher = batcher(
             self.log,
             self.metrics,
             id_key=self.id_key,
@@ -138,6 +139,11 @@ class Worker:
         if serving.challenger is not None:
             versions[serving.slots.challenger_mode] = serving.challenger.version
         self.metrics.set_slots(versions)
+        shown = [*versions.items()]
+        if "canary" in versions:  # it scores what the champion answers, too
+            shown.append(("shadow", versions["canary"]))
+        for variant, version in shown:
+            self.metrics.count("model_errors_total", version, variant, by=0)  # Prometheus sees no series' first count
         if self._shown is None or self._shown.champion is not serving.champion:
             self.metrics.use_reference(serving.champion.contract)
         self._shown = serving

@@ -37,9 +37,8 @@ class Candidate:
 def load_candidate(training_dir: Path, model_dir: Path, pipeline_dir: Path) -> Candidate:
     """Read the model in both forms, refuse what its contract does not vouch for, and score the test rows."""
     from closedloop.adapters.onnxruntime import OnnxScorer
-    from closedloop.adapters.skops import load_pipeline
+    from closedloop.adapters.skops import PIPELINE_FILE, load_pipeline
     from closedloop.core.estimators import encode_frame
-    from closedloop.stages.train import PIPELINE_FILE
 
     contract = read_contract(model_dir)
     scorer = OnnxScorer(model_dir / MODEL_FILE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from closedloop.adapters.journal import Entry, Journal, Rollout, read_entry
 from closedloop.adapters.store import Deployment, DeploymentChanged
+from closedloop.core.chain import find_break
 from closedloop.errors import ClosedloopError, DataError
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Releases:
         """
         name = self.model_name
         head, row = self.journal.read_head(name), self.store.read_deployment(name)
+        while (newest := self.journal.read_head(name)) != head:  # somebody moved between the two
+            head, row = newest, self.store.read_deployment(name)
         if head is None:
             return State(row, None, None)
         entry = read_entry(head)
@@ -178,12 +181,18 @@ class Releases:
             return target
 
     def _mirror(self, entry: Entry, head: Link) -> None:
-        """Let aliases and tags say what the row does; what the registry refuses is left to the next pass."""
+        """Let aliases and tags say what the row does; what the registry refuses is left to the next pass.
+
+        A journal that does not hold against the registry's tag leaves that as it is: it is the proof.
+        """
         reason = f"entry {head.sequence}: {entry.reason}"
         try:
-            self.tracking.mirror_release(
-                entry.row.champion_version, rejected=entry.rejected, reason=reason, mark=head.mark
-            )
+            known = self.tracking.read_journal_mark()  # first: what is read after it holds it
+            broken = find_break(self.journal.read(self.model_name), known)
+            if broken:
+                logger.error("the journal does not hold, see 'closedloop release verify': %s", broken)
+            mark = None if broken or known == head.mark else head.mark
+            self.tracking.mirror_release(entry.row.champion_version, rejected=entry.rejected, reason=reason, mark=mark)
         except ClosedloopError as error:
             logger.warning("entry %d is in force, the registry follows with the next pass: %s", head.sequence, error)
 

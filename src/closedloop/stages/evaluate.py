@@ -63,7 +63,7 @@ def evaluate(
     comparison, champion = compare_with_champion(params, tracking, features, candidate)
     logger.info("judging by every gate")
     results = judge(params, dataset, candidate, figures, intervals, groups, raw_dir=raw_dir)
-    results.append(gate.gate_champion_challenger(comparison))
+    results.append(gate.gate_champion_challenger(comparison, _explain(champion)))
     failed = gate.failed_gates(results)
     verdict = {
         "passed": not failed,
@@ -156,6 +156,13 @@ def compare_with_champion(
         customers=candidate.test["customer_id"].to_numpy(),
     )
     return comparison, champion
+
+
+def _explain(champion: dict[str, Any] | None) -> str:
+    """Why there is no comparison, where there is none."""
+    if champion is None:
+        return "there is no champion yet"
+    return str(champion.get("not_compared", "it is the champion"))
 
 
 def read_champion_rows(features: Features, contract: ModelContract, test: pd.DataFrame) -> pd.DataFrame | None:

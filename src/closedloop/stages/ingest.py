@@ -216,7 +216,7 @@ def _read_customers(
 ) -> pd.DataFrame:
     """The customers' own source where the data set has one, else the ids that occur in the events."""
     if dataset.customers_source is None:
-        return pd.DataFrame({"customer_id": np.sort(events["customer_id"].unique())})
+        return pd.DataFrame({"customer_id": np.sort(events["customer_id"].dropna().unique())})
     columns, parts = dataset.columns, []
     needed = [name for name in (columns.entity_id, *columns.attributes, columns.sensitive, columns.since) if name]
     for name, first, rows in read_chunks(

@@ -11,6 +11,7 @@ import pandas as pd
 from closedloop.adapters.tables import write_table
 from closedloop.contract import (
     CONTRACT_FILE,
+    JOIN_KEY,
     MODEL_FILE,
     REFERENCE_FILE,
     Feature,
@@ -62,7 +63,8 @@ def write_model(
     if len(test) > REFERENCE_ROWS_MAX:
         reference = test.sample(REFERENCE_ROWS_MAX, random_state=params.seed).sort_index()
     scores = scorer.score(encode_frame(features, reference))
-    write_table(folder / REFERENCE_FILE, reference.assign(score=scores))
+    # without ids: a model outlives the erasure of its customers
+    write_table(folder / REFERENCE_FILE, reference.drop(columns=JOIN_KEY).assign(score=scores))
     names = [feature.name for feature in features]
     places = np.linspace(0, len(reference) - 1, min(GOLDEN_ROWS, len(reference))).astype(int)
     golden = [GoldenRow(features=_plain(reference.iloc[place], names), score=float(scores[place])) for place in places]

@@ -9,7 +9,7 @@ from closedloop.dataset import DatasetConfig
 from closedloop.params import Params
 from closedloop.stages.feature_rows import compute_features
 from closedloop.stages.ingest import ingest
-from closedloop.stages.training_set import materialize_newest
+from closedloop.stages.training_set import check_freshness, find_newest_snapshot, materialize_newest
 from closedloop.stages.validate import validate
 
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 def refresh(
     params: Params, dataset: DatasetConfig, features: Features, engine: Engine, *, work_dir: Path
 ) -> dict[str, Any]:
-    """Bring the features of ``params.as_of`` online; a failed gate materialises nothing.
+    """Bring the features of ``params.as_of`` online; data that fail their gate, or are too old, are not.
+
+    The skew gate compares what is online by then with the file: a difference is the store's, and stays to be looked at.
 
     ``work_dir`` is kept between calls, so that the roll-up grows by the new days only.
 
     Raises
     ------
     GateFailed
-        If the data gate or the skew gate says no.
+        If the data gate, the freshness gate or the skew gate says no.
     """
     raw_dir, features_dir = work_dir / "raw", work_dir / "features"
     ingest_tables(params, dataset, work_dir=work_dir)
@@ -40,8 +42,9 @@ def refresh(
         features_dir=features_dir,
         snapshots=None if dataset.kind == "table" else [params.as_of_at],
     )
+    newest = find_newest_snapshot(features_dir)
+    check_freshness(features, newest=newest, events_dir=raw_dir / "events", as_of=params.as_of_at)
     features.publish(features_dir)
-    newest = params.as_of_at
     return materialize_newest(features, features_dir, newest=newest, as_of=params.as_of_at, seed=params.seed)
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 from closedloop.adapters.tables import read_table
 from closedloop.contract import Feature, Lineage, digest_folder
 from closedloop.dataset import DatasetConfig
+from closedloop.errors import GateFailed
 from closedloop.featureset import FeatureSet
-from closedloop.files import replace_folder, write_json
+from closedloop.files import read_json, replace_folder, write_json
 from closedloop.params import Params
 from closedloop.stages.model_folder import write_model
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
-PIPELINE_FILE = "pipeline.skops"
 IMPORTANCE_ROWS_MAX = 3_000
 
 
@@ -61,14 +61,19 @@ def train(
 
     Raises
     ------
+    GateFailed
+        If the data gate refused the data.
     DataError
         If the training set is missing or cannot train a model.
     ConfigError
         If a hyper-parameter or the search space is wrong.
     """
     from closedloop.adapters.mlflow import DIGEST_TAG
-    from closedloop.adapters.skops import save_pipeline
+    from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
 
+    refused = read_json(data_quality_path, made_by="closedloop validate")["failed_critical"]
+    if refused:  # the graph stops there; stages run by hand do not
+        raise GateFailed(f"{data_quality_path}: {refused} critical expectations failed, so nothing is trained")
     rows = {part: read_table(training_dir / f"{part}.parquet", made_by="closedloop training-set") for part in PARTS}
     lineage = describe_lineage(params, dataset, training_dir, rows)
     with tracking.start_run(f"{params.model.type} {params.as_of}", tags=lineage.list_tags()) as run_id:
@@ -155,12 +160,11 @@ def search_parameters(
 ) -> dict[str, Any]:
     """Hyper-parameters: those of params.yaml, with the best of the search on top; each trial is a nested run."""
     given = dict(params.model.params)
-    space = params.tuning.space.get(params.model.type)
-    if params.tuning.trials == 0 or not space:
+    if params.tuning.trials == 0:
         return given
     from closedloop.adapters.optuna import search
     from closedloop.adapters.wandb import open_mirror
-    from closedloop.core.folds import index_hash_folds, index_time_folds, score_fold
+    from closedloop.core.folds import index_day_folds, index_hash_folds, index_time_folds, score_fold
 
     if len(rows) > params.tuning.rows_max:
         rows = rows.sample(params.tuning.rows_max, random_state=params.seed).sort_index()
@@ -169,6 +173,8 @@ def search_parameters(
         folds = index_time_folds(
             rows["event_timestamp"], horizon_days=dataset.label.horizon_days, folds=params.tuning.folds
         )
+    elif dataset.columns.time is not None:
+        folds = index_day_folds(rows["event_timestamp"], folds=params.tuning.folds)
     else:
         folds = index_hash_folds(rows["customer_id"], folds=params.tuning.folds, salt=str(params.seed))
 
@@ -189,7 +195,7 @@ def search_parameters(
 
         found = search(
             score_parameters,
-            space,
+            params.tuning.space[params.model.type],
             folds=len(folds),
             trials=params.tuning.trials,
             metric=metric,

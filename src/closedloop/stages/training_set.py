@@ -52,11 +52,8 @@ def build_training_set(
     DataError
         If a part holds no rows, or one class only.
     """
-    days = list_event_days(features_dir)
-    if not days:
-        raise DataError(f"{features_dir}: there are no feature rows; 'closedloop features' writes them")
-    newest = dt.datetime.combine(days[-1], dt.time(), dt.UTC)
-    age_days = check_freshness(features, newest=newest, as_of=params.as_of_at)
+    newest = find_newest_snapshot(features_dir)
+    age_days = check_freshness(features, newest=newest, events_dir=raw_dir / "events", as_of=params.as_of_at)
     labels = read_labels(params, dataset, engine, raw_dir=raw_dir, rollup_dir=rollup_dir)
     labels["part"] = assign_parts(params, dataset, labels)
     labels = labels.dropna(subset="part").sort_values([TIMESTAMP, CUSTOMER], ignore_index=True)
@@ -151,19 +148,42 @@ def split_table_by_time(times: pd.Series, *, validation_fraction: float, test_fr
     return times.map(part_of_day)
 
 
-def check_freshness(features: Features, *, newest: dt.datetime, as_of: dt.datetime) -> int:
-    """Age in days of the newest snapshot at ``as_of``.
+def find_newest_snapshot(features_dir: Path) -> dt.datetime:
+    """The newest snapshot that feature rows were written for.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    days = list_event_days(features_dir)
+    if not days:
+        raise DataError(f"{features_dir}: there are no feature rows; 'closedloop features' writes them")
+    return dt.datetime.combine(days[-1], dt.time(), dt.UTC)
+
+
+def check_freshness(features: Features, *, newest: dt.datetime, events_dir: Path, as_of: dt.datetime) -> int:
+    """Age in days at ``as_of`` of what the newest features know.
+
+    That is the snapshot's age, or that of the end of the newest day with events: a snapshot can be taken on any day,
+    whether or not events still arrive. A table has no ``events_dir``.
 
     Raises
     ------
     GateFailed
         If it is older than the data set allows.
     """
-    age_days = (as_of - newest).days
+    known_until, found = newest, f"the newest snapshot is {newest:%Y-%m-%d}"
+    event_days = list_event_days(events_dir)
+    if event_days:
+        ended = dt.datetime.combine(event_days[-1], dt.time(), dt.UTC) + dt.timedelta(days=1)
+        if ended < newest:
+            known_until, found = ended, f"the newest events are of {event_days[-1]}"
+    age_days = (as_of - known_until).days
     if age_days > features.max_age_days:
         raise GateFailed(
-            f"feature freshness: the newest snapshot is {newest:%Y-%m-%d}, {age_days} days before as_of "
-            f"{as_of:%Y-%m-%d}; at most {features.max_age_days} days are allowed (feature_max_age_days)"
+            f"feature freshness: {found}, {age_days} days before as_of {as_of:%Y-%m-%d}; "
+            f"at most {features.max_age_days} days are allowed (feature_max_age_days)"
         )
     return age_days
 

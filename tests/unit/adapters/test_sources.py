@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from closedloop.adapters.sources import CHUNK_ROWS, list_files, read_chunks
+from closedloop.core.cleaning import normalise_ids
 from closedloop.dataset import FileSource, SqlSource
 from closedloop.errors import ConfigError, DataError
 
@@ -152,6 +153,24 @@ def test_a_query(database):
     rows = read_all(source, None, ["id", "price"])
     assert rows["id"].tolist() == [2, 1]
     assert rows["price"].tolist()[1] == 2.5
+
+
+LONG = 1_234_567_890_123_456_789
+
+
+def test_whole_numbers_stay_whole_beside_a_missing_one(tmp_path, monkeypatch):
+    """As floats two long ids would be one, and the code 1 would be 1.0 where a part has a NULL."""
+    ids = pd.array([LONG, LONG + 1, None], dtype="Int64")
+    pd.DataFrame({"id": ids, "price": [1.5, None, 2.5]}).to_parquet(tmp_path / "a.parquet")
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER, price REAL)")
+        connection.executemany("INSERT INTO orders VALUES (?, ?)", [(LONG, 1.5), (LONG + 1, None), (None, 2.5)])
+    connection.close()
+    monkeypatch.setenv(URL, f"sqlite:///{tmp_path / 'shop.db'}")
+    query = SqlSource(type="sql", url_variable=URL, query="SELECT id, price FROM orders")
+    for rows in (read_all(FileSource(type="parquet"), tmp_path / "a.parquet"), read_all(query, None)):
+        assert normalise_ids(rows["id"]).tolist() == [f"{LONG}", f"{LONG + 1}", None]
+        assert rows["price"].dtype == "float64"
 
 
 def test_a_query_lacks_a_column(database):

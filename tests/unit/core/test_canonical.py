@@ -115,6 +115,11 @@ def test_without_a_zone_anywhere_the_config_must_name_one():
     assert times_of(["2024-01-01 10:00:00Z"], None) == ["2024-01-01 10:00:00.000000"]
 
 
+def test_where_there_are_no_times_no_zone_is_asked_for():
+    """A day's file may hold nothing but its header, or nothing that is kept."""
+    assert times_of([], None) == []
+
+
 def test_labels_are_one_of_two_values():
     column = pd.Series(["Yes", " No ", "Yes"], name="Churn")
     assert parse_labels(column, churned="Yes", stayed="No", **where(column)).tolist() == [True, False, True]

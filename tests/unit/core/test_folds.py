@@ -17,6 +17,7 @@ from closedloop.core.folds import (
     assign_hash_split,
     choose_recent_days,
     hash_shares,
+    index_day_folds,
     index_hash_folds,
     index_time_folds,
     score_fold,
@@ -127,6 +128,24 @@ def test_time_folds_as_row_positions() -> None:
     (fold,) = index_time_folds(times, horizon_days=14, folds=1)
     assert fold.train.tolist() == [1]
     assert fold.validation.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_day_folds_train_on_earlier_days_only_and_divide_none(folds: int) -> None:
+    draw = np.random.default_rng(0)
+    days = pd.Series(pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(draw.integers(0, 24, 600), unit="D"))
+    found = index_day_folds(days, folds=folds)
+    assert len(found) == folds
+    validated: list[int] = []
+    for fold in found:
+        train, validation = days.iloc[fold.train], days.iloc[fold.validation]
+        assert train.max() < validation.min()
+        assert sorted([*fold.train, *fold.validation]) == np.flatnonzero(days <= validation.max()).tolist()
+        validated += fold.validation.tolist()
+    assert len(validated) == len(set(validated))
+    assert days.iloc[found[-1].validation].max() == days.max()
+    with pytest.raises(ConfigError, match=f"folds is {folds}, but the training rows are of 3 days"):
+        index_day_folds(days[days < days.min() + pd.Timedelta(days=3)], folds=folds)
 
 
 def test_hash_folds_validate_every_row_once() -> None:

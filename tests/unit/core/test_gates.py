@@ -192,7 +192,7 @@ def test_require_gates_wants_something_measured() -> None:
     with pytest.raises(GateFailed, match="at least one must be measured"):
         require_gates([])
     with pytest.raises(GateFailed, match="at least one must be measured"):
-        require_gates([gate_champion_challenger(None)])
+        require_gates([gate_champion_challenger(None, "there is no champion yet")])
 
 
 def test_champion_challenger_is_reported_and_blocks_nothing() -> None:
@@ -203,12 +203,13 @@ def test_champion_challenger_is_reported_and_blocks_nothing() -> None:
         comparison = compare_models(
             labels, champion, challenger, champion_threshold=0.5, challenger_threshold=0.5, seed=1, samples=50
         )
-        result = gate_champion_challenger(comparison)
+        result = gate_champion_challenger(comparison, "")
         figures[name] = (result.figure, result.passed)
         assert result.detail.startswith(comparison.verdict)
         require_gates([gate_accuracy(0.9, 0.85), result])
     assert figures == {"win": (1, True), "lose": (-1, False), "same": (0, False)}
-    assert gate_champion_challenger(None).passed
+    found = gate_champion_challenger(None, "it is the champion")
+    assert (found.passed, found.detail) == (True, "it is the champion")
 
 
 def test_noise_agreement_of_a_step_by_hand() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,12 @@ NOW = dt.datetime(2024, 3, 1, 12, tzinfo=dt.UTC)
 TODAY = NOW.replace(hour=0)
 CLOSED_BY = TODAY - HORIZON_DAYS * DAY
 
-EMPTY = Overview(NAME, NOW, NOW, None, None, None, None, None, {}, {}, {}, Share(), Share(), None, {}, None, None)
+NOTHING = dict.fromkeys(field.name for field in dataclasses.fields(Overview))
+EMPTY = Overview(
+    **NOTHING
+    | {"model_name": NAME, "now": NOW, "as_of": NOW, "accuracy": Share(), "labelled": Share()}
+    | {part: {} for part in ("drift", "estimate", "realised", "retrainings")}
+)
 
 
 @pytest.fixture
@@ -51,8 +58,10 @@ def test_every_figure_is_what_the_store_says(url):
         ("model_champion_age_seconds",): 40 * 24 * hour,
         ("model_release_step_info", "4", "canary_5"): 1,
         ("model_release_step_age_seconds",): 48 * hour,
+        ("model_release_look_age_seconds",): 48 * hour,
         ("model_release_weight",): 0.05,
         ("monitor_check_age_seconds",): 3 * hour,
+        ("monitor_judged_age_seconds",): 3 * hour,
         ("monitor_check_predictions",): 2_000,
         ("monitor_verdict", "none"): 0,
         ("monitor_verdict", "watch"): 0,
@@ -83,6 +92,34 @@ def test_every_figure_is_what_the_store_says(url):
         ("model_retraining_state", "failed"): 1,
         ("model_retraining_open_age_seconds",): 0,
     }
+
+
+def test_checks_with_too_few_rows_leave_the_monitor_blind(url):
+    fill(url, NOW)
+    with closing(Checks(url)) as checks:
+        for day in range(1, 32):
+            few = check(TODAY + day * DAY, verdict="none", evidence={"window_rows": 7})
+            checks.record_check(few)
+    found = scrape(url, now=NOW + 31 * DAY)
+    assert found["monitor_check_age_seconds",] == 3 * 3_600
+    assert found["monitor_judged_age_seconds",] == (31 * 24 + 3) * 3_600
+
+
+def test_a_champion_that_was_never_judged_waits_since_it_serves(url):
+    fill(url, NOW)
+    with closing(Store(url)) as store:
+        row = store.read_deployment(NAME)
+        store.write_deployment(
+            dataclasses.replace(row, revision=0, champion_version="4"), expected_revision=row.revision
+        )
+    assert scrape(url)["monitor_judged_age_seconds",] == 48 * 3_600
+
+
+def test_a_release_was_last_looked_at_when_a_pass_judged_it(url):
+    fill(url, NOW)
+    for hours in (60, 1):  # one before its step began, and one since
+        Journal(url).note_pass(NAME, NOW - dt.timedelta(hours=hours))
+        assert scrape(url)["model_release_look_age_seconds",] == min(hours, 48) * 3_600
 
 
 @pytest.mark.parametrize(("outcomes", "shown"), [(99, False), (100, True)])
@@ -135,7 +172,7 @@ def test_rolling_accuracy_counts_what_it_should(url):
     at = CLOSED_BY - DAY
     rows = [
         predict(1, at),  # right
-        predict(2, at, customer_id="C1"),  # the same customer and snapshot again: the first counts
+        predict(2, at, customer_id="C1"),  # of the same customer and snapshot: not the first, though its outcome is
         predict(3, at, variant="shadow"),
         predict(4, at, forced=True),
         predict(5, at, model_version="2"),
@@ -143,7 +180,7 @@ def test_rolling_accuracy_counts_what_it_should(url):
         predict(7, at, customer_id=None),  # wrong
         predict(8, at, customer_id=None),  # right, and corrected later: the first report counts
     ]
-    reports = [(1, 1), (2, 0), (3, 0), (4, 0), (5, 0), (6, 0), (7, 0), (8, 1)]
+    reports = [(2, 0), (1, 1), (3, 0), (4, 0), (5, 0), (6, 0), (7, 0), (8, 1)]
     store.insert([*rows, *[Outcome(f"{number:048x}", truth, NOW) for number, truth in reports]])
     store.insert([Outcome(f"{8:048x}", 0, NOW + DAY)])
     assert figures.measure_accuracy(NAME, "3", closed_by=CLOSED_BY) == Share(2, 3)

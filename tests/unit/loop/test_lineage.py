@@ -11,8 +11,8 @@ import pytest
 from closedloop.adapters.journal import Entry
 from closedloop.adapters.store import Deployment
 from closedloop.contract import digest_folder
-from closedloop.errors import DataError
-from closedloop.loop.lineage import find_entry, find_prediction, open_model, score_again, weigh_features
+from closedloop.errors import DataError, GateFailed
+from closedloop.loop.lineage import find_entry, find_prediction, open_model, reproduce, score_again, weigh_features
 from closedloop.records import Prediction
 from closedloop.serving.models import load_model
 from tests.model_folders import ROWS, expected_score, write_model_folder
@@ -59,6 +59,23 @@ def test_a_score_at_the_threshold_is_decided_as_it_was_recorded(tmp_path: Path) 
         assert (again.score, again.decision) == (pytest.approx(0.5, abs=1e-6), decision)
     with pytest.raises(DataError, match="2 values were logged, version 1 takes 3"):
         score_again(model, predict(features=(1.0, 2.0)))
+
+
+def test_another_score_is_told_unless_the_model_that_gave_it_is_kept_nowhere(tmp_path: Path) -> None:
+    class Kept:
+        def read_predictions(self, *_: Any, ids: list[str]) -> Any:
+            return iter([[predict(source=ids[0], score=expected_score(ROWS[2]) + 0.004, decision=0)]])
+
+        def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
+            place = write_model_folder(folder)
+            return place, digest_folder(place)
+
+    kept: Any = Kept()
+    with pytest.raises(GateFailed, match=r"was recorded .* the same features give"):
+        reproduce(kept, kept, "test_churn", "edge")
+    score = expected_score(ROWS[2])
+    with pytest.raises(DataError, match=rf"by the quantised variant, .* version 1 itself gives {score:.4f}"):
+        reproduce(kept, kept, "test_churn", "edge-quantised")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

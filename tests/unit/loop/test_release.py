@@ -128,6 +128,33 @@ def test_a_guardrail_that_fails_takes_the_version_back(desk: Any, step: str, cha
     assert words in entry.reason
 
 
+def test_a_pass_is_noted_once_it_is_done_whether_it_holds_or_moves_and_not_where_it_fails(
+    desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases, evidence, traffic = desk
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    assert releases.journal.read_pass("shop_churn") is None
+    assert run_pass(releases, evidence, POLICY, now=NOW + HOUR, as_of=NOW).decision.verdict == "hold"  # type: ignore[union-attr]
+    assert releases.journal.read_pass("shop_churn") == NOW + HOUR
+    flow(traffic, "shadow")
+    monkeypatch.setattr(traffic, "read_since", away)
+    with pytest.raises(ServiceUnavailable):
+        run_pass(releases, evidence, POLICY, now=NOW + 2 * HOUR, as_of=NOW)
+    assert releases.journal.read_pass("shop_churn") == NOW + HOUR
+    monkeypatch.undo()
+    monkeypatch.setattr(traffic, "read_totals", away)  # as the next step begins
+    with pytest.raises(ServiceUnavailable):
+        run_pass(releases, evidence, POLICY, now=NOW + 3 * HOUR, as_of=NOW)
+    assert releases.journal.read_pass("shop_churn") == NOW + HOUR
+    monkeypatch.undo()
+    assert run_pass(releases, evidence, POLICY, now=NOW + 4 * HOUR, as_of=NOW).decision.verdict == "advance"  # type: ignore[union-attr]
+    assert releases.journal.read_pass("shop_churn") == NOW + 4 * HOUR
+
+
+def away(*_: Any, **__: Any) -> Any:
+    raise ServiceUnavailable("Prometheus is away")
+
+
 def test_errors_are_counted_from_the_beginning_of_the_step(desk: Any) -> None:
     releases, evidence, traffic = desk
     traffic.errors = {"2/canary": 5_000.0, "1/champion": 3.0}
@@ -314,6 +341,21 @@ def test_a_rollback_of_what_is_open_alone_never_touches_a_champion(desk: Any) ->
     roll_back(releases, HERE, to=None, actor="CI", reason="", now=now, only_open=True)  # 3 is watched, 2 is in shadow
     assert describe(releases) == ("3", "2", "shadow", 0.0)
     assert len(releases.read_entries()) == entries
+
+
+def test_errors_from_before_a_promotion_by_hand_are_not_held_against_it(desk: Any) -> None:
+    """The service counts on, and nobody has asked it when the version was promoted."""
+    releases, evidence, traffic = desk
+    promote(releases, HERE, "2", actor="me", reason="", now=NOW)
+    traffic.errors = {"2/canary": 40.0}
+    traffic.flow("2", share=0.001)
+    traffic.flow("1", shadow=True, share=0.001)
+    found = run_pass(releases, evidence, POLICY, now=NOW + HOUR, as_of=NOW)
+    assert (found.decision.verdict, describe(releases)) == ("hold", ("2", "1", "shadow", 0.0))  # type: ignore[union-attr]
+    assert releases.read_entries()[-1].rollout.errors_before == {"2/canary": 40.0}
+    traffic.errors = {"2/champion": 40.0}
+    found = run_pass(releases, evidence, POLICY, now=NOW + 2 * HOUR, as_of=NOW)
+    assert (found.decision.verdict, describe(releases)[0]) == ("roll_back", "1")  # type: ignore[union-attr]
 
 
 def test_a_rollback_needs_no_registry(desk: Any) -> None:

@@ -15,7 +15,7 @@ from closedloop.adapters.checks import Checks, Retraining
 from closedloop.adapters.kfp import PipelineFailed
 from closedloop.dataset import load_dataset, read_yaml
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
-from closedloop.loop.retrain import choose_dates, record_end, run_retraining
+from closedloop.loop.retrain import choose_dates, name_trigger, record_end, run_retraining
 from closedloop.params import Params, parse_params
 
 ROOT = Path(__file__).parents[3]
@@ -24,6 +24,13 @@ PARAMS = parse_params(read_yaml(ROOT / "params.yaml"), "params.yaml")
 NOW = dt.datetime(2025, 1, 2, 9, tzinfo=dt.UTC)
 AS_OF = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 REQUEST = Retraining("t-1", "shop_churn", "monitor", "drift", AS_OF, NOW)
+
+
+def test_other_code_or_other_parameters_are_another_retraining() -> None:
+    changed = PARAMS.model_copy(update={"as_of": dt.date(2024, 12, 1)})
+    ids = [name_trigger(params, commit) for params in (PARAMS, changed) for commit in ("a" * 40, "b" * 40)]
+    assert len(set(ids)) == 4
+    assert name_trigger(PARAMS, "a" * 40) == ids[0]
 
 
 class FakeRunner:

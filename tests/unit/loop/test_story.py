@@ -54,6 +54,12 @@ def test_figures_of_each_snapshot_are_of_both_arms():
     assert june["frozen"]["roc_auc"] == pytest.approx(1 - june["closed"]["roc_auc"], abs=1e-4)
 
 
+def test_a_snapshot_where_all_stayed_has_no_figures():
+    pairs = pair_arms(*make_arms())
+    alike = pairs.assign(outcome=pairs["outcome"].where(pairs["snapshot_at"] != MAY, 0))
+    assert [tick["snapshot"] for tick in measure_ticks(alike)] == ["2024-06-01"]
+
+
 def test_without_outcomes_nothing_is_claimed():
     outcomes, frozen = make_arms()
     assert compare_arms(pair_arms(outcomes, frozen), dt.date(2025, 1, 1), seed=7) is None

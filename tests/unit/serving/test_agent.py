@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from closedloop.adapters.store import Deployment
-from closedloop.contract import MODEL_FILE, digest_folder
-from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.contract import MODEL_FILE, CategoricalFeature, digest_folder
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.serving.agent import NICE, Agent, SlotFollower
+from closedloop.serving.exposition import build_registry
 from closedloop.serving.slots import SlotHolder, read_slots
-from tests.model_folders import write_model_folder
+from tests.model_folders import FEATURES, write_model_folder
 
+OTHER = CategoricalFeature(name="tariff", categories=("basic", "plus"))
 FIRST = Deployment("test_churn", 1, "1", "salt-1", dt.datetime(2024, 1, 1, tzinfo=dt.UTC))
 
 
@@ -145,8 +148,66 @@ def test_a_wrong_digest_is_refused_once_and_the_old_champion_stays(follower, sto
     assert slots.champion.version == "1"
     assert [refusal.version for refusal in slots.refused] == ["2"]
     assert "the registry says ffffffffffff" in slots.refused[0].reason
+    assert str(state) not in slots.refused[0].reason  # clients are told of it, and of no path
     assert registry.asked == ["1", "2"]
     assert not (state / "models/2").exists()
+
+
+def test_a_refused_first_version_is_downloaded_once_and_told(follower, store, registry, state, tmp_path):
+    registry.tags["1"] = "f" * 64
+    for one in (follower, follower, SlotFollower(state, "test_churn", store, registry)):
+        one.step()
+    assert registry.asked == ["1"]
+    slots = read_slots(state)
+    assert (slots.champion, [refusal.version for refusal in slots.refused]) == (None, ["1"])
+    holder = SlotHolder(state, write_model_folder(tmp_path / "bundled"), range_margin=1.0)
+    holder.load_first()
+    assert holder.serving.champion.version == "bundled"  # as long as there is nothing better
+    assert "the registry says ffffffffffff" in holder.refused["1"]
+    store.row = replace(FIRST, revision=2, champion_version="2")
+    follower.step()
+    holder.load_first()
+    assert (holder.serving.champion.version, holder.refused) == ("2", {})
+
+
+def test_a_rollback_needs_no_registry(follower, store, registry, state):
+    follower.step()
+    for revision, version in ((2, "2"), (3, "1")):
+        registry.down = revision == 3
+        store.row = replace(FIRST, revision=revision, champion_version=version)
+        follower.step()
+    assert registry.asked == ["1", "2"]
+    slots = read_slots(state)
+    assert (slots.revision, slots.champion.version, slots.champion.folder_sha256) == (
+        3,
+        "1",
+        digest_folder(state / "models/1/model"),
+    )
+
+
+def test_a_folder_that_was_damaged_meanwhile_is_downloaded_again(follower, store, registry, state):
+    follower.step()
+    store.row = replace(FIRST, revision=2, champion_version="2")
+    follower.step()
+    path = state / "models/1/model" / MODEL_FILE
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    store.row = replace(FIRST, revision=3)
+    follower.step()
+    assert registry.asked == ["1", "2", "1"]
+    assert path.read_bytes() == content
+    assert read_slots(state).champion.version == "1"
+
+
+def test_of_what_was_downloaded_the_last_few_stay_and_the_champion_before(follower, store, registry, state):
+    """A champion of a year ago, which many challengers have not replaced, is what a rollback asks for."""
+    for place, version in enumerate([str(number) for number in range(3, 12)]):
+        write_model_folder(registry.root / version, bias=float(version))
+        store.row = replace(FIRST, revision=place, challenger_version=version, challenger_mode="shadow")
+        follower.step()
+    store.row = replace(FIRST, revision=20, champion_version="11")
+    follower.step()
+    assert {path.name for path in (state / "models").iterdir()} == {"1", "8", "9", "10", "11"}
 
 
 def test_a_truncated_model_is_refused(follower, store, registry, state):
@@ -176,6 +237,22 @@ def test_a_registry_that_is_away_is_asked_again(follower, store, registry, state
     assert (slots.champion.version, slots.notes) == ("2", ())
 
 
+def test_a_version_that_the_disk_has_no_room_for_is_tried_again(follower, store, registry, state, monkeypatch):
+    follower.step()
+    store.row = replace(FIRST, revision=2, champion_version="2")
+    with monkeypatch.context() as full:
+        full.setattr(registry, "fetch_version", fail_to_write)
+        follower.step()
+    slots = read_slots(state)
+    assert (slots.champion.version, slots.refused, slots.notes) == ("1", (), ("state folder: No space left on device",))
+    follower.step()
+    assert read_slots(state).champion.version == "2"
+
+
+def fail_to_write(version, folder):
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
 def test_a_store_that_is_away_is_noted_and_changes_nothing(follower, store, state):
     follower.step()
     before = read_slots(state)
@@ -191,10 +268,74 @@ def test_a_store_that_is_away_is_noted_and_changes_nothing(follower, store, stat
 
 def test_an_alias_moved_by_hand_is_reported_and_not_served(follower, store, registry, state):
     registry.champion = "2"
+    follower.check_alias()  # nothing is known yet of what it should name
+    follower.step()
+    assert read_slots(state).notes == ()
+    follower.check_alias()
     follower.step()
     slots = read_slots(state)
     assert slots.champion.version == "1"
     assert slots.notes == ("alias champion names version 2, served is 1",)
+    registry.champion = "1"
+    follower.check_alias()
+    follower.step()
+    assert read_slots(state).notes == ()
+
+
+@pytest.mark.parametrize("challenger", [False, True])
+def test_what_does_not_hold_is_refused_before_a_worker_is_told(follower, store, registry, state, challenger):
+    """Else a worker that starts after it would find no version in the file that it may serve."""
+    follower.step()
+    write_model_folder(registry.root / "2", bias=2.0, golden_shift=0.01)
+    release = {"challenger_version": "2", "challenger_mode": "shadow"} if challenger else {"champion_version": "2"}
+    store.row = replace(FIRST, revision=2, **release)
+    for _ in range(2):
+        follower.step()
+    slots = read_slots(state)
+    assert (slots.revision, slots.champion.version, slots.challenger) == (2, "1", None)
+    assert [refusal.version for refusal in slots.refused] == ["2"]
+    assert slots.refused[0].reason.startswith("golden rows: row 0 scores ")
+    assert registry.asked == ["1", "2"]
+    restarted = SlotHolder(state, None, range_margin=1.0)
+    restarted.load_first()
+    assert restarted.serving.champion.version == "1"
+    assert restarted.refused == {"2": slots.refused[0].reason}
+
+
+def test_a_version_of_other_features_is_refused_before_a_worker_is_told(follower, store, registry, state):
+    follower.step()
+    write_model_folder(registry.root / "3", features=(*FEATURES[:2], OTHER))
+    store.row = replace(FIRST, revision=2, champion_version="3")
+    follower.step()
+    slots = read_slots(state)
+    assert slots.champion.version == "1"
+    assert slots.refused[0].reason.startswith("contract: features differ from those being served: ")
+
+
+def test_a_version_that_was_repaired_is_looked_at_again_with_the_next_revision(follower, store, registry, state):
+    follower.step()
+    registry.tags["2"] = "f" * 64
+    store.row = replace(FIRST, revision=2, champion_version="2")
+    follower.step()
+    del registry.tags["2"]
+    follower.step()
+    assert registry.asked == ["1", "2"]  # not twice a second
+    store.row = replace(FIRST, revision=3, champion_version="2")
+    follower.step()
+    slots = read_slots(state)
+    assert (slots.champion.version, slots.refused) == ("2", ())
+
+
+def test_a_store_of_a_newer_release_is_noted(follower, store, state, monkeypatch):
+    follower.step()
+    with monkeypatch.context() as newer:
+        newer.setattr(store, "read_deployment", refuse_schema)
+        follower.step()
+    assert read_slots(state).notes == ("operations store: the schema is newer",)
+
+
+def refuse_schema(model_name):
+    raise ConfigError("the schema is newer")
 
 
 def test_a_damaged_slots_file_is_written_again(follower, state):
@@ -203,6 +344,80 @@ def test_a_damaged_slots_file_is_written_again(follower, state):
     (state / "slots.json").write_text("{", encoding="utf-8")
     follower.step()
     assert read_slots(state) == before
+
+
+def run_agent(agent):
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    return thread
+
+
+def test_a_registry_that_hangs_holds_up_neither_the_store_nor_a_rollback_nor_the_end(state, store, registry):
+    """One that takes connections and says nothing: what it is asked, it never answers."""
+    asked, drained = threading.Event(), threading.Event()
+    SlotFollower(state, "test_churn", store, registry).step()
+    store.row = replace(FIRST, revision=2, champion_version="2")
+    SlotFollower(state, "test_churn", store, registry).step()
+
+    def hang():
+        asked.set()
+        threading.Event().wait()
+
+    def upgrade():
+        if asked.is_set():
+            drained.set()
+        raise ServiceUnavailable("away")
+
+    registry.read_champion_version, store.upgrade = hang, upgrade
+    agent = Agent(state, "test_churn", store, registry, last_drain_seconds=0)
+    thread = run_agent(agent)
+    assert asked.wait(60)
+    assert drained.wait(60)
+    store.row = replace(FIRST, revision=3)
+    while read_slots(state).champion.version != "1":
+        assert thread.is_alive()
+    agent.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_store_that_comes_back_while_the_pod_ends_is_given_what_waits(state, store, registry):
+    """Its volume goes with the pod: nobody would drain it later."""
+    (state / "spool/one").mkdir(parents=True)
+    failed, stored = [], []
+
+    def upgrade():
+        agent.stop()
+        if len(failed) < 3:
+            failed.append("away")
+            raise ServiceUnavailable("away")
+
+    def read_position(_, spool):
+        stored.append(spool)
+
+    store.upgrade, store.read_position = upgrade, read_position
+    agent = Agent(state, "test_churn", store, registry)
+    thread = run_agent(agent)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert (len(failed), stored) == (3, ["one"])
+
+
+def test_what_waits_is_measured_whatever_keeps_it_from_the_store(state, store, registry):
+    """A newer release has upgraded the store: nothing is stored, and the alert goes by this figure."""
+    (state / "spool/one").mkdir(parents=True)
+    (state / "spool/one/00000001.log").write_bytes(b"0123456789")
+
+    def refuse():
+        agent.stop()
+        raise ConfigError("the schema is newer")
+
+    store.upgrade = refuse
+    agent = Agent(state, "test_churn", store, registry, last_drain_seconds=0)
+    thread = run_agent(agent)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert build_registry(state / "metrics").get_sample_value("spool_depth_bytes") == 10
 
 
 def test_the_first_look_for_a_model_has_the_workers_priority_and_what_follows_a_lower_one(tmp_path):
@@ -218,7 +433,7 @@ def test_the_first_look_for_a_model_has_the_workers_priority_and_what_follows_a_
             if len(seen["follow"]) > 1 and seen["drain"]:
                 agent.stop()
 
-    agent = Agent(tmp_path, "shop_churn", Watched(None), None)
+    agent = Agent(tmp_path, "shop_churn", Watched(None), None, last_drain_seconds=0)
     thread = threading.Thread(target=agent.run)
     thread.start()
     thread.join(60)

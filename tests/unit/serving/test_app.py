@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import hmac
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from closedloop.adapters.online import OnlineRow
+from closedloop.adapters.online import UNREADABLE, OnlineRow
 from closedloop.contract import digest_folder
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Outcome, Prediction
@@ -25,7 +26,7 @@ from closedloop.serving.config import WorkerConfig
 from closedloop.serving.drain import list_spools, read_lines
 from closedloop.serving.exposition import collect_series
 from closedloop.serving.logs import JsonFormatter
-from closedloop.serving.slots import Slot, Slots, write_slots
+from closedloop.serving.slots import Refusal, Slot, Slots, write_slots
 from closedloop.serving.spool import list_segments
 from closedloop.serving.worker import Worker
 from tests.model_folders import ROWS, expected_score, write_model_folder
@@ -35,7 +36,7 @@ SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 
 
 class KnownCustomers:
-    """An online store that knows two customers, one of them of long ago."""
+    """An online store that knows three customers, one of them of long ago, one without anything that can be read."""
 
     def __init__(self) -> None:
         self.down = False
@@ -46,6 +47,7 @@ class KnownCustomers:
         rows = {
             "fresh": OnlineRow((6.0, 40.0, "plus"), SNAPSHOT),
             "stale": OnlineRow((6.0, 40.0, "plus"), SNAPSHOT - dt.timedelta(days=400)),
+            "broken": UNREADABLE,
         }
         return [rows.get(customer, OnlineRow(None, None)) for customer in customer_ids]
 
@@ -131,6 +133,31 @@ def test_an_answer_has_the_score_and_is_logged_with_its_features(service):
     assert (logged.score, logged.decision) == (found["probability"], found["prediction"])
 
 
+@pytest.mark.parametrize(("path", "body"), [("/predict", {"features": ROW}), ("/predict/batch", [{"features": ROW}])])
+def test_the_time_that_a_client_takes_to_send_a_request_is_not_the_services(service, monkeypatch, path, body):
+    now, sent, content = [100.0], [], json.dumps(body).encode()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    parts = [content[:9], content[9:]]
+
+    async def receive():
+        now[0] += 4.0
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    asyncio.run(service.app(scope, receive, send))
+    assert sent[0]["status"] == 200
+    answer = json.loads(sent[1]["body"])
+    answered = answer["predictions"][0] if "predictions" in answer else answer
+    assert (answered["latency_ms"], answer.get("total_latency_ms", 0.0)) == (0.0, 0.0)
+    assert [record.latency_ms for record in service.read_log()] == [0.0]
+    series = collect_series(service.state_dir / "metrics")
+    seconds = series["prediction_request_latency_seconds", ()]
+    assert (seconds[0], seconds[-1]) == (1.0, 0.0)
+
+
 def test_concurrent_requests_are_scored_together_and_each_gets_its_own(service):
     rows = [{**ROW, "visits_30d": float(visits)} for visits in range(20)]
     answers = service.call(*[lambda client, row=row: client.post("/predict", json={"features": row}) for row in rows])
@@ -146,7 +173,11 @@ def test_customers_of_the_online_store(make_service):
     found = service.post("/predict", {"customer_id": "fresh"}).json()
     assert found["probability"] == pytest.approx(expected_score(ROW), abs=1e-6)
     assert found["features_as_of"] == "2024-01-01T00:00:00+00:00"
-    for customer, rule in (("nobody", "is known to the online store"), ("stale", "has fresh features; those in the")):
+    for customer, rule in (
+        ("nobody", "is known to the online store"),
+        ("stale", "has fresh features; those in the"),
+        ("broken", "has features that can be read"),
+    ):
         refused = service.post("/predict", {"customer_id": customer})
         assert refused.status_code == 400
         (detail,) = refused.json()["error"]["details"]
@@ -250,7 +281,7 @@ def test_the_access_log_carries_the_ids_where_it_is_on(make_service, caplog):
     caplog.set_level("INFO", "closedloop.access")
     quiet = make_service()
     quiet.post("/predict", {"features": ROW})
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "closedloop.access"]
     service = make_service(access_log=True)
     answer = service.post("/predict", {"features": ROW, "request_id": "r1"}).json()
     refused = service.post("/predict", {}).json()
@@ -306,6 +337,32 @@ def test_without_a_model_nothing_is_ready(make_service):
     assert service.get("/model/info").status_code == 503
 
 
+def test_what_a_service_without_a_model_has_refused_is_told_and_counted(make_service, tmp_path):
+    write_slots(tmp_path / "state", Slots(1, "", None, refused=(Refusal("7", "digest: another"),)))
+    service = make_service(bundled_dir=None)
+    answer = service.get("/model/info")
+    assert answer.status_code == 503
+    (detail,) = answer.json()["error"]["details"]
+    assert (detail["value"], detail["rule"]) == ("7", "digest: another")
+    assert collect_series(service.state_dir / "metrics")["models_refused_total", ("digest",)] == [1.0]
+    assert service.get("/readyz").status_code == 503
+
+
+def test_requests_for_predictions_alone_are_counted(make_service):
+    """Not the probes of a pod that waits for its first model."""
+    service = make_service(bundled_dir=None)
+    for path in ("/health", "/readyz", "/model/info", "/nowhere"):
+        service.get(path)
+    counted = (("prediction_requests_total", ("503",)), ("prediction_request_latency_seconds", ()))
+    series = collect_series(service.state_dir / "metrics")
+    assert counted[0] not in series
+    assert sum(series[counted[1]]) == 0
+    service.post("/predict", {"features": ROW})
+    service.post("/predict/batch", [{"features": ROW}])
+    series = collect_series(service.state_dir / "metrics")
+    assert series[counted[0]] == [2.0]
+
+
 def test_a_model_that_does_not_hold_is_not_ready(make_service, tmp_path):
     write_model_folder(tmp_path / "bundled", golden_shift=0.01)
     service = make_service()
@@ -315,8 +372,13 @@ def test_a_model_that_does_not_hold_is_not_ready(make_service, tmp_path):
 
 def test_a_full_disk_answers_503_and_recovers(make_service):
     service = make_service(disk_free_bytes_min=2**62)
-    refused = service.post("/predict", {"features": ROW})
-    assert refused.status_code == 503
+    refused = service.post("/predict", {"features": ROW, "request_id": "mine"})
+    assert (refused.status_code, refused.json()["request_id"]) == (503, "mine")
+    whole = service.post("/predict/batch", [{"features": ROW}] * 2)
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "unavailable")
+    mixed = service.post("/predict/batch", [{"features": ROW}, {}])
+    codes = [item["error"]["code"] for item in mixed.json()["predictions"]]
+    assert (mixed.status_code, codes) == (200, ["unavailable", "invalid_request"])
     assert service.read_log() == []
     service.worker.log._free_bytes_min, service.worker.log._check_at = 0, 0.0
     assert service.post("/predict", {"features": ROW}).status_code == 200
@@ -429,6 +491,16 @@ def test_in_canary_the_challenger_scores_in_shadow_whom_the_champion_answered(se
     assert all(record.latency_ms >= 0 for record in logged)
 
 
+def test_errors_of_what_serves_are_shown_before_there_are_any(service, tmp_path):
+    """Prometheus takes the first count that it sees of a series for where it began."""
+    deploy(service, tmp_path, mode="canary", weight=0.5)
+    service.worker.show_slots()
+    series = collect_series(service.state_dir / "metrics")
+    shown = {labels for name, labels in series if name == "model_errors_total"}
+    assert shown == {("bundled", "champion"), ("1", "champion"), ("2", "canary"), ("2", "shadow")}
+    assert not any(sum(series["model_errors_total", labels]) for labels in shown)
+
+
 class Broken:
     """A scorer that cannot score any more."""
 
@@ -474,11 +546,33 @@ def test_outcomes_in_bulk_are_held_up(make_service):
     service = make_service(outcomes_per_minute=5)
     prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
     item = {"prediction_id": prediction_id, "outcome": 1}
-    assert service.post("/outcomes", [item] * 6).status_code == 429
-    assert service.post("/outcomes", [item] * 5).status_code == 202
+    assert service.post("/outcomes", [item] * 3).status_code == 202
+    assert service.post("/outcomes", [item] * 5).status_code == 429
+    assert service.post("/outcomes", [item] * 2).status_code == 202
     held = service.post("/outcomes", item)
     assert held.status_code == 429
     assert int(held.headers["retry-after"]) >= 1
+
+
+def test_a_list_of_outcomes_that_could_never_be_taken_is_not_told_to_wait(make_service):
+    service = make_service(outcomes_per_minute=5)
+    prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
+    refused = service.post("/outcomes", [{"prediction_id": prediction_id, "outcome": 1}] * 6)
+    assert refused.status_code == 413
+    assert "retry-after" not in refused.headers
+    (detail,) = refused.json()["error"]["details"]
+    assert (detail["field"], detail["value"]) == ("", 6)
+    assert detail["rule"].startswith("at most 5 outcomes")
+
+
+@pytest.mark.parametrize("value", [True, False, 1.0, "1", None, 2, [1]])
+def test_an_outcome_is_0_or_1_and_nothing_like_it(service, value):
+    prediction_id = service.post("/predict", {"features": ROW}).json()["prediction_id"]
+    refused = service.post("/outcomes", {"prediction_id": prediction_id, "outcome": value})
+    assert refused.status_code == 400
+    (detail,) = refused.json()["error"]["details"]
+    assert (detail["field"], detail["rule"]) == ("outcome", "0 (stayed) or 1 (churned)")
+    assert detail["value"] == ("array" if value == [1] else value)
 
 
 def test_model_info_shows_the_contract_and_what_was_refused(service, tmp_path):

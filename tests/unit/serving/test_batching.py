@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from closedloop.errors import ServiceUnavailable
 from closedloop.serving.batching import BATCH_ROWS, OBSERVED_ROWS, Batcher
 from closedloop.serving.models import load_model
 from closedloop.serving.requests import RequestChecker, ScoringRequest
@@ -19,12 +21,19 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.observed: list[int] = []
+        self.counted: list[tuple] = []
+        self.full_for: set[str] = set()
 
     def append(self, records) -> None:
+        if records[0].model_version in self.full_for:
+            raise ServiceUnavailable("the disk is full")
         self.batches.append(len(records))
 
     def count_predictions(self, version, variant, decisions, seconds) -> None:
         pass
+
+    def count(self, name, *labels, by=1) -> None:
+        self.counted.append((name, *labels))
 
     def observe_features(self, matrix, missing=None) -> None:
         self.observed.append(len(matrix))
@@ -41,10 +50,10 @@ def submit(tmp_path, recorder):
     serving = Serving(Slots(1, "", Slot("1", "", "")), model, None, RequestChecker(model.contract, 1.0))
     batcher = Batcher(recorder, recorder, id_key=b"key", reader=lambda _: None, state_of=lambda _: "fresh")
 
-    def send():
+    def send(serving=serving):
         return batcher.submit(ScoringRequest("r", None, (6.0, 40.0, "plus")), serving, arrived=0.0)
 
-    send.batcher = batcher
+    send.batcher, send.serving = batcher, serving
     return send
 
 
@@ -99,3 +108,33 @@ def test_features_are_counted_many_at_once_and_none_is_forgotten(submit, recorde
     asyncio.run(run())
     submit.batcher.observe()
     assert recorder.observed == [OBSERVED_ROWS, 1]
+
+
+def test_a_full_disk_is_no_error_of_the_model_nor_of_its_challenger(submit, recorder):
+    challenger = replace(submit.serving.champion, version="2")
+    serving = submit.serving._replace(challenger=challenger)
+
+    async def run():
+        recorder.full_for = {"1"}
+        with pytest.raises(ServiceUnavailable):
+            await submit(serving)
+        recorder.full_for = {"2"}
+        await submit(serving)
+        await turn(3)  # the challenger scores in shadow
+
+    asyncio.run(run())
+    assert recorder.batches == [1]
+    assert recorder.counted == []
+
+
+def test_what_a_model_fails_to_answer_is_counted(submit, recorder, monkeypatch):
+    async def run():
+        with pytest.raises(RuntimeError):
+            await submit()
+
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(type(submit.serving.champion), "pack", fail)
+    asyncio.run(run())
+    assert recorder.counted == [("model_errors_total", "1", "champion")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from closedloop.adapters.store import InsertResult, SpoolPosition
 from closedloop.errors import DataError, ServiceUnavailable
 from closedloop.records import Outcome, Prediction, Record
-from closedloop.serving.drain import DRAIN_LOCK_FILE, QUARANTINE_FILE, WAITING_FILE, drain_once, measure_depth
-from closedloop.serving.spool import SpoolWriter, take_lock
+from closedloop.serving import drain
+from closedloop.serving.drain import DRAIN_LOCK_FILE, drain_once, measure_depth
+from closedloop.serving.spool import SpoolWriter, read_lines, take_lock
 
+DAY_SECONDS = 24 * 60 * 60
 NOW = dt.datetime.now(dt.UTC)
 POISON = "poison"
 
@@ -91,11 +94,27 @@ class Spools:
         self.writers.pop(name).close()
 
     def files(self) -> set[str]:
-        found = {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
-        return found - {DRAIN_LOCK_FILE}
+        found = [path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file()]
+        return {str(path) for path in found if path.suffix != ".quarantine" and "waiting-" not in path.name} - {
+            DRAIN_LOCK_FILE
+        }
 
     def quarantine(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in (self.root / QUARANTINE_FILE).read_text().splitlines()]
+        found = sorted(self.root.glob("*.log.quarantine"))
+        return [json.loads(line) for path in found for line in path.read_text().splitlines()]
+
+    def waiting(self) -> list[str]:
+        """The predictions that outcomes wait for, those that came last first."""
+        found = sorted(self.root.glob("waiting-*.log"), reverse=True)
+        return [line.record.prediction_id for path in found for line in read_lines(path)]
+
+    def age_waiting(self, came: float, offered: float) -> Path:
+        """Let the one file of waiting outcomes have come and been offered so many seconds ago."""
+        (path,) = self.root.glob("waiting-*.log")
+        now = time.time()
+        aged = path.rename(path.with_name(f"waiting-{now - came:.0f}.log"))
+        os.utime(aged, (now - offered, now - offered))
+        return aged
 
 
 @pytest.fixture
@@ -199,7 +218,7 @@ def test_a_position_whose_file_is_gone_is_no_error(spools, store):
     assert drain_once(spools.root, store, "shop").rows == 1
     spools.die("living")
     drain_once(spools.root, store, "shop")
-    assert drain_once(spools.root, store, "shop") == (0, 0, 0, 0, 0, 0, (), {})
+    assert drain_once(spools.root, store, "shop") == (0, 0, 0, 0, 0, (), {})
 
 
 def add_bytes(path: Path, content: bytes) -> None:
@@ -249,9 +268,10 @@ def test_a_corrupt_line_goes_into_quarantine_with_its_place_and_the_rest_goes_on
 def test_quarantine_goes_on_after_an_entry_that_was_cut_short(spools, store):
     spools.write("worker", [make_prediction("a")])
     add_bytes(spools.root / "worker/00000001.log", b"damaged\n")
-    add_bytes(spools.root / QUARANTINE_FILE, b'{"place": "worker/000')
+    path = spools.root / "worker-00000001.log.quarantine"
+    add_bytes(path, b'{"place": "worker/000')
     drain_once(spools.root, store, "shop")
-    torn, entry = (spools.root / QUARANTINE_FILE).read_text().splitlines()
+    torn, entry = path.read_text().splitlines()
     assert torn == '{"place": "worker/000'
     assert json.loads(entry)["content"] == repr(b"damaged\n")
 
@@ -267,35 +287,91 @@ def test_what_the_store_cannot_hold_goes_into_quarantine(spools, store):
     assert counted == [{"stored": 1, "refused": 1, "corrupt": 0, "torn": 0}]
 
 
+def test_quarantine_is_forgotten_after_30_days(spools, store):
+    spools.write("worker", [make_prediction(POISON)], [make_prediction("also " + POISON)], segment_bytes=1)
+    drain_once(spools.root, store, "shop")
+    spools.write("later", [make_prediction(POISON)])
+    drain_once(spools.root, store, "shop")
+    old, new = (spools.root / f"{name}-00000001.log.quarantine" for name in ("worker", "later"))
+    for path, days in ((old, 31), (new, 29)):
+        os.utime(path, (time.time() - days * DAY_SECONDS,) * 2)
+    drain_once(spools.root, store, "shop")
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_an_outcome_finds_its_prediction_in_a_spool_that_is_read_later(spools, store):
     spools.write("first", [make_outcome("a")])
     spools.write("second", [make_prediction("a")])
     result = drain_once(spools.root, store, "shop")
     assert store.names == {("Prediction", "a"), ("Outcome", "a")}
-    assert (result.rows, result.refused, result.waiting) == (2, 0, 0)
-    assert not (spools.root / WAITING_FILE).exists()
+    assert (result.rows, result.refused) == (2, 0)
+    assert list(spools.root.glob("waiting-*")) == []
 
 
 def test_an_outcome_waits_for_its_prediction(spools, store):
     spools.write("one", [make_prediction("x"), make_outcome("a"), make_outcome("b")])
     spools.die("one")
     for _ in range(2):
-        assert drain_once(spools.root, store, "shop").waiting == 2
-    assert spools.files() == {WAITING_FILE}
+        drain_once(spools.root, store, "shop")
+        assert spools.waiting() == ["a", "b"]
+    assert spools.files() == set()
     spools.write("two", [make_prediction("a")])
-    assert drain_once(spools.root, store, "shop").waiting == 1
+    drain_once(spools.root, store, "shop")
+    assert spools.waiting() == ["b"]
     assert store.names == {("Prediction", "x"), ("Prediction", "a"), ("Outcome", "a")}
 
 
-def test_an_outcome_that_waited_for_a_day_goes_into_quarantine(spools, store):
-    spools.write("one", [make_outcome("a", dt.timedelta(hours=25)), make_outcome("b", dt.timedelta(hours=23))])
+def test_an_outcome_of_long_ago_waits_from_when_it_was_seen(spools, store):
+    """The store was away for two days, and the prediction lies with another replica."""
+    spools.write("one", [make_outcome("a", dt.timedelta(days=2))])
     result = drain_once(spools.root, store, "shop")
-    assert (result.refused, result.waiting) == (1, 1)
-    (entry,) = spools.quarantine()
-    assert entry["reason"] == "no such prediction"
-    assert '"prediction_id":"a"' in entry["content"]
+    assert (result.refused, spools.waiting()) == (0, ["a"])
+    spools.write("two", [make_prediction("a")])
     drain_once(spools.root, store, "shop")
-    assert len(spools.quarantine()) == 1
+    assert store.names == {("Prediction", "a"), ("Outcome", "a")}
+
+
+def test_an_outcome_that_waited_for_a_day_is_offered_once_more_and_goes_into_quarantine(spools, store, caplog):
+    spools.write("one", [make_outcome("a"), make_outcome("b"), make_outcome("c")])
+    drain_once(spools.root, store, "shop")
+    spools.age_waiting(DAY_SECONDS - 100, 0)
+    assert drain_once(spools.root, store, "shop").refused == 0
+    path = spools.age_waiting(DAY_SECONDS + 100, 0)
+    spools.write("two", [make_prediction("b")])
+    result = drain_once(spools.root, store, "shop")
+    assert (result.rows, result.refused) == (2, 2)
+    assert store.names == {("Prediction", "b"), ("Outcome", "b")}
+    assert spools.waiting() == []
+    kept = [line.record for line in read_lines(path.with_suffix(".quarantine"))]
+    assert kept == [make_outcome("a"), make_outcome("c")]
+    assert "2 outcomes have no prediction in the store" in caplog.text
+    assert drain_once(spools.root, store, "shop").refused == 0
+
+
+def test_what_waits_is_offered_ever_more_seldom(spools, store):
+    spools.write("one", [make_outcome("a")])
+    drain_once(spools.root, store, "shop")
+    for came, offered, inserts in [(60, 0, 1), (110, 0, 1), (200, 0, 0), (200, 30, 1), (3600, 900, 0), (3600, 1300, 1)]:
+        spools.age_waiting(came, offered)
+        store.inserts.clear()
+        drain_once(spools.root, store, "shop")
+        assert len(store.inserts) == inserts, (came, offered)
+
+
+def test_the_oldest_of_too_many_outcomes_are_given_up(spools, store, monkeypatch, caplog):
+    """A client that reports outcomes of predictions that were purged fills no disk."""
+    line_bytes = 100
+    monkeypatch.setattr(drain, "WAITING_BYTES_MAX", 5 * line_bytes)
+    names = [letter * 8 for letter in "abcdef"]
+    spools.write("one", [make_outcome(name) for name in names[:3]])
+    drain_once(spools.root, store, "shop")
+    spools.age_waiting(300, 0)
+    spools.write("one", [make_outcome(name) for name in names[3:]])
+    result = drain_once(spools.root, store, "shop")
+    assert (result.refused, spools.waiting()) == (3, names[3:])
+    assert "3 outcomes have no prediction" in caplog.text
+    assert list(spools.root.glob("*.quarantine")) == []  # else it would grow there
 
 
 def test_one_spool_that_cannot_be_read_does_not_hold_up_the_others(spools, store):
@@ -339,7 +415,7 @@ def test_the_depth_is_what_no_position_covers(spools, store):
 
 
 def fill(spools: Spools) -> None:
-    """Two dead and one living writer, several files, an outcome before its prediction, damage of each kind."""
+    """Two dead and one living writer, several files, outcomes before and without a prediction, damage of each kind."""
     spools.write("one", [make_outcome("c"), make_prediction("a")], [make_prediction("b")], segment_bytes=1)
     spools.die("one")
     spools.write("two", [make_prediction("c"), make_prediction("d"), make_prediction(POISON), make_outcome("a")])
@@ -347,17 +423,14 @@ def fill(spools: Spools) -> None:
     path = spools.root / "two/00000001.log"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"damaged\n" + b"".join(lines[1:]) + b"torn")
-    spools.write("three", [make_prediction("e"), make_outcome("nobody", dt.timedelta(days=2)), make_outcome("e")])
+    spools.write("three", [make_prediction("e"), make_outcome("nobody"), make_outcome("e")])
 
 
 def check_filled(spools: Spools, store: FakeStore) -> None:
     assert store.names == {("Prediction", name) for name in "abcde"} | {("Outcome", name) for name in "ace"}
-    assert sorted(entry["reason"] for entry in spools.quarantine()) == [
-        "no such prediction",
-        "poisonous",
-        "the checksum is wrong",
-    ]
-    assert spools.files() == {QUARANTINE_FILE, "three/00000001.log", "three/writer.lock"}
+    assert sorted(entry["reason"] for entry in spools.quarantine()) == ["poisonous", "the checksum is wrong"]
+    assert set(spools.waiting()) == {"nobody"}  # twice perhaps: the store takes it once
+    assert spools.files() == {"three/00000001.log", "three/writer.lock"}
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 2000])

@@ -100,11 +100,13 @@ def test_each_metric_has_the_labels_of_the_table(metrics, tmp_path):
 
 
 def test_requests_are_counted_by_status_and_time(metrics, tmp_path):
-    for status, seconds in [(200, 0.0005), (200, 0.00051), (400, 0.3), (503, 60)]:
+    """Not by the time of those that were refused, which take none: under overload the mean would fall."""
+    for status, seconds in [(200, 0.0005), (200, 0.00051), (400, 0.3), (401, 0.3), (429, 0.3), (500, 0.3), (503, 60)]:
         metrics.count_request(status, seconds)
     page = read_page(tmp_path)
     assert page['prediction_requests_total{status="200"}'] == 2
     assert page['prediction_requests_total{status="400"}'] == 1
+    assert page['prediction_requests_total{status="429"}'] == 1
     assert page['prediction_requests_total{status="503"}'] == 1
     name = "prediction_request_latency_seconds"
     assert read_buckets(page, name) == {"0.0005": 1, "0.001": 1, "0.5": 1, "+Inf": 1}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from closedloop.contract import VERSION_FILE, digest_folder
+from closedloop.contract import CONTRACT_FILE, MODEL_FILE, VERSION_FILE, digest_folder
 from closedloop.errors import DataError
-from closedloop.serving.slots import BUNDLED, Slot, SlotHolder, Slots, read_bundled, write_slots
+from closedloop.serving import slots as slots_module
+from closedloop.serving.slots import BUNDLED, Refusal, Slot, SlotHolder, Slots, read_bundled, write_slots
 from tests.model_folders import write_model_folder
 
 
@@ -45,6 +47,18 @@ def test_a_model_that_was_exchanged_since_is_not_served_as_that_version(holder, 
     assert holder.refused["3"].startswith("digest: ")
 
 
+@pytest.mark.parametrize("name", [MODEL_FILE, CONTRACT_FILE])
+def test_a_refusal_names_no_path_of_this_machine(holder, folder, name, tmp_path):
+    (folder / name).write_text("{}", encoding="utf-8")
+    holder.load_first()
+    reasons = list(holder.refused.values())  # it is not what was packaged
+    folder.with_name(VERSION_FILE).unlink()
+    holder.load_first()
+    reasons += holder.refused.values()  # and it is no model
+    assert len(reasons) == 2
+    assert not [reason for reason in reasons if str(tmp_path) in reason]
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 3}', '{"version": "3"}'])
 def test_what_no_stage_wrote_is_named(folder, content):
     folder.with_name(VERSION_FILE).write_text(content, encoding="utf-8")
@@ -60,3 +74,38 @@ def test_a_row_that_names_the_same_version_goes_on_with_it_and_another_takes_its
         holder.load_first()
         assert (holder.serving.champion.version, holder.serving.slots.revision) == (version, int(version))
         assert (holder.serving.champion is packaged) == (version == "3")
+
+
+def test_what_this_worker_alone_could_not_take_up_is_tried_again(holder, folder, tmp_path, monkeypatch):
+    """As for want of memory or of file handles: the agent, which has proved the version, writes nothing anew."""
+    monkeypatch.setattr(slots_module, "RETRY_SECONDS", 0.01)
+    model, state = write_model_folder(tmp_path / "4"), tmp_path / "state"
+    away = model.rename(tmp_path / "away")
+    write_slots(state, Slots(4, "salt", Slot("4", str(model), digest_folder(away))))
+    holder.load_first()
+    assert holder.serving.champion.version == "3"  # what is packaged goes on
+    assert set(holder.refused) == {"4"}
+    asyncio.run(holder.follow())
+    assert set(holder.refused) == {"4"}
+    away.rename(model)
+    asyncio.run(holder.follow())
+    assert (holder.serving.champion.version, holder.refused) == ("4", {})
+
+    async def wait():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(holder.follow(), 1.0)
+
+    asyncio.run(wait())  # until the agent writes
+
+
+def test_what_the_agent_refused_is_not_tried_again_here(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(slots_module, "RETRY_SECONDS", 0.01)
+    write_slots(tmp_path / "state", Slots(4, "salt", None, refused=(Refusal("4", "golden rows: none"),)))
+    holder.load_first()
+    assert holder.refused == {"4": "golden rows: none"}
+
+    async def wait():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(holder.follow(), 1.0)
+
+    asyncio.run(wait())

@@ -279,6 +279,34 @@ def test_a_disk_that_filled_up_is_seen_within_a_second_and_so_is_its_recovery(tm
     assert read_spool(tmp_path / "spool") == [make_outcome(0), make_outcome(1), make_outcome(3)]
 
 
+def test_what_waits_in_all_spools_is_bounded_until_they_are_drained(tmp_path, kernel):
+    """But for the file at hand, which a drain leaves there."""
+    root = tmp_path / "spool"
+    with open_spool(root / "dead") as dead:
+        dead.append([make_outcome(0)] * 2)
+    with open_spool(root / "one", segment_bytes=300, bytes_max=600) as writer:
+        for number in range(3):  # a line has 144 bytes: three reach the size
+            writer.append([make_outcome(number)])
+        kernel.now = 1.0
+        writer.append([make_outcome(3)])
+        kernel.now = 2.0
+        with pytest.raises(ServiceUnavailable, match="720 bytes wait for the operations store, 600 may"):
+            writer.append([make_outcome(4)])
+        (root / "one" / "00000001.log").unlink()
+        with pytest.raises(ServiceUnavailable, match="720 bytes wait"):
+            writer.append([make_outcome(4)])  # looked at a moment ago
+        kernel.now = 3.0
+        writer.append([make_outcome(4)])
+        assert read_spool(root / "one") == [make_outcome(3), make_outcome(4)]
+
+
+def test_a_file_larger_than_what_may_wait_stops_nothing(tmp_path, kernel):
+    with open_spool(tmp_path / "spool" / "one", bytes_max=100) as writer:
+        writer.append([make_outcome(0)])
+        kernel.now = 1.0
+        writer.append([make_outcome(1)])
+
+
 def inode(path: Path) -> int:
     return path.stat().st_ino
 
@@ -306,18 +334,37 @@ def test_fsync_before_answer_waits_in_append(tmp_path, kernel):
         assert inode(tmp_path / "spool" / "00000001.log") in kernel.synced
 
 
-def test_a_failed_sync_is_made_up_for(tmp_path, kernel):
+def test_a_failed_sync_is_said_once_and_what_follows_begins_a_file_of_its_own(tmp_path, kernel):
+    # the kernel forgets what it could not write: to ask again, and be told yes, would be a lie
     spool = tmp_path / "spool"
-    with open_spool(spool, segment_bytes=1) as writer:
-        for number in range(2):
-            writer.append([make_outcome(number)])
-        kernel.fsyncs = [OSError(errno.EIO, "broken")]
+    with open_spool(spool) as writer:
+        writer.append([make_outcome(0)])
+        kernel.fsyncs = [OSError(errno.EIO, "broken")] * 2  # of the file and of its folder
         with pytest.raises(ServiceUnavailable, match=r"may not have reached the disk \(broken\)"):
             writer.sync()
         with pytest.raises(ServiceUnavailable, match="broken"):
-            writer.append([make_outcome(2)])
+            writer.append([make_outcome(1)])
         writer.sync()
-        assert sorted(kernel.synced) == sorted([inode(spool), *map(inode, list_segments(spool))])
+        assert kernel.synced == []
+        kernel.now = 1.0
+        writer.append([make_outcome(2)])
+        writer.sync()
+        first, second = list_segments(spool)
+        assert sorted(kernel.synced) == sorted([inode(spool), inode(second)])
+        assert [line.record for line in read_lines(first)] == [make_outcome(0)]  # for the drain
+        assert [line.record for line in read_lines(second)] == [make_outcome(2)]
+    assert list_open_files(spool) == []
+
+
+def test_one_file_that_cannot_be_synced_keeps_no_other_from_the_disk(tmp_path, kernel):
+    spool = tmp_path / "spool"
+    with open_spool(spool, segment_bytes=1) as writer:
+        for number in range(3):
+            writer.append([make_outcome(number)])
+        kernel.fsyncs = [OSError(errno.EIO, "broken")]
+        with pytest.raises(ServiceUnavailable, match="broken"):
+            writer.sync()
+        assert len(kernel.synced) == 3  # of three files and their folder
     assert list_open_files(spool) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from closedloop.adapters.journal import Journal, JournalChanged, Rollout, read_entry
 from closedloop.adapters.store import Deployment, Store
 from closedloop.core.chain import find_break
-from closedloop.errors import DataError
+from closedloop.errors import DataError, GateFailed
+from closedloop.loop.rollback import verify
 from closedloop.stages.deploy import Releases, deploy_champion
 from tests.releases import NAME, NOW, Registry
 
@@ -146,6 +148,40 @@ def test_one_that_settles_what_another_is_about_to_write_does_no_harm(releases: 
     promote(slow, "1")
     promote(slow, "2")
     assert releases.settle().row.champion_version == "2"  # type: ignore[union-attr]
+
+
+def test_a_move_between_the_reads_of_journal_and_row_is_read_whole(releases: Releases) -> None:
+    class Overtaken(Journal):
+        """Read by somebody who is overtaken by a move after the first read."""
+
+        overtaken = False
+
+        def read_head(self, model_name: str) -> Any:
+            found = super().read_head(model_name)
+            if not self.overtaken:
+                self.overtaken = True
+                promote(releases, "2")
+                promote(releases, "3")
+            return found
+
+    promote(releases, "1")
+    with contextlib.closing(Overtaken(str(releases.journal._engine.url))) as journal:
+        state = dataclasses.replace(releases, journal=journal).settle()
+    assert (state.row.champion_version, state.head.sequence) == ("3", 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("ahead", ["3 ", "2 "])
+def test_the_registrys_tag_is_left_where_the_journal_does_not_hold_against_it(releases: Releases, ahead: str) -> None:
+    """Of a tail that was cut, or of a chain that was written anew, it is the proof."""
+    promote(releases, "1")
+    promote(releases, "2")
+    kept = releases.tracking.mark = ahead + "a" * 64  # type: ignore[attr-defined]
+    releases.settle()
+    promote(releases, "3")
+    assert releases.tracking.read_journal_mark() == kept
+    assert releases.tracking.champion == "3"  # type: ignore[attr-defined]
+    with pytest.raises(GateFailed, match=r"which the registry names|the registry names another hash"):
+        verify(releases)
 
 
 def test_a_row_that_was_changed_by_hand_stops_all_but_people(releases: Releases) -> None:

@@ -280,3 +280,10 @@ def test_a_label_that_is_neither_is_named(tmp_path):
     path.write_text(TABLE + "3,basic,1,f,unknown\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"plans\.csv, row 3, column 'left': must be 'yes' \(churned\) or 'no'"):
         run(tmp_path, PLANS, path)
+
+
+def test_without_ids_to_drop_a_blank_one_is_left_for_the_data_gate(tmp_path, orders):
+    config = merge_values(ORDERS, {"cleaning": {"drop_missing_id": False, "require_positive": []}})
+    run(tmp_path, config, orders)
+    assert read(tmp_path, "events")["customer_id"].isna().sum() == 1
+    assert read(tmp_path, "customers.parquet")["customer_id"].tolist() == ["17850", "A7"]

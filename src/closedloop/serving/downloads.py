@@ -1,0 +1,59 @@
+"""Model folders that were downloaded: a version that is asked for again needs no registry."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from closedloop.contract import check_digest
+from closedloop.errors import DataError
+from closedloop.files import replace_folder
+from closedloop.serving.slots import Slot
+
+MODEL_DIR, DIGEST_FILE = "model", "sha256"
+KEPT = 5  # what a rollback may ask for; a model takes megabytes
+
+
+class VersionSource(Protocol):
+    """Where versions come from."""
+
+    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
+        """Download a version's folder into ``folder``; returns where it is, and the digest that its tag says."""
+
+
+def fetch_slot(source: VersionSource, version: str, place: Path) -> Slot:
+    """A version's folder in ``place``: what was downloaded before, if it is whole, else a download.
+
+    The digest that the registry's tag said is kept beside the model, so that a rollback needs no registry.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If the registry cannot be reached.
+    DataError
+        If there is no such version, or its digest is another than the tag says.
+    """
+    folder = place / MODEL_DIR
+    with contextlib.suppress(OSError, DataError):  # nothing there, or damaged: it is downloaded
+        return Slot(version, str(folder), check_digest(folder, (place / DIGEST_FILE).read_text(encoding="ascii")))
+    with replace_folder(place) as partial:
+        found, tagged = source.fetch_version(version, partial / "download")
+        check_digest(found, tagged)
+        found.rename(partial / MODEL_DIR)
+        shutil.rmtree(partial / "download", ignore_errors=True)
+        (partial / DIGEST_FILE).write_text(tagged, encoding="ascii")
+    return Slot(version, str(folder), tagged)
+
+
+def prune_downloads(folder: Path, used: Collection[Slot]) -> None:
+    """Delete all places in ``folder`` but those in use and the last few that were."""
+    places = list(folder.glob("[!.]*"))
+    for place in places:
+        if any(Path(slot.folder).is_relative_to(place) for slot in used):
+            os.utime(place)
+    for place in sorted(places, key=lambda one: one.stat().st_mtime_ns)[:-KEPT]:
+        shutil.rmtree(place, ignore_errors=True)

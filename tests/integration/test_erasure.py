@@ -1,0 +1,140 @@
+"""A customer's features are taken away from either online store and from published files, and nobody else's are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from closedloop.adapters import erasure
+from closedloop.adapters.erasure import erase_online, erase_published
+from closedloop.adapters.feast import Features, read_store_config
+from closedloop.adapters.online import UNKNOWN, open_online_reader
+from closedloop.adapters.tables import write_table
+from closedloop.errors import ServiceUnavailable
+from closedloop.featureset import FeatureSet
+from closedloop.settings import Settings, load_settings
+from tests.services import run_redis
+
+pytestmark = pytest.mark.thorough
+
+DAYS = [dt.datetime(2024, 1, day, tzinfo=dt.UTC) for day in (1, 2)]
+# patterns, and ids of which one is a part of the other
+CUSTOMERS = ["Kassandra", "Kassandr", "*", "?", "[a-z]", "\\", "1", "11", "größer", "x'; --"]
+DEFINITIONS = {"shop": ("shop_0a", "shop_0b"), "bank": ("bank_0a",)}
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def settings(request: pytest.FixtureRequest, make_project: Any, tmp_path: Path) -> Iterator[Settings]:
+    local = load_settings("local", folder=make_project(tmp_path / "project").root / "configs")
+    with contextlib.ExitStack() as stack:
+        overrides = {}
+        if request.param == "redis":
+            address = stack.enter_context(run_redis(tmp_path)).address
+            overrides = {"online_store": {"type": "redis", "connection_string": address}}
+        yield local.model_copy(update={"features": local.features.model_copy(update={"overrides": overrides})})
+
+
+@pytest.fixture
+def stores(settings: Settings, tmp_path: Path) -> list[Features]:
+    """Two data sets with the same customers, one of them in two definitions, on two days."""
+    for day in DAYS:
+        stamp = pd.Timestamp(day).as_unit("us")
+        rows = pd.DataFrame({"customer_id": CUSTOMERS, "event_timestamp": stamp, "spent": 1.0})
+        write_table(tmp_path / f"rows/{day:%F}.parquet", rows)
+    made = [
+        Features(settings, project=project, features=FeatureSet(("spent",), (), name), max_age_days=31)
+        for project, names in DEFINITIONS.items()
+        for name in names
+    ]
+    for features in made:
+        features.publish(tmp_path / "rows")
+        features.materialize(DAYS[-1])
+    return made
+
+
+def list_online(settings: Settings, features: Features) -> list[str]:
+    """The customers that the service knows."""
+
+    async def read() -> list[Any]:
+        config = read_store_config(settings, features.project)
+        reader = open_online_reader(config, features.project, features.features.service, ("spent",), timeout_seconds=60)
+        try:
+            return await reader.read(CUSTOMERS)
+        finally:
+            await reader.close()
+
+    return [customer for customer, row in zip(CUSTOMERS, asyncio.run(read()), strict=True) if row != UNKNOWN]
+
+
+def read_online_store(settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = read_store_config(settings, "shop")["online_store"]
+    return found
+
+
+def test_a_customer_is_erased_everywhere_and_nobody_else_is(settings: Settings, stores: list[Features]) -> None:
+    online, left = read_online_store(settings), list(CUSTOMERS)
+    a_customer = len(stores) if online["type"] == "sqlite" else len(DEFINITIONS)
+    for customer in CUSTOMERS[:-1]:
+        left.remove(customer)
+        assert (erase_online(online, customer), erase_online(online, customer)) == (a_customer, 0)
+        for features in stores:
+            assert list_online(settings, features) == left
+    offline = settings.locate(settings.features.offline)
+    written = {path: path.stat().st_mtime_ns for path in offline.rglob("*.parquet")}
+    assert erase_published(offline, "nobody") == 0
+    assert {path: path.stat().st_mtime_ns for path in offline.rglob("*.parquet")} == written
+    assert erase_published(offline, "Kassandra") == len(written) == len(stores) * len(DAYS)
+    for path in written:
+        assert pd.read_parquet(path)["customer_id"].tolist() == CUSTOMERS[1:]
+        assert b"Kassandra" not in path.read_bytes()
+    asked = pd.DataFrame({"customer_id": CUSTOMERS[:2], "event_timestamp": pd.Timestamp(DAYS[-1]).as_unit("us")})
+    joined = stores[0].read_published(asked)
+    assert joined is not None
+    assert joined["spent"].fillna(-1).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_no_byte_of_an_erased_customer_is_left_in_the_file(settings: Settings, stores: list[Features]) -> None:
+    online = read_online_store(settings)
+    files = [Path(online["path"]), Path(online["path"] + "-wal")]
+
+    def count() -> int:
+        return sum(path.read_bytes().count(b"Kassandra") for path in files if path.exists())
+
+    assert count() > 0
+    erase_online(online, "Kassandra")
+    assert count() == 0
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_a_reader_that_keeps_the_file_from_being_rewritten(
+    settings: Settings, stores: list[Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "WAIT_SECONDS", 0.1)
+    online = read_online_store(settings)
+    with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM shop_shop_0a").fetchall()
+        with pytest.raises(ServiceUnavailable, match=r"online store .*: .* in use by another process; run it again"):
+            erase_online(online, "Kassandra")
+    erase_online(online, "Kassandra")
+
+
+def test_where_nothing_was_brought_online_nothing_is_erased(settings: Settings) -> None:
+    assert erase_online(read_online_store(settings), "anna") == 0
+    assert erase_published(settings.locate(settings.features.offline), "anna") == 0
+
+
+def test_a_redis_that_is_away_is_named() -> None:
+    away = {"type": "redis", "connection_string": "127.0.0.1:1,password=s3cr3t"}
+    with pytest.raises(ServiceUnavailable, match="online store: Error 111 connecting to") as refused:
+        erase_online(away, "anna")
+    assert "s3cr3t" not in str(refused.value)

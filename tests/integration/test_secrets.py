@@ -1,0 +1,77 @@
+"""The Secrets that the cluster must have, as the runbook makes them: by the real kubectl, for the real settings."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from closedloop.settings import load_settings
+from tests.docs.test_docs import read_commands
+from tests.integration.test_manifests import read_cluster_settings, read_overlay
+from tests.manifests import ROOT, list_containers, list_pods, read_external
+
+# what of the secrets the settings and MLflow are given, by the names that the runbook has for it
+GIVEN = {
+    "POSTGRES": "postgres.example.com:5432", "POSTGRES_PASSWORD": "pg1", "OPTIONS": "?sslmode=require",
+    "REDIS": "redis.example.com:6379,ssl=true", "REDIS_PASSWORD": "rd1", "KUBEFLOW_TOKEN": "kf1",
+    "KAFKA": '{"sasl.password": "kk1"}',
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory):
+    """What the runbook's commands make with the real kubectl, but for the cluster that takes it."""
+    folder = tmp_path_factory.mktemp("secrets")
+    real = Path(sys.executable).parent / "kubectl"
+    program = f'#!/bin/sh\ntest "$1" = apply || exec {real} "$@" --dry-run=client --output=json >> {folder}/made\n'
+    (folder / "kubectl").write_text(program, encoding="utf-8")
+    (folder / "kubectl").chmod(0o755)
+    commands = read_commands("Deploy")["make the Secrets"]
+    subprocess.run(["bash", "-euc", commands], env=GIVEN | {"PATH": f"{folder}:/usr/bin:/bin"}, check=True)
+    text, found = (folder / "made").read_text(encoding="utf-8"), {}
+    while text.strip():
+        one, end = json.JSONDecoder().raw_decode(text.lstrip())
+        text = text.lstrip()[end:]
+        data = {key: base64.b64decode(value).decode() for key, value in one["data"].items()}
+        found[one["metadata"]["name"], one["metadata"]["namespace"]] = data
+    return found
+
+
+def test_the_runbook_makes_every_secret_where_it_is_looked_for(secrets):
+    made = {name: list(data) for (name, _), data in secrets.items()}
+    assert {name: sorted(keys) for name, keys in made.items()} == {
+        name: sorted(keys) for name, keys in read_external().items()
+    }
+    elsewhere = {name: namespace for name, namespace in secrets if namespace != "closedloop"}
+    assert elsewhere == {read_cluster_settings()["SECRET"]: "kubeflow"}
+
+
+def test_what_the_secrets_say_is_taken(secrets, monkeypatch):
+    known = {name: data for (name, _), data in secrets.items()}
+    boxes = [box for _, _, pod in list_pods(read_overlay("production")) for box in list_containers(pod)]
+    for variable in [variable for box in boxes for variable in box.get("env", [])]:
+        if "secretKeyRef" in variable.get("valueFrom", {}):
+            key = variable["valueFrom"]["secretKeyRef"]
+            monkeypatch.setenv(variable["name"], known[key["name"]][key["key"]])
+    settings = load_settings("production", folder=ROOT / "configs")
+    server = "postgresql+psycopg://closedloop:pg1@postgres.example.com:5432/{}?sslmode=require"
+    assert settings.operations.url == server.format("closedloop")
+    assert settings.features.overrides["registry"]["path"] == server.format("feast")
+    assert settings.features.overrides["online_store"]["connection_string"].endswith("6379,ssl=true,password=rd1")
+    assert list(settings.serving.tokens.values()) == [("predict", "outcomes")]
+    assert len(settings.serving.id_key) == 64
+    assert settings.stream.properties == {"sasl.password": "kk1"}
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == server.format("mlflow")
+    accounts = configparser.ConfigParser()
+    accounts.read_string(known["closedloop-mlflow"]["auth.ini"])
+    assert accounts["mlflow"]["database_uri"] == server.format("mlflow_accounts")
+    assert accounts["mlflow"]["admin_password"] == known["closedloop-tracking"]["password"]
+    pipeline = known["closedloop-pipeline"]
+    assert {key: os.environ[key] for key in pipeline} == pipeline
