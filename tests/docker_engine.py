@@ -72,7 +72,7 @@ def run_engine() -> Iterator[Engine]:
             yield engine
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(180)
 
 
 def import_base(engine: Engine, folder: Path) -> None:

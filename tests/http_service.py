@@ -71,17 +71,17 @@ class HttpService:
         """Kill the server as nothing can prevent; its agent notices by itself."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(DEADLINE_SECONDS)
 
     def stop(self) -> None:
         """Stop it in good order."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(DEADLINE_SECONDS)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, None if body is None else json.dumps(body), self.headers)
             answer = connection.getresponse()
@@ -91,7 +91,7 @@ class HttpService:
         """The value of a series, as the live page writes it, once it is there: the agent comes after the workers."""
 
         def read() -> str | None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=DEADLINE_SECONDS)
             with contextlib.closing(connection), contextlib.suppress(OSError):
                 connection.request("GET", "/metrics")
                 lines = connection.getresponse().read().decode().splitlines()
@@ -148,7 +148,7 @@ class Load:
         """Let every client end with the answer that it waits for."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(DEADLINE_SECONDS)
 
     def wait_for(self, count: int) -> None:
         """Until that many more requests have been answered."""
@@ -161,7 +161,7 @@ class Load:
         return {"features": self.rows[number % len(self.rows)], "customer_id": f"C{number % 97}"}
 
     def _send(self, number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=DEADLINE_SECONDS)
         with contextlib.closing(connection):
             while not self._stopping.wait(self.pause_seconds):
                 body = {**self._build(number), "request_id": uuid.uuid4().hex}
@@ -200,7 +200,7 @@ class FullLoad:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(60)
+        self._thread.join(DEADLINE_SECONDS)
 
     def wait_for(self, count: int) -> None:
         """Until that many more requests have been answered."""
@@ -215,7 +215,8 @@ class FullLoad:
         ]
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as closing:
             for number in range(self.connections):
-                client = closing.enter_context(socket.create_connection(("127.0.0.1", self.service.port), timeout=30))
+                address = ("127.0.0.1", self.service.port)
+                client = closing.enter_context(socket.create_connection(address, timeout=DEADLINE_SECONDS))
                 selector.register(client, selectors.EVENT_READ, requests[number % len(requests)])
                 self._ask(client, requests[number % len(requests)])
             while selector.get_map() and not self._stopping.is_set():
@@ -243,6 +244,32 @@ class FullLoad:
                 raise ConnectionError("no whole answer")
             answer += piece
         return answer
+
+
+class OpenRequests:
+    """Requests of which a service has the head and half of the body, until it is sent the rest."""
+
+    def __init__(self, service: HttpService, count: int = 16) -> None:
+        self._body = json.dumps({"features": ROWS[0]}).encode()
+        head = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(self._body)
+        self._clients = [
+            socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE_SECONDS) for _ in range(count)
+        ]
+        for client in self._clients:
+            client.sendall(head + self._body[:20])
+        for _ in range(5):  # what came before it has been read
+            assert service.call("GET", "/health")[0] == 200
+
+    def finish(self) -> list[str]:
+        """Send the rest; the ids of the requests, each of which has to be answered."""
+        answered = []
+        for client in self._clients:
+            with client:
+                client.sendall(self._body[20:])
+                answer = b"".join(iter(lambda: client.recv(65_536), b""))  # noqa: B023
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            answered.append(json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"])
+        return answered
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ class MlflowServer:
         """Stop it and wait."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.wait(180)
 
     def _is_up(self) -> bool:
         assert self._process is not None

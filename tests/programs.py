@@ -26,12 +26,12 @@ def run_program(log: Path, *command: str, cwd: Path, **environment: str) -> Iter
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(180)
 
 
 def fetch(address: str) -> str | None:
     try:
-        with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(address, timeout=180) as answer:  # noqa: S310 - loopback
             return answer.read().decode()
     except OSError:
         return None

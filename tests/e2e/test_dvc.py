@@ -98,7 +98,9 @@ def test_plots_open_without_a_network(committed, tmp_path):
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((tmp_path / "page/index.html").as_uri())
-        page.wait_for_function(f"document.querySelectorAll('.vega-embed svg.marks').length == {len(DRAWN)}")
+        page.wait_for_function(
+            f"document.querySelectorAll('.vega-embed svg.marks').length == {len(DRAWN)}", timeout=120_000
+        )
         titles = page.locator(".vega-embed svg.marks .role-title-text").all_text_contents()
         # the extent in pixels of a plot's lines and rectangles
         drawn = page.eval_on_selector_all(

@@ -20,7 +20,7 @@ from closedloop.params import merge_values
 from tests.compose import run_compose
 from tests.conftest import SMALL_SHOP
 from tests.docker_engine import run_engine
-from tests.http_service import HttpService, Load, wait_until
+from tests.http_service import HttpService, Load, OpenRequests, wait_until
 from tests.model_folders import ROWS, expected_score, write_model_folder
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1500)]  # the first test waits for both builds
@@ -176,12 +176,18 @@ def test_the_container_answers_is_healthy_and_drains_without_a_failed_request_or
         assert (status, answer["probability"]) == (200, pytest.approx(expected_score(ROWS[0]), abs=1e-6))
         with Load(service) as load:
             load.wait_for(300)
-            engine.run("stop", "--time=30", "served")
+            requests = OpenRequests(service)
+            engine.run("kill", "--signal=TERM", "served")  # as `stop` begins
+            wait_until(
+                lambda: "Waiting for" in engine.run("logs", "served").partition("Shutting down")[2], "the server's end"
+            )
+            finished = requests.finish()
+            engine.run("wait", "served")
         ended = read_state(engine)
     assert (ended["ExitCode"], ended["OOMKilled"]) == (0, False)
     # an idle connection may be closed on a client that is about to use it; what was taken is answered
     assert not [failure for failure in load.failures if failure[0].isdigit() or "IncompleteRead" in failure]
-    answered = {found["request_id"] for found in load.answers} | {answer["request_id"]}
+    answered = {found["request_id"] for found in load.answers} | {answer["request_id"], *finished}
     assert len(answered) > 300
     with run_container(engine, place):  # whatever the agent had not stored yet waited in the spool
         wait_until(lambda: answered <= set(read_stored(place / "state")), "all answers in the store")

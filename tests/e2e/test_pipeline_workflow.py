@@ -166,7 +166,7 @@ def page(browser, place):
     opened = browser.new_page(viewport={"width": 1600, "height": 1000}, http_credentials=known)
     asked = []
     opened.on("request", lambda request: asked.append(request.url))
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=120_000)
     yield opened
     assert asked
     assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:"))] == []

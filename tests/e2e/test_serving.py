@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import socket
 import sqlite3
 import urllib.request
 from contextlib import closing
@@ -17,7 +14,7 @@ from closedloop.contract import MODEL_FILE, NumericFeature, digest_folder
 from closedloop.serving.drain import measure_depth
 from closedloop.serving.slots import Slot, Slots, write_slots
 from closedloop.serving.spool import list_spools
-from tests.http_service import FullLoad, HttpService, Load, run_service, wait_until
+from tests.http_service import FullLoad, HttpService, Load, OpenRequests, run_service, wait_until
 from tests.model_folders import FEATURES, ROWS, expected_score, write_model_folder
 
 pytestmark = pytest.mark.thorough
@@ -85,31 +82,17 @@ def test_what_was_answered_is_stored_once_however_often_the_server_is_killed(roo
 
 def test_requests_that_were_open_at_the_end_are_answered_and_stored(root, tmp_path):
     """Each has sent its head and half of its body when the server is told to stop, and the rest only then."""
-    body = json.dumps({"features": ROWS[0]}).encode()
-    head = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with contextlib.ExitStack() as stack:
-        service = HttpService(root, arguments=("--model", str(tmp_path / "model")))
-        service.start()
-        first = service.call("POST", "/predict", {"features": ROWS[0]})[1]["request_id"]
-        wait_until(lambda: read_stored(root) == [first], "the agent")
-        clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=60)) for _ in range(16)
-        ]
-        for client in clients:
-            client.sendall(head + body[:20])
-        for _ in range(5):  # what came before it has been read
-            assert service.call("GET", "/health")[0] == 200
-        service.process.terminate()
-        # it says so once it has told its connections, whether any is still open or not
-        wait_until(lambda: "Waiting for" in service.read_log().partition("Shutting down")[2], "the server's end")
-        answers = []
-        for client in clients:
-            client.sendall(body[20:])
-            answer = b"".join(iter(lambda: client.recv(65_536), b""))  # noqa: B023
-            assert answer.startswith(b"HTTP/1.1 200 "), answer
-            answers.append(json.loads(answer.partition(b"\r\n\r\n")[2]))
-        service.stop()
-    assert sorted(read_stored(root)) == sorted([first, *(answer["request_id"] for answer in answers)])
+    service = HttpService(root, arguments=("--model", str(tmp_path / "model")))
+    service.start()
+    first = service.call("POST", "/predict", {"features": ROWS[0]})[1]["request_id"]
+    wait_until(lambda: read_stored(root) == [first], "the agent")
+    requests = OpenRequests(service)
+    service.process.terminate()
+    # it says so once it has told its connections, whether any is still open or not
+    wait_until(lambda: "Waiting for" in service.read_log().partition("Shutting down")[2], "the server's end")
+    answered = requests.finish()
+    service.stop()
+    assert sorted(read_stored(root)) == sorted([first, *answered])
 
 
 def test_workers_end_with_the_server_that_started_them(root, tmp_path):

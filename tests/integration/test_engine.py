@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_a_data_error(engine: Engine, tmp_path: Path) -> 
 
 def test_map_runs_side_by_side_in_order_with_views_of_their_own(engine: Engine, tmp_path: Path) -> None:
     paths = [write_rows(tmp_path / f"{number}.parquet", 10 + number, number) for number in range(5)]
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=180)
     sql = engine.compile(ibis.table(COLUMNS, name="rows"))
 
     def count(session: Session, path: Path) -> int:

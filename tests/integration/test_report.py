@@ -127,12 +127,15 @@ def test_every_page_opens_and_draws_its_figures_without_a_network(tmp_path: Path
             page.screenshot(path=kept / "monitoring_report.png", full_page=True)
             page.get_by_role("link", name=link).click()
             name = Path(page.url).stem
-            page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length == {figures.pop(name)}")
+            page.wait_for_function(
+                f"document.querySelectorAll('.js-plotly-plot').length == {figures.pop(name)}", timeout=120_000
+            )
             # the extent in pixels of what each figure draws inside its axes
             page.wait_for_function(
                 """[...document.querySelectorAll('.js-plotly-plot')].every(plot =>
                     [...plot.querySelectorAll('.plot path, .plot image')].some(
-                        mark => mark.getBBox().width + mark.getBBox().height > 100))"""
+                        mark => mark.getBBox().width + mark.getBBox().height > 100))""",
+                timeout=120_000,
             )
             page.screenshot(path=kept / f"monitoring_{name}.png", full_page=True)
             page.go_back()

@@ -151,7 +151,7 @@ class Place:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(self.partitions)])
         found, ends = [], set()
         while len(ends) < self.partitions:
-            message = consumer.poll(30)
+            message = consumer.poll(180)
             assert message is not None, "the topic does not end"
             error = message.error()
             if error is None:
@@ -576,7 +576,7 @@ def test_the_cluster_of_these_tests_isolates_and_fences(cluster):
         reader = Consumer({**settings, "group.id": "reader", "isolation.level": level, "enable.partition.eof": True})
         reader.assign([TopicPartition(topic, 0, 0)])
         found = []
-        while (message := reader.poll(30)) is not None and message.error() is None:
+        while (message := reader.poll(180)) is not None and message.error() is None:
             found.append(message.value())
         reader.close()
         return found

@@ -95,7 +95,7 @@ def read_all(client):
 
 def ask(address, *pieces):
     """Everything that is answered until the server closes; a last request asks it to."""
-    with socket.create_connection(address, timeout=20) as client:
+    with socket.create_connection(address, timeout=180) as client:
         with contextlib.suppress(ConnectionError):  # it may have closed already
             for piece in pieces:
                 client.sendall(piece)
@@ -162,7 +162,7 @@ def test_any_number_of_wishes_to_upgrade_may_come_at_once():
 )
 def test_a_client_that_never_ends_is_cut_off(hasty, start):
     address, server = hasty
-    with socket.create_connection(address, timeout=20) as client:
+    with socket.create_connection(address, timeout=180) as client:
         client.sendall(start)
         assert read_all(client) == b""
     assert not server.server_state.connections
@@ -171,7 +171,7 @@ def test_a_client_that_never_ends_is_cut_off(hasty, start):
 @pytest.mark.thorough
 def test_a_client_that_drips_is_cut_off(hasty):
     address, _ = hasty
-    with socket.create_connection(address, timeout=20) as client:
+    with socket.create_connection(address, timeout=180) as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
 
         def drip():
@@ -186,7 +186,7 @@ def test_a_client_that_drips_is_cut_off(hasty):
 @pytest.mark.thorough
 def test_a_client_that_fetches_no_answer_is_cut_off(hasty):
     address, server = hasty
-    with socket.create_connection(address, timeout=20) as client:
+    with socket.create_connection(address, timeout=180) as client:
         client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
         deadline = time.monotonic() + 20
         while not server.server_state.connections:
@@ -197,7 +197,7 @@ def test_a_client_that_fetches_no_answer_is_cut_off(hasty):
 
 
 def test_a_client_that_goes_on_asking_is_not_cut_off():
-    with run_server(Watched) as (address, _), socket.create_connection(address, timeout=20) as client:
+    with run_server(Watched) as (address, _), socket.create_connection(address, timeout=180) as client:
         for _ in range(20):
             client.sendall(b"GET / HTTP/1.1\r\n\r\n")
             answer = b""
