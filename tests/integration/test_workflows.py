@@ -61,7 +61,7 @@ def read_jobs():
 
 def find_wrong_commands(line, scheduled):
     """What a step names that is not there: make targets, cluster jobs, commands of closedloop, programs."""
-    words = [word for word in shlex.split(line) if word not in ("sudo", "--preserve-env=PATH")]
+    words = [word for word in shlex.split(line) if word != "sudo" and not word.startswith("--preserve-env=")]
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         jobs = [word.removeprefix("JOB=") for word in words if word.startswith("JOB=")]
