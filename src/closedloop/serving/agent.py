@@ -201,7 +201,7 @@ class Agent:
         end = time.monotonic() + (self._last_drain_seconds if not self._is_orphan() else 0)
         while True:
             try:
-                self._drain()
+                self._drain(last=True)
                 return
             except ClosedloopError as error:
                 if not isinstance(error, ServiceUnavailable) or time.monotonic() >= end:
@@ -245,13 +245,13 @@ class Agent:
             return found
         return ""
 
-    def _drain(self) -> None:
+    def _drain(self, *, last: bool = False) -> None:
         spool = self._state_dir / "spool"
         try:
             if not self._upgraded:
                 self._store.upgrade()
                 self._upgraded = True
-            result = drain_once(spool, self._store, self._model_name, report=self._count)
+            result = drain_once(spool, self._store, self._model_name, report=self._count, last=last)
         except Exception:  # whatever it is, that much waits
             self._metrics.set("spool_depth_bytes", value=measure_depth(spool, self._positions))
             raise

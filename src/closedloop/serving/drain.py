@@ -76,6 +76,8 @@ def drain_once(
     model_name: str,
     batch_rows: int = 2000,
     report: Callable[[Mapping[str, int]], None] = lambda _: None,
+    *,
+    last: bool = False,
 ) -> DrainResult:
     """Store what all spools hold by now.
 
@@ -84,6 +86,8 @@ def drain_once(
     report
         Called after each batch with its lines by result ("stored", "refused", "corrupt", "torn"), as the metric
         ``prediction_rows_total`` counts them: of a pass that fails half-way they are known too.
+    last
+        Offer all waiting outcomes: their files may go with this process.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def drain_once(
     total: Counter[str] = Counter()
     problems: list[str] = []
     try:
-        for work in (*map(drain.drain_spool, list_spools(spool_root)), drain.retry_outcomes()):
+        for work in (*map(drain.drain_spool, list_spools(spool_root)), drain.retry_outcomes(everything=last)):
             try:
                 for counts in work:
                     total += counts
@@ -185,7 +189,7 @@ class _Drain:
         self._store.insert((), position)
         return counts
 
-    def retry_outcomes(self) -> Iterator[Counter[str]]:
+    def retry_outcomes(self, *, everything: bool) -> Iterator[Counter[str]]:
         """Offer the waiting outcomes again: those of two minutes in every pass, older ones ever more seldom.
 
         A file's name says when they came, its last change when they were offered last. The oldest are given up, after
@@ -195,7 +199,7 @@ class _Drain:
         for path in sorted(self._root.glob(f"{WAITING_PREFIX}[0-9]*.log"), reverse=True):
             came_at, offered_at = int(path.stem.removeprefix(WAITING_PREFIX)), path.stat().st_mtime
             expired = now - came_at > WAITING_SECONDS_MAX
-            if expired or now - offered_at >= (offered_at - came_at) / 2 - 60:
+            if everything or expired or now - offered_at >= (offered_at - came_at) / 2 - 60:
                 yield from self._offer(path)
             size = path.stat().st_size
             room -= size

@@ -9,17 +9,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from closedloop.adapters.store import Deployment
+from closedloop.adapters.store import Deployment, InsertResult
 from closedloop.contract import MODEL_FILE, CategoricalFeature, digest_folder
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.records import Outcome
 from closedloop.serving.agent import NICE, Agent, SlotFollower
 from closedloop.serving.exposition import build_registry
 from closedloop.serving.slots import SlotHolder, read_slots
+from closedloop.serving.spool import SpoolWriter
 from tests.model_folders import FEATURES, write_model_folder
 
 OTHER = CategoricalFeature(name="tariff", categories=("basic", "plus"))
@@ -401,6 +404,30 @@ def test_a_store_that_comes_back_while_the_pod_ends_is_given_what_waits(state, s
     thread.join(60)
     assert not thread.is_alive()
     assert (len(failed), stored) == (3, ["one"])
+
+
+def test_an_outcome_whose_turn_it_is_not_is_offered_at_the_end(state, store, registry):
+    """Its file goes with the pod."""
+    writer = SpoolWriter(state / "spool/one", 1_000_000)
+    writer.append([Outcome("a", 1, FIRST.updated_at)])
+    writer.close()
+    came_at, offered_at = time.time() - 3600, time.time() - 900
+    waiting = (state / "spool/one/00000001.log").rename(state / f"spool/waiting-{came_at:.0f}.log")
+    os.utime(waiting, (offered_at, offered_at))
+    offered = []
+
+    def insert(records, position):
+        offered.extend(record.prediction_id for record in records)
+        return InsertResult(0, len(records), 0, ())
+
+    store.upgrade, store.insert = lambda: None, insert
+    store.read_position = lambda *_: agent.stop()  # the last pass comes after this one
+    agent = Agent(state, "test_churn", store, registry)
+    thread = run_agent(agent)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert offered == ["a"]
+    assert not waiting.exists()
 
 
 def test_what_waits_is_measured_whatever_keeps_it_from_the_store(state, store, registry):

@@ -359,6 +359,19 @@ def test_what_waits_is_offered_ever_more_seldom(spools, store):
         assert len(store.inserts) == inserts, (came, offered)
 
 
+def test_the_last_pass_offers_whatever_waits(spools, store):
+    """Its volume goes with the pod, and with it what would be offered later."""
+    spools.write("one", [make_outcome("a"), make_outcome("b")])
+    drain_once(spools.root, store, "shop")
+    spools.age_waiting(3600, 900)
+    spools.write("two", [make_prediction("a")])
+    drain_once(spools.root, store, "shop")
+    assert spools.waiting() == ["a", "b"]
+    drain_once(spools.root, store, "shop", last=True)
+    assert spools.waiting() == ["b"]
+    assert store.names == {("Prediction", "a"), ("Outcome", "a")}
+
+
 def test_the_oldest_of_too_many_outcomes_are_given_up(spools, store, monkeypatch, caplog):
     """A client that reports outcomes of predictions that were purged fills no disk."""
     line_bytes = 100
