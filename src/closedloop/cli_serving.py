@@ -133,7 +133,7 @@ def edge_import(
     records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")], params: ParamsOption = PARAMS
 ) -> None:
     """Bring an edge device's predictions into the operations store; what is there already is not doubled."""
-    from closedloop.bootstrap import build_store, load_run, locate_serving_state
+    from closedloop.bootstrap import build_store, build_tracking, load_run, locate_serving_state
     from closedloop.serving.edge import import_records
     from closedloop.serving.worker import read_id_key
 
@@ -141,9 +141,9 @@ def edge_import(
     store = build_store(context)
     store.upgrade()
     key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
-    found = import_records(records, store, model_name=context.dataset.model_name, id_key=key)
+    found = import_records(records, store, build_tracking(context), model_name=context.dataset.model_name, id_key=key)
     for number, reason in found.refused[:20]:
-        typer.echo(f"line {number}: {reason}", err=True)
+        typer.echo(f"{records}, line {number}: {reason}", err=True)
     typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
 
 

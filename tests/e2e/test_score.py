@@ -109,4 +109,13 @@ def test_a_devices_folder_is_exported_and_its_records_are_imported_once(shop_cop
     imported = ("edge", "import", "--records", "device/records.jsonl")
     assert f"{len(golden)} stored, 0 there already, 0 refused" in shop_copy.run(*imported).output
     assert f"0 stored, {len(golden)} there already, 0 refused" in shop_copy.run(*imported).output
+    path = shop_copy.root / "device/records.jsonl"
+    damaged = json.loads(path.read_text(encoding="utf-8").splitlines()[0]) | {
+        "features": [1.0],
+        "line": len(golden) + 1,
+    }
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(damaged) + "\n")
+    said = shop_copy.run(*imported).output
+    assert f"device/records.jsonl, line {len(golden) + 1}: features: there are 1, its version takes " in said
     assert [(one.source, one.model_version) for one in read_log(shop_copy)] == [("edge", "1")] * len(golden)

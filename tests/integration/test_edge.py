@@ -66,6 +66,26 @@ def edge(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "edge"))
 
 
+class OneFolder:
+    """A registry with one version, or an outage."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot, self.asked, self.down = slot, [], False
+
+    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
+        self.asked.append(version)
+        if self.down:
+            raise ServiceUnavailable("no route to the registry")
+        if version != self.slot.version:
+            raise DataError(f"test_churn has no version {version}")
+        return Path(shutil.copytree(self.slot.folder, folder / "model")), self.slot.folder_sha256
+
+
+@pytest.fixture
+def registry(slot):
+    return OneFolder(slot)
+
+
 def run(python, edge: Path, lines: list[object], *arguments: str, status: int = 0):
     """Answers of the script, and what it said on stderr."""
     content = b"".join(line if isinstance(line, bytes) else msgspec.json.encode(line) + b"\n" for line in lines)
@@ -372,11 +392,11 @@ def test_a_model_that_does_not_hold_is_not_exported(tmp_path):
 # --- the import -------------------------------------------------------------------------------------------------------
 
 
-def test_records_are_imported_once(bare_python, edge, store, slot):
+def test_records_are_imported_once(bare_python, edge, store, registry):
     answers = run(bare_python, edge, [GOOD, {"features": ROWS[2]}])[0] + run(bare_python, edge, [GOOD])[0]
     records = read_records(edge)
     for stored, duplicates in ((3, 0), (0, 3)):
-        result = import_records(edge / "records.jsonl", store, model_name="test_churn", id_key=KEY)
+        result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
         assert result == (stored, duplicates, ())
     found = read_store(store)
     ids = [seal_id(digest_position("edge", record["stream"], record["line"]), KEY) for record in records]
@@ -392,7 +412,7 @@ def test_records_are_imported_once(bare_python, edge, store, slot):
         assert stored.predicted_at.isoformat() == record["predicted_at"]
 
 
-def test_records_say_which_variant_scored(bare_python, edge, store):
+def test_records_say_which_variant_scored(bare_python, edge, store, registry):
     """Records of a script that did not say so yet are imported, too."""
     run(bare_python, edge, [GOOD])
     run(bare_python, edge, [GOOD], "--quantised")
@@ -401,23 +421,23 @@ def test_records_say_which_variant_scored(bare_python, edge, store):
     before = {key: value for key, value in records[0].items() if key != "model_file"} | {"line": 2}
     with (edge / "records.jsonl").open("a") as file:
         file.write(json.dumps(before) + "\n" + json.dumps(before | {"line": 3, "model_file": "other.onnx"}) + "\n")
-    result = import_records(edge / "records.jsonl", store, model_name="test_churn", id_key=KEY)
+    result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
     assert (result.stored, [number for number, _ in result.refused]) == (3, [4])
     assert sorted(found.source for found in read_store(store).values()) == ["edge", "edge", "edge-quantised"]
 
 
-def test_a_line_that_lost_power_spoils_nothing(bare_python, edge, store):
+def test_a_line_that_lost_power_spoils_nothing(bare_python, edge, store, registry):
     run(bare_python, edge, [GOOD, GOOD])
     path = edge / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
-    torn = import_records(path, store, model_name="test_churn", id_key=KEY)
+    torn = import_records(path, store, registry, model_name="test_churn", id_key=KEY)
     assert torn == (1, 0, ((2, "the line is torn"),))
     run(bare_python, edge, [GOOD])
-    after = import_records(path, store, model_name="test_churn", id_key=KEY)
+    after = import_records(path, store, registry, model_name="test_churn", id_key=KEY)
     assert (after.stored, after.duplicates, [number for number, _ in after.refused]) == (1, 1, [2])
 
 
-def test_lines_that_no_script_wrote_are_refused_alone(edge, store, bare_python):
+def test_lines_that_no_script_wrote_are_refused_alone(edge, store, registry, bare_python):
     run(bare_python, edge, [GOOD])
     good = read_records(edge)[0]
     wrong = [
@@ -432,7 +452,7 @@ def test_lines_that_no_script_wrote_are_refused_alone(edge, store, bare_python):
     ]
     lines = [json.dumps(good | change) for change in wrong] + ["no JSON", "[]", json.dumps(good | {"line": 2})]
     (edge / "records.jsonl").write_text("\n".join(lines) + "\n")
-    result = import_records(edge / "records.jsonl", store, model_name="test_churn", id_key=KEY)
+    result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
     assert (result.stored, [number for number, _ in result.refused]) == (1, list(range(1, 11)))
     reasons = dict(result.refused)
     assert reasons[8] == "it is of other, not of test_churn"
@@ -440,7 +460,43 @@ def test_lines_that_no_script_wrote_are_refused_alone(edge, store, bare_python):
     assert [found.customer_id for found in read_store(store).values()] == ["C1"]
 
 
-def test_a_store_that_is_away_and_a_file_that_is_not_there(edge, bare_python, tmp_path):
+def test_a_line_whose_features_are_not_its_versions_is_refused_alone(edge, store, registry, bare_python):
+    """The store takes any row, and every later check of the version would fail over it."""
+    run(bare_python, edge, [GOOD])
+    good = read_records(edge)[0]
+    changes = [
+        {"features": [6.0, 40.0, "plus", 1.0]},
+        {"features": [6.0, 40.0]},
+        {"features": [6.0, "plus", 40.0]},
+        {"features": [6.0, 40.0, None]},
+        {"model_version": "8"},
+        {"model_version": "8"},
+        {"model_version": "bundled", "features": [1.0]},
+    ]
+    lines = [json.dumps(good | {"line": number} | change) for number, change in enumerate(changes, 2)]
+    (edge / "records.jsonl").write_text("\n".join([json.dumps(good), *lines]) + "\n")
+    result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
+    assert result.refused == (
+        (2, "features: there are 4, its version takes 3"),
+        (3, "features: there are 2, its version takes 3"),
+        (4, "features: age is 'plus', allowed is number"),
+        (6, "test_churn has no version 8"),
+        (7, "test_churn has no version 8"),
+    )
+    assert (result.stored, registry.asked) == (3, ["7", "8"])
+    stored = {found.features for found in read_store(store).values() if found.model_version == "7"}
+    assert stored == {(6.0, 40.0, "plus"), (6.0, 40.0, None)}
+
+
+def test_records_wait_for_a_registry_that_is_away(edge, store, registry, bare_python):
+    run(bare_python, edge, [GOOD])
+    registry.down = True
+    with pytest.raises(ServiceUnavailable, match="no route to the registry"):
+        import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
+    assert read_store(store) == {}
+
+
+def test_a_store_that_is_away_and_a_file_that_is_not_there(edge, registry, bare_python, tmp_path):
     run(bare_python, edge, [GOOD])
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/operations.db").mkdir()
@@ -448,9 +504,9 @@ def test_a_store_that_is_away_and_a_file_that_is_not_there(edge, bare_python, tm
         contextlib.closing(Store(f"sqlite:///{tmp_path / 'folder/operations.db'}")) as store,
         pytest.raises(ServiceUnavailable),
     ):
-        import_records(edge / "records.jsonl", store, model_name="test_churn", id_key=KEY)
+        import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
     with pytest.raises(DataError, match=r"--records .*nothing.jsonl: cannot be read"):
-        import_records(tmp_path / "nothing.jsonl", store, model_name="test_churn", id_key=KEY)
+        import_records(tmp_path / "nothing.jsonl", store, registry, model_name="test_churn", id_key=KEY)
 
 
 def test_the_exported_model_is_the_one_that_serves(exported, slot):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from closedloop.contract import ModelContract, check_digest, read_contract
+from closedloop.contract import ModelContract
 from closedloop.errors import DataError, GateFailed
 from closedloop.featureset import read_features
+from closedloop.serving.downloads import fetch_contract
 from closedloop.serving.slots import BUNDLED
 from closedloop.stages.training_set import CUSTOMER, count_differences
 
@@ -69,7 +68,7 @@ def check_skew(
     bundled = len(served.pop(BUNDLED, ()))
     if not served:
         raise DataError("skew: no request by customer, answered by a registered version, was logged in this time")
-    found = [_compare(served[version], _read_contract(registry, version), features) for version in sorted(served)]
+    found = [_compare(served[version], fetch_contract(registry, version), features) for version in sorted(served)]
     rows = sum(map(len, served.values()))
     wrong, first = sum(count for count, _ in found), next((words for _, words in found if words), "")
     if wrong:
@@ -92,10 +91,3 @@ def _compare(served: set[Served], contract: ModelContract, features: Features) -
         days = ", ".join(f"{day:%Y-%m-%d}" for day in asked[TIMESTAMP].drop_duplicates())
         raise DataError(f"skew: {contract.feature_service}: not all of the served snapshots are published: {days}")
     return count_differences(offline, online, contract.feature_names)
-
-
-def _read_contract(registry: Tracking, version: str) -> ModelContract:
-    with tempfile.TemporaryDirectory(prefix="closedloop-skew-") as folder:
-        found, tagged = registry.fetch_version(version, Path(folder))
-        check_digest(found, tagged)
-        return read_contract(found)

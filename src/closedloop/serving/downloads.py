@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from closedloop.contract import check_digest
+from closedloop.contract import ModelContract, check_digest, read_contract
 from closedloop.errors import DataError
 from closedloop.files import replace_folder
 from closedloop.serving.slots import Slot
@@ -47,6 +48,22 @@ def fetch_slot(source: VersionSource, version: str, place: Path) -> Slot:
         shutil.rmtree(partial / "download", ignore_errors=True)
         (partial / DIGEST_FILE).write_text(tagged, encoding="ascii")
     return Slot(version, str(folder), tagged)
+
+
+def fetch_contract(source: VersionSource, version: str) -> ModelContract:
+    """The contract of a version alone.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If the registry cannot be reached.
+    DataError
+        If there is no such version, or its digest is another than the tag says.
+    """
+    with tempfile.TemporaryDirectory(prefix="closedloop-contract-") as folder:
+        found, tagged = source.fetch_version(version, Path(folder))
+        check_digest(found, tagged)
+        return read_contract(found)
 
 
 def prune_downloads(folder: Path, used: Collection[Slot]) -> None:

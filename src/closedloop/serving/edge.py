@@ -19,13 +19,22 @@ import pyarrow.parquet as pq
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.adapters.quantisation import quantise_model
 from closedloop.adapters.store import Store
-from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, digest_file, encode_row
+from closedloop.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    CategoricalFeature,
+    ModelContract,
+    digest_file,
+    encode_row,
+)
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_folder, write_json
 from closedloop.records import Prediction, digest_position, seal_id
+from closedloop.serving.downloads import VersionSource, fetch_contract
 from closedloop.serving.models import GOLDEN_TOLERANCE, LoadedModel, load_model
 from closedloop.serving.requests import ID_LENGTH_MAX
-from closedloop.serving.slots import Slot
+from closedloop.serving.slots import BUNDLED, Slot
 
 SCRIPT_FILE, EDGE_FILE, QUANTISED_FILE = "score.py", "edge.json", "model.quantised.onnx"
 SCORE_DIFFERENCE_MAX, DECISIONS_DIFFERENT_MAX = 0.01, 0.005  # what a quantised variant may cost
@@ -175,24 +184,27 @@ class ImportResult(NamedTuple):
     refused: tuple[tuple[int, str], ...]
 
 
-def import_records(path: Path, store: Store, *, model_name: str, id_key: bytes) -> ImportResult:
+def import_records(
+    path: Path, store: Store, registry: VersionSource, *, model_name: str, id_key: bytes
+) -> ImportResult:
     """Bring a record file into the operations store, under ids that follow from its lines' positions.
 
     What was imported before is not doubled, and a line that is damaged or of another model is refused on its own; so
-    is the last one of a file whose writer lost power.
+    is the last one of a file whose writer lost power, and one whose features are not those of its version.
 
     Raises
     ------
     DataError
         If the file cannot be read.
     ServiceUnavailable
-        If the store cannot be used: import the file again later.
+        If store or registry cannot be used: import the file again later.
     """
+    contracts = _Contracts(registry)
     stored = duplicates = 0
     refused: list[tuple[int, str]] = []
     try:
         with path.open("rb") as stream:
-            lines = _read_records(stream, model_name, id_key, refused)
+            lines = _read_records(stream, model_name, id_key, contracts, refused)
             while batch := dict(islice(lines, IMPORT_ROWS)):
                 result = store.insert(list(batch.values()))
                 numbers = {record.prediction_id: number for number, record in batch.items()}
@@ -204,8 +216,44 @@ def import_records(path: Path, store: Store, *, model_name: str, id_key: bytes) 
     return ImportResult(stored, duplicates, tuple(sorted(refused)))
 
 
+class _Contracts:
+    """What each version's records must hold: the store takes any row, and a check would fail over it later."""
+
+    def __init__(self, registry: VersionSource) -> None:
+        self._registry = registry
+        self._known: dict[str, ModelContract | str] = {}
+
+    def find_fault(self, record: EdgeRecord) -> str:
+        """Why the record cannot be its version's, or nothing; of a model that is in no registry nothing is known."""
+        version = record.model_version
+        if version == BUNDLED:
+            return ""
+        if version not in self._known:
+            try:
+                self._known[version] = fetch_contract(self._registry, version)
+            except DataError as error:
+                self._known[version] = str(error)
+        known = self._known[version]
+        return known if isinstance(known, str) else _find_fault(record.features, known)
+
+
+def _find_fault(values: tuple[float | str | None, ...], contract: ModelContract) -> str:
+    if len(values) != len(contract.features):
+        return f"features: there are {len(values)}, its version takes {len(contract.features)}"
+    for feature, value in zip(contract.features, values, strict=True):
+        text = isinstance(feature, CategoricalFeature)
+        if not (feature.nullable if value is None else isinstance(value, str) == text):
+            rule = f"{'text' if text else 'number'}{' or null' if feature.nullable else ''}"
+            return f"features: {feature.name} is {value!r:.80}, allowed is {rule}"
+    return ""
+
+
 def _read_records(
-    lines: Iterator[bytes], model_name: str, id_key: bytes, refused: list[tuple[int, str]]
+    lines: Iterator[bytes],
+    model_name: str,
+    id_key: bytes,
+    contracts: _Contracts,
+    refused: list[tuple[int, str]],
 ) -> Iterator[tuple[int, Prediction]]:
     decode = msgspec.json.Decoder(EdgeRecord).decode
     for number, line in enumerate(lines, 1):
@@ -216,6 +264,9 @@ def _read_records(
             continue
         if record.model_name != model_name:
             refused.append((number, f"it is of {record.model_name[:80]}, not of {model_name}"))
+            continue
+        if fault := contracts.find_fault(record):
+            refused.append((number, fault))
             continue
         yield (
             number,
