@@ -175,6 +175,7 @@ def serve_agent(
 
     from closedloop.bootstrap import build_agent, load_run
     from closedloop.serving.exposition import build_registry
+    from closedloop.serving.keeper import END_SIGNALS
     from closedloop.serving.logs import LOG_CONFIG
 
     logging.config.dictConfig(LOG_CONFIG)
@@ -187,8 +188,9 @@ def serve_agent(
         start_http_server(settings.metrics_port, settings.host, build_registry(state_dir / "metrics"))
     except OSError as error:
         raise ServiceUnavailable(f"serving.metrics_port {settings.metrics_port}: {error.strerror}") from error
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
-    signal.signal(signal.SIGINT, lambda *_: agent.stop())
+    for number in END_SIGNALS:
+        signal.signal(number, lambda *_: agent.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # the keeper held them back until here
     agent.run()
 
 

@@ -194,8 +194,8 @@ class Agent:
 
     def run(self) -> None:
         """Follow the row, watch the alias and drain until `stop`; then drain once more, and again while that fails."""
-        follow = threading.Thread(target=self._follow, name="follow", daemon=True)
-        follow.start()
+        if not self._stopping.is_set():  # else it was told to end before it began: only the last drain is left
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
         os.nice(NICE)  # this thread
         self._repeat(self._drain)
         end = time.monotonic() + (self._last_drain_seconds if not self._is_orphan() else 0)

@@ -26,6 +26,7 @@ from closedloop.files import replace_file
 from closedloop.records import Outcome, Prediction, Record
 from closedloop.serving.spool import (
     LOCK_FILE,
+    WAITING_PREFIX,
     SpoolLine,
     is_locked,
     list_segments,
@@ -34,7 +35,7 @@ from closedloop.serving.spool import (
     take_lock,
 )
 
-DRAIN_LOCK_FILE, WAITING_PREFIX, QUARANTINE_SUFFIX = "drain.lock", "waiting-", ".quarantine"
+DRAIN_LOCK_FILE, QUARANTINE_SUFFIX = "drain.lock", ".quarantine"
 DAY_SECONDS = 86_400
 WAITING_SECONDS_MAX = DAY_SECONDS  # longer than any replica's spool should wait for the store
 WAITING_BYTES_MAX = 50_000_000  # some 350,000 outcomes: more have no prediction anywhere

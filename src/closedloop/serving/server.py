@@ -20,12 +20,13 @@ from closedloop.serving.logs import LOG_CONFIG
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
-    """Addresses and limits of the HTTP server; the worker's values stand in the same file.
+    """Addresses and limits of the HTTP server; the worker's values stand in the same file, and share the state folder.
 
     ``params`` is the ``params.yaml`` of the command, for its agent.
     """
 
     params: str
+    state_dir: str
     host: str = "127.0.0.1"
     port: int = 3000
     workers: int = 1
@@ -48,7 +49,7 @@ def serve(path: Path) -> None:
     os.environ[CONFIG_VARIABLE] = str(path)
     logging.config.dictConfig(LOG_CONFIG)
     stopping = threading.Event()
-    told = (stopping, config.params, (config.host, config.port))
+    told = (stopping, config.params, Path(config.state_dir) / "spool", (config.host, config.port))
     keeper = threading.Thread(target=keep_agent, args=told, name="agent")
     # the server raises a signal again once it has shut down: this turns it into an exit that ends the agent too
     for number in (signal.SIGTERM, signal.SIGINT):

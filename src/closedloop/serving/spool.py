@@ -24,6 +24,7 @@ from closedloop.errors import ServiceUnavailable
 from closedloop.records import Record
 
 LOCK_FILE = "writer.lock"
+WAITING_PREFIX = "waiting-"  # of the files of outcomes whose prediction is not in the store yet
 CHECK_EVERY_SECONDS = 1.0
 CHECKSUM_LENGTH = 8
 
@@ -279,6 +280,11 @@ def list_spools(root: Path) -> list[Path]:
 def list_segments(spool: Path) -> list[Path]:
     """The files of a spool, oldest first; only the last one of a living writer can still grow."""
     return sorted(spool.glob("[0-9]*.log"))
+
+
+def has_lines(root: Path) -> bool:
+    """Whether a spool has a line that may not be in the store, or an outcome waits beside the spools."""
+    return measure_spools(root) > 0 or any(root.glob(f"{WAITING_PREFIX}*.log"))
 
 
 def measure_spools(root: Path) -> int:

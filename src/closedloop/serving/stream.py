@@ -291,7 +291,8 @@ def main() -> None:
     stopping, ended = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # first of all: nothing else would end the agent
         signal.signal(number, lambda *_: stopping.set())
-    keeper = threading.Thread(target=keep_agent, args=(ended, config.params), name="agent")
+    told = (ended, config.params, Path(config.worker.state_dir) / "spool")
+    keeper = threading.Thread(target=keep_agent, args=told, name="agent")
     if config.agent:
         keeper.start()
     try:
