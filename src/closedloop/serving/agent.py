@@ -21,7 +21,7 @@ import msgspec
 from closedloop.adapters.store import Deployment, SpoolPosition
 from closedloop.contract import ModelContract, read_contract
 from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
-from closedloop.serving.downloads import VersionSource, fetch_slot, prune_downloads
+from closedloop.serving.downloads import Downloads, VersionSource, prune_downloads
 from closedloop.serving.drain import RecordStore, drain_once, measure_depth
 from closedloop.serving.keeper import LAST_DRAIN_SECONDS
 from closedloop.serving.metrics import WorkerMetrics
@@ -50,6 +50,10 @@ class Registry(VersionSource, Protocol):
         """The version that the alias names."""
 
 
+class _Superseded(Exception):
+    """Another revision of the row was written while one of this was still being downloaded."""
+
+
 class SlotFollower:
     """Keeps the slots file equal to the deployment row, as far as its versions can be had and hold.
 
@@ -63,6 +67,7 @@ class SlotFollower:
     ) -> None:
         self._state_dir, self._model_name, self._slot = state_dir, model_name, slot
         self._store, self._registry = store, registry
+        self._downloads = Downloads(registry, state_dir / "models")
         self._note = ""
         self._wanted: str | None = None  # the champion that the alias should name
 
@@ -85,7 +90,10 @@ class SlotFollower:
         self._wanted = None if alone else row.champion_version
         if alone:
             row = Deployment(row.model_name, row.revision, row.challenger_version or "", row.salt, row.updated_at)
-        slots = self._build(row, before)
+        try:
+            slots = self._build(row, before)
+        except _Superseded:
+            return
         notes = (*slots.notes, self._note) if self._note else slots.notes
         self._write(before, msgspec.structs.replace(slots, notes=notes))
 
@@ -103,12 +111,12 @@ class SlotFollower:
         if before is not None and before.revision == row.revision:
             refused += before.refused  # not downloaded again twice a second; a new revision asks anew
         kept = before.champion if before else None
-        champion = self._fetch(row.champion_version, before, kept, refused, notes) or kept
+        champion = self._fetch(row, row.champion_version, before, kept, refused, notes) or kept
         if champion is None:
             logger.warning("revision %d cannot be served: %s %s", row.revision, refused, notes)
         challenger = None
         if champion is not None and row.challenger_version is not None:
-            challenger = self._fetch(row.challenger_version, before, champion, refused, notes)
+            challenger = self._fetch(row, row.challenger_version, before, champion, refused, notes)
         return Slots(
             row.revision,
             row.salt,
@@ -121,7 +129,13 @@ class SlotFollower:
         )
 
     def _fetch(
-        self, version: str, before: Slots | None, beside: Slot | None, refused: list[Refusal], notes: list[str]
+        self,
+        row: Deployment,
+        version: str,
+        before: Slots | None,
+        beside: Slot | None,
+        refused: list[Refusal],
+        notes: list[str],
     ) -> Slot | None:
         """The version's folder, which was proved to serve; ``beside`` is what its contract has to fit."""
         for slot in (before.champion, before.challenger) if before else ():
@@ -130,7 +144,9 @@ class SlotFollower:
         if any(refusal.version == version for refusal in refused):
             return None
         try:
-            slot = fetch_slot(self._registry, version, self._state_dir / "models" / version)
+            slot = self._downloads.fetch(version, lambda: self._is_current(row))
+            if slot is None:
+                raise _Superseded
             load_slot(slot, _read_contract(beside))
         except ServiceUnavailable as error:
             notes.append(f"registry: {error}")
@@ -142,6 +158,12 @@ class SlotFollower:
         else:
             return slot
         return None
+
+    def _is_current(self, row: Deployment) -> bool:
+        with contextlib.suppress(ClosedloopError):  # a store that is away says nothing new
+            found = self._store.read_deployment(self._model_name)
+            return found is not None and found.revision == row.revision
+        return True
 
     def check_alias(self) -> None:
         """Note, for the next step, an alias that somebody moved by hand; what serves is the row."""

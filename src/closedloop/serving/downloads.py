@@ -6,7 +6,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from closedloop.serving.slots import Slot
 
 MODEL_DIR, DIGEST_FILE = "model", "sha256"
 KEPT = 5  # what a rollback may ask for; a model takes megabytes
+WANTED_SECONDS = 0.5  # until who waits for a download looks whether the version is still wanted
 
 
 class VersionSource(Protocol):
@@ -48,6 +51,35 @@ def fetch_slot(source: VersionSource, version: str, place: Path) -> Slot:
         shutil.rmtree(partial / "download", ignore_errors=True)
         (partial / DIGEST_FILE).write_text(tagged, encoding="ascii")
     return Slot(version, str(folder), tagged)
+
+
+class Downloads:
+    """Fetches each version in a thread of its own, so that one whose connection stalls holds up no other."""
+
+    def __init__(self, source: VersionSource, folder: Path) -> None:
+        self._source, self._folder = source, folder
+        self._begun: dict[str, Future[Slot]] = {}
+
+    def fetch(self, version: str, is_wanted: Callable[[], bool]) -> Slot | None:
+        """What `fetch_slot` returns or raises, or None once the version is not wanted any more.
+
+        Its download goes on then: it can only be waited for, by who wants the version again.
+        """
+        found = self._begun.get(version)
+        if found is None or found.done():
+            found = self._begun[version] = Future()
+            # no executor: that would wait for its threads when the process ends
+            threading.Thread(target=self._run, args=(version, found), name=f"fetch-{version}", daemon=True).start()
+        while not wait([found], WANTED_SECONDS).done:
+            if not is_wanted():
+                return None
+        return found.result()
+
+    def _run(self, version: str, found: Future[Slot]) -> None:
+        try:
+            found.set_result(fetch_slot(self._source, version, self._folder / version))
+        except BaseException as error:  # for who waits
+            found.set_exception(error)
 
 
 def fetch_contract(source: VersionSource, version: str) -> ModelContract:

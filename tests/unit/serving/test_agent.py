@@ -19,6 +19,7 @@ from closedloop.adapters.store import Deployment, InsertResult
 from closedloop.contract import MODEL_FILE, CategoricalFeature, digest_folder
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.records import Outcome
+from closedloop.serving import downloads
 from closedloop.serving.agent import NICE, Agent, SlotFollower
 from closedloop.serving.exposition import build_registry
 from closedloop.serving.slots import SlotHolder, read_slots
@@ -186,6 +187,60 @@ def test_a_rollback_needs_no_registry(follower, store, registry, state):
         "1",
         digest_folder(state / "models/1/model"),
     )
+
+
+def test_a_download_that_stalls_does_not_hold_up_a_rollback(follower, store, registry, state):
+    """What the row wants next is here; the stalled version is waited for where it is wanted again."""
+    for revision, version in ((1, "1"), (2, "2")):
+        store.row = replace(FIRST, revision=revision, champion_version=version)
+        follower.step()
+    write_model_folder(registry.root / "3", bias=3.0)
+    answer, fetch = threading.Event(), registry.fetch_version
+
+    def stall(version, folder):
+        store.row = replace(FIRST, revision=4)
+        answer.wait()
+        return fetch(version, folder)
+
+    registry.fetch_version = stall
+    store.row = replace(FIRST, revision=3, champion_version="3")
+    step_aside(follower)
+    assert read_slots(state).revision == 2  # what serves is the last revision that was had whole
+    step_aside(follower)
+    assert (read_slots(state).revision, read_slots(state).champion.version) == (4, "1")
+    answer.set()
+    store.row = replace(FIRST, revision=5, champion_version="3")
+    step_aside(follower)
+    assert read_slots(state).champion.version == "3"
+    assert registry.asked == ["1", "2", "3"]
+
+
+def test_a_download_goes_on_while_the_store_is_away(follower, store, registry, state, monkeypatch):
+    monkeypatch.setattr(downloads, "WANTED_SECONDS", 0.001)
+    answer, fetch, read = threading.Event(), registry.fetch_version, store.read_deployment
+
+    def read_deployment(model_name):
+        if registry.asked:
+            answer.set()
+            raise ServiceUnavailable("the database is away")
+        return read(model_name)
+
+    def stall(version, folder):
+        found = fetch(version, folder)
+        answer.wait()
+        return found
+
+    registry.fetch_version, store.read_deployment = stall, read_deployment
+    step_aside(follower)
+    assert read_slots(state).champion.version == "1"
+
+
+def step_aside(follower):
+    """A step that is given up after a minute: it may wait for what never comes."""
+    thread = threading.Thread(target=follower.step, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_folder_that_was_damaged_meanwhile_is_downloaded_again(follower, store, registry, state):
