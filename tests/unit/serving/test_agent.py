@@ -20,8 +20,9 @@ from closedloop.contract import MODEL_FILE, CategoricalFeature, digest_folder
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.records import Outcome
 from closedloop.serving import downloads
-from closedloop.serving.agent import NICE, Agent, SlotFollower
+from closedloop.serving.agent import NICE, Agent
 from closedloop.serving.exposition import build_registry
+from closedloop.serving.follower import SlotFollower
 from closedloop.serving.slots import SlotHolder, read_slots
 from closedloop.serving.spool import SpoolWriter
 from tests.model_folders import FEATURES, write_model_folder
