@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from closedloop.adapters.store import Deployment
 from closedloop.contract import ModelContract, read_contract
 from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
 from closedloop.serving.downloads import Downloads, VersionSource, prune_downloads
+from closedloop.serving.models import OtherFeatures
 from closedloop.serving.slots import Refusal, Slot, Slots, load_slot, read_slots, write_slots
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,15 @@ class Registry(VersionSource, Protocol):
 
 class _Superseded(Exception):
     """Another revision of the row was written while one of this was still being downloaded."""
+
+
+@dataclass
+class _Found:
+    """What is told of the versions that cannot be had; ``other`` holds, and takes other features than those served."""
+
+    refused: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    other: Slot | None = None
 
 
 class SlotFollower:
@@ -82,23 +93,26 @@ class SlotFollower:
     def _write(self, before: Slots | None, slots: Slots) -> None:
         if slots != before:
             write_slots(self._state_dir, slots)
-            used = [slot for found in (before, slots) if found for slot in (found.champion, found.challenger) if slot]
-            prune_downloads(self._state_dir / "models", used)
+            named = (slot for one in (before, slots) if one for slot in (one.champion, one.challenger, one.waiting))
+            prune_downloads(self._state_dir / "models", [slot for slot in named if slot])
             logger.info("slots of revision %d are written", slots.revision)
 
     def _build(self, row: Deployment, before: Slots | None) -> Slots:
         """The slots of a row; what cannot be had keeps its slot as it was, which may be empty."""
-        refused: list[Refusal] = []
-        notes: list[str] = []
+        found = _Found()
         if before is not None and before.revision == row.revision:
-            refused += before.refused  # not downloaded again twice a second; a new revision asks anew
+            found.refused += before.refused  # not downloaded again twice a second; a new revision asks anew
+            found.other = before.waiting
         kept = before.champion if before else None
-        champion = self._fetch(row, row.champion_version, before, kept, refused, notes) or kept
+        champion = self._fetch(row, row.champion_version, before, kept, found) or kept
+        waiting = found.other
+        if waiting is not None:
+            found.notes.append(f"version {waiting.version} takes other features: start the service again to serve it")
         if champion is None:
-            logger.warning("revision %d cannot be served: %s %s", row.revision, refused, notes)
+            logger.warning("revision %d cannot be served: %s %s", row.revision, found.refused, found.notes)
         challenger = None
         if champion is not None and row.challenger_version is not None:
-            challenger = self._fetch(row, row.challenger_version, before, champion, refused, notes)
+            challenger = self._fetch(row, row.challenger_version, before, champion, found)
         return Slots(
             row.revision,
             row.salt,
@@ -106,24 +120,19 @@ class SlotFollower:
             challenger,
             row.challenger_mode or "shadow",
             row.weight,
-            tuple(refused),
-            tuple(notes),
+            tuple(found.refused),
+            tuple(found.notes),
+            waiting,
         )
 
     def _fetch(
-        self,
-        row: Deployment,
-        version: str,
-        before: Slots | None,
-        beside: Slot | None,
-        refused: list[Refusal],
-        notes: list[str],
+        self, row: Deployment, version: str, before: Slots | None, beside: Slot | None, found: _Found
     ) -> Slot | None:
         """The version's folder, which was proved to serve; ``beside`` is what its contract has to fit."""
         for slot in (before.champion, before.challenger) if before else ():
             if slot is not None and slot.version == version and Path(slot.folder).is_dir():
                 return slot
-        if any(refusal.version == version for refusal in refused):
+        if any(refusal.version == version for refusal in found.refused):
             return None
         try:
             slot = self._downloads.fetch(version, lambda: self._is_current(row))
@@ -131,11 +140,12 @@ class SlotFollower:
                 raise _Superseded
             load_slot(slot, _read_contract(beside))
         except ServiceUnavailable as error:
-            notes.append(f"registry: {error}")
+            found.notes.append(f"registry: {error}")
         except OSError as error:  # a full disk says nothing of the version
-            notes.append(f"state folder: {error.strerror}")
+            found.notes.append(f"state folder: {error.strerror}")
         except ClosedloopError as error:
-            refused.append(Refusal(version, str(error)))
+            found.refused.append(Refusal(version, str(error)))
+            found.other = slot if isinstance(error, OtherFeatures) else None
             logger.error("version %s is refused: %s", version, error)
         else:
             return slot

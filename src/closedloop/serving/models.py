@@ -26,6 +26,10 @@ from closedloop.serving.requests import Value
 GOLDEN_TOLERANCE = 1e-6
 
 
+class OtherFeatures(DataError):
+    """A model that holds, but cannot answer the requests that the serving one answers."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A checked and warmed model; ``folder_sha256`` is what the registry's tag said."""
@@ -112,7 +116,9 @@ def check_compatible(model: LoadedModel, serving: ModelContract) -> None:
     Raises
     ------
     DataError
-        If it is of another data set, or takes other features: those need a service of their own.
+        If it is of another data set.
+    OtherFeatures
+        If it takes other features: whoever asks must know of them first.
     """
     new, old = model.contract, serving
     if new.model_name != old.model_name:
@@ -121,8 +127,10 @@ def check_compatible(model: LoadedModel, serving: ModelContract) -> None:
     found = {feature.name: feature.kind for feature in new.features}
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differing:
-        raise DataError(f"contract: features differ from those being served: {', '.join(differing[:10])}")
+        raise OtherFeatures(f"contract: features differ from those being served: {', '.join(differing[:10])}")
     if new.feature_service != old.feature_service:
-        raise DataError(f"contract: features are of {new.feature_service}, those being served of {old.feature_service}")
+        raise OtherFeatures(
+            f"contract: features are of {new.feature_service}, those being served of {old.feature_service}"
+        )
     if new.feature_names != old.feature_names:
-        raise DataError("contract: features stand in another order than those being served")
+        raise OtherFeatures("contract: features stand in another order than those being served")

@@ -44,6 +44,7 @@ def serve(path: Path) -> None:
     import uvicorn
 
     from closedloop.serving.protocol import Connection
+    from closedloop.serving.slots import take_up_waiting
 
     config = msgspec.json.decode(path.read_bytes(), type=ServerConfig)
     os.environ[CONFIG_VARIABLE] = str(path)
@@ -55,6 +56,7 @@ def serve(path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if config.agent:
+        take_up_waiting(Path(config.state_dir))
         keeper.start()
     try:
         uvicorn.run(

@@ -71,6 +71,7 @@ class Slots(msgspec.Struct, frozen=True):
     """The wanted slots: those of one revision of the deployment row; ``champion`` None: what it names cannot be had.
 
     ``notes`` are the agent's words for people: an alias that was moved by hand, a registry that does not answer.
+    ``waiting`` is the champion that the row names where it takes other features than the one that serves.
     """
 
     revision: int
@@ -81,6 +82,7 @@ class Slots(msgspec.Struct, frozen=True):
     weight: float = 0.0
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    waiting: Slot | None = None
 
 
 class Serving(NamedTuple):
@@ -125,14 +127,14 @@ def load_slot(slot: Slot, beside: ModelContract | None) -> LoadedModel:
     Raises
     ------
     DataError
-        If it may not; clients are told the reason, and no path.
+        If it may not, `OtherFeatures` if for those alone; clients are told the reason, and no path.
     """
     try:
         model = load_model(Path(slot.folder), version=slot.version, folder_sha256=slot.folder_sha256 or None)
-        if beside is not None:
-            check_compatible(model, beside)
     except ClosedloopError as error:
         raise DataError(str(error).replace(slot.folder, f"version {slot.version}")) from error
+    if beside is not None:
+        check_compatible(model, beside)
     return model
 
 
@@ -158,6 +160,20 @@ def read_slots(state_dir: Path) -> Slots | None:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def take_up_waiting(state_dir: Path) -> None:
+    """Let workers that are about to start begin with the champion that waits for it, if it holds.
+
+    Only while none of them runs: nobody's requests are checked by the features of the one before then.
+    """
+    try:
+        slots = read_slots(state_dir)
+        if slots is not None and slots.waiting is not None:
+            load_slot(slots.waiting, None)
+            write_slots(state_dir, Slots(slots.revision, slots.salt, slots.waiting))  # the agent adds the challenger
+    except (OSError, DataError) as error:
+        logger.error("what waits for this start is not taken up: %s", error)
 
 
 class SlotHolder:
@@ -263,7 +279,8 @@ class SlotHolder:
         loaded = before.select(slot.version) if before else None
         if loaded is not None and slot.folder_sha256 in ("", loaded.folder_sha256):
             return loaded
-        reference = beside or (before.champion if before else None)
+        # a bundled model is no reference: it serves only until there is a row's
+        reference = beside or (before.champion if before and before.slots.revision else None)
         try:
             return load_slot(slot, reference.contract if reference else None)
         except DataError as error:

@@ -32,7 +32,7 @@ from closedloop.serving.exchange import PredictAnswer, describe, encode, error_o
 from closedloop.serving.keeper import keep_agent
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest
-from closedloop.serving.slots import Serving
+from closedloop.serving.slots import Serving, take_up_waiting
 from closedloop.serving.spool import take_lock
 from closedloop.serving.worker import Worker
 
@@ -294,6 +294,7 @@ def main() -> None:
     told = (ended, config.params, Path(config.worker.state_dir) / "spool")
     keeper = threading.Thread(target=keep_agent, args=told, name="agent")
     if config.agent:
+        take_up_waiting(Path(config.worker.state_dir))
         keeper.start()
     try:
         asyncio.run(run_stream(config, properties, stopping))

@@ -23,7 +23,7 @@ from closedloop.serving import downloads
 from closedloop.serving.agent import NICE, Agent
 from closedloop.serving.exposition import build_registry
 from closedloop.serving.follower import SlotFollower
-from closedloop.serving.slots import SlotHolder, read_slots
+from closedloop.serving.slots import SlotHolder, read_slots, take_up_waiting
 from closedloop.serving.spool import SpoolWriter
 from tests.model_folders import FEATURES, write_model_folder
 
@@ -369,6 +369,41 @@ def test_a_version_of_other_features_is_refused_before_a_worker_is_told(follower
     slots = read_slots(state)
     assert slots.champion.version == "1"
     assert slots.refused[0].reason.startswith("contract: features differ from those being served: ")
+
+
+def test_a_version_of_other_features_is_taken_up_when_the_service_is_started_again(follower, store, registry, state):
+    follower.step()
+    write_model_folder(registry.root / "3", features=(*FEATURES[:2], OTHER))
+    store.row = replace(FIRST, revision=2, champion_version="3")
+    for _ in range(2):
+        follower.step()
+    slots = read_slots(state)
+    assert (slots.champion.version, slots.waiting.version) == ("1", "3")
+    assert slots.notes == ("version 3 takes other features: start the service again to serve it",)
+    take_up_waiting(state)
+    follower.step()
+    slots = read_slots(state)
+    assert (slots.champion.version, slots.waiting, slots.refused, slots.notes) == ("3", None, (), ())
+    assert registry.asked == ["1", "3"]
+
+
+def test_a_version_of_other_features_waits_for_no_start_once_the_row_names_another(follower, store, registry, state):
+    follower.step()
+    write_model_folder(registry.root / "3", features=(*FEATURES[:2], OTHER))
+    for revision, version in ((2, "3"), (3, "1")):
+        store.row = replace(FIRST, revision=revision, champion_version=version)
+        follower.step()
+    take_up_waiting(state)
+    assert (read_slots(state).champion.version, read_slots(state).waiting) == ("1", None)
+
+
+def test_a_challenger_of_other_features_waits_for_no_start(follower, store, registry, state):
+    write_model_folder(registry.root / "3", features=(*FEATURES[:2], OTHER))
+    store.row = replace(FIRST, challenger_version="3", challenger_mode="shadow")
+    for _ in range(2):
+        follower.step()
+    slots = read_slots(state)
+    assert ([refusal.version for refusal in slots.refused], slots.waiting, slots.notes) == (["3"], None, ())
 
 
 def test_a_version_that_was_repaired_is_looked_at_again_with_the_next_revision(follower, store, registry, state):

@@ -13,12 +13,15 @@ import pytest
 import uvicorn
 
 from closedloop.bootstrap import build_store, load_run, locate_serving_state
+from closedloop.contract import digest_folder
 from closedloop.records import Prediction
 from closedloop.serving import keeper, server, stream
 from closedloop.serving.config import CONFIG_VARIABLE, WorkerConfig
 from closedloop.serving.server import ServerConfig
+from closedloop.serving.slots import Slot, Slots, read_slots, write_slots
 from closedloop.serving.spool import SpoolWriter
 from closedloop.serving.stream import StreamConfig
+from tests.model_folders import write_model_folder
 
 
 def test_the_agent_starts_once_the_port_answers_and_not_before(monkeypatch, tmp_path):
@@ -118,6 +121,28 @@ def test_the_server_hands_its_parameters_on(monkeypatch, tmp_path, told):
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(ServerConfig("/elsewhere/p.yaml", str(tmp_path))))
     server.serve(tmp_path / "config.json")
     assert told == [("/elsewhere/p.yaml", tmp_path / "spool")]
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_before_workers_start_who_runs_the_agent_takes_up_what_waits_for_a_start(monkeypatch, tmp_path, told, agent):
+    """Beside it others may have started before, with what served then."""
+    model = write_model_folder(tmp_path / "5")
+    waiting = Slot("5", str(model), digest_folder(model))
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(ServerConfig("p.yaml", str(tmp_path), agent=agent)))
+    config = StreamConfig("", "in", "out", "dead", "group", WorkerConfig("m", str(tmp_path)), "p.yaml", agent=agent)
+    (tmp_path / "stream.json").write_bytes(msgspec.json.encode(config))
+    found = []
+
+    async def run_stream(*_):
+        found.append(read_slots(tmp_path).champion)
+
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: found.append(read_slots(tmp_path).champion))
+    monkeypatch.setattr(stream, "run_stream", run_stream)
+    monkeypatch.setattr(stream.sys, "argv", ["stream", str(tmp_path / "stream.json")])
+    for start in (lambda: server.serve(tmp_path / "config.json"), stream.main):
+        write_slots(tmp_path, Slots(2, "salt", None, waiting=waiting))
+        start()
+    assert found == [waiting if agent else None] * 2
 
 
 def test_the_stream_worker_hands_its_parameters_on(monkeypatch, tmp_path, told):

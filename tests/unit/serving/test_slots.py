@@ -7,11 +7,21 @@ import json
 
 import pytest
 
-from closedloop.contract import CONTRACT_FILE, MODEL_FILE, VERSION_FILE, digest_folder
+from closedloop.contract import CONTRACT_FILE, MODEL_FILE, VERSION_FILE, CategoricalFeature, digest_folder
 from closedloop.errors import DataError
 from closedloop.serving import slots as slots_module
-from closedloop.serving.slots import BUNDLED, Refusal, Slot, SlotHolder, Slots, read_bundled, write_slots
-from tests.model_folders import write_model_folder
+from closedloop.serving.slots import (
+    BUNDLED,
+    Refusal,
+    Slot,
+    SlotHolder,
+    Slots,
+    read_bundled,
+    read_slots,
+    take_up_waiting,
+    write_slots,
+)
+from tests.model_folders import FEATURES, write_model_folder
 
 
 @pytest.fixture
@@ -74,6 +84,55 @@ def test_a_row_that_names_the_same_version_goes_on_with_it_and_another_takes_its
         holder.load_first()
         assert (holder.serving.champion.version, holder.serving.slots.revision) == (version, int(version))
         assert (holder.serving.champion is packaged) == (version == "3")
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A version whose category has another name."""
+    tariff = CategoricalFeature(name="tariff", categories=("basic", "plus"))
+    folder = write_model_folder(tmp_path / "5", features=(*FEATURES[:2], tariff))
+    return Slot("5", str(folder), digest_folder(folder))
+
+
+def test_a_rows_version_takes_the_place_of_a_bundled_model_whatever_features_it_takes(holder, other, tmp_path):
+    """Without a row the bundled model serves: it has no say in what comes after it."""
+    holder.load_first()
+    write_slots(tmp_path / "state", Slots(5, "", other))
+    asyncio.run(holder.follow())
+    assert (holder.serving.champion.version, holder.refused) == ("5", {})
+
+
+def test_what_waits_for_a_start_is_what_new_workers_begin_with_and_running_ones_refuse(tmp_path, other):
+    model, state = write_model_folder(tmp_path / "4"), tmp_path / "state"
+    first = Slot("4", str(model), digest_folder(model))
+    refusal = Refusal("5", "contract: features differ")
+    write_slots(state, Slots(2, "salt", first, refused=(refusal,), waiting=other))
+    running, restarted = (SlotHolder(state, None, range_margin=1.0) for _ in range(2))
+    running.load_first()
+    assert running.serving.champion.version == "4"
+    take_up_waiting(state)
+    asyncio.run(running.follow())
+    assert running.serving.champion.version == "4"
+    assert running.refused["5"].startswith("contract: features differ from those being served: ")
+    restarted.load_first()
+    assert (restarted.serving.champion.version, restarted.serving.slots.revision, restarted.refused) == ("5", 2, {})
+
+
+@pytest.mark.parametrize("waiting", [None, Slot("5", "nowhere", "f" * 64)])
+def test_without_a_whole_version_that_waits_workers_begin_with_what_served_last(tmp_path, waiting):
+    model, state = write_model_folder(tmp_path / "4"), tmp_path / "state"
+    take_up_waiting(state)
+    assert read_slots(state) is None
+    before = Slots(2, "salt", Slot("4", str(model), digest_folder(model)), waiting=waiting)
+    write_slots(state, before)
+    take_up_waiting(state)
+    assert read_slots(state) == before
+
+
+def test_slots_that_cannot_be_read_keep_no_service_from_its_start(tmp_path, caplog):
+    (tmp_path / "slots.json").write_text("{", encoding="utf-8")
+    take_up_waiting(tmp_path)
+    assert "slots.json" in caplog.text
 
 
 def test_what_this_worker_alone_could_not_take_up_is_tried_again(holder, folder, tmp_path, monkeypatch):
