@@ -222,17 +222,26 @@ def erase(
     params: ParamsOption = PARAMS,
 ) -> None:
     """Delete a customer's features, online and published, then predictions and outcomes."""
-    from closedloop.adapters.erasure import erase_online, erase_published
+    from closedloop.adapters.erasure import erase_online, erase_published, is_anybody_online
     from closedloop.adapters.feast import read_store_config
     from closedloop.bootstrap import build_store, load_run
 
     context = load_run(params)
     settings = context.settings
+    store_config = read_store_config(settings, context.dataset.model_name)["online_store"]
+    offline_dir = settings.locate(settings.features.offline)
     # features first: whom the service does not know, it logs no predictions of
-    online = erase_online(read_store_config(settings, context.dataset.model_name)["online_store"], customer_id)
-    published = erase_published(settings.locate(settings.features.offline), customer_id)
-    typer.echo(f"{online} online and {published} published rows of features are gone", err=True)
+    online = erase_online(store_config, customer_id)
+    published = erase_published(offline_dir, customer_id)
+    if published is None:
+        typer.echo(f"{online} online rows of features are gone; nothing is published in {offline_dir}", err=True)
+    else:
+        typer.echo(f"{online} online and {published} published rows of features are gone, in {offline_dir}", err=True)
     _tell_removed(build_store(context).erase(customer_id))
+    if published is None and is_anybody_online(store_config):
+        raise ServiceUnavailable(
+            f"features are online, so they were published, but not in {offline_dir}: run it where those files lie"
+        )
 
 
 def _tell_removed(removed: Removed) -> None:

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 
 from closedloop.adapters import erasure
-from closedloop.adapters.erasure import erase_online, erase_published
+from closedloop.adapters.erasure import erase_online, erase_published, is_anybody_online
 from closedloop.adapters.feast import Features, read_store_config
 from closedloop.adapters.online import UNKNOWN, open_online_reader
 from closedloop.adapters.tables import write_table
 from closedloop.errors import ServiceUnavailable
 from closedloop.featureset import FeatureSet
 from closedloop.settings import Settings, load_settings
+from tests.conftest import Project
 from tests.services import run_redis
 
 pytestmark = pytest.mark.thorough
@@ -129,8 +130,47 @@ def test_a_reader_that_keeps_the_file_from_being_rewritten(
 
 
 def test_where_nothing_was_brought_online_nothing_is_erased(settings: Settings) -> None:
-    assert erase_online(read_online_store(settings), "anna") == 0
-    assert erase_published(settings.locate(settings.features.offline), "anna") == 0
+    online, offline = read_online_store(settings), settings.locate(settings.features.offline)
+    assert (erase_online(online, "anna"), is_anybody_online(online)) == (0, False)
+    assert erase_published(offline, "anna") is None
+    (offline / "shop/shop_0a").mkdir(parents=True)
+    assert erase_published(offline, "anna") is None
+
+
+def test_as_long_as_somebody_is_online_it_is_told(settings: Settings, stores: list[Features]) -> None:
+    online = read_online_store(settings)
+    for customer in CUSTOMERS:
+        assert is_anybody_online(online)
+        erase_online(online, customer)
+    assert not is_anybody_online(online)
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_published_features_that_cannot_be_read_are_no_success(settings: Settings, stores: list[Features]) -> None:
+    offline = settings.locate(settings.features.offline)
+    (offline / "shop/shop_0a/2024-01-01.parquet").write_bytes(b"torn")
+    with pytest.raises(ServiceUnavailable, match=r"published features in .*/offline: .*; run it again"):
+        erase_published(offline, "anna")
+    (offline.parent / "file").write_bytes(b"")
+    with pytest.raises(ServiceUnavailable, match="Not a directory"):
+        erase_published(offline.parent / "file", "anna")
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_the_command_fails_where_features_are_online_and_those_published_lie_elsewhere(
+    settings: Settings, stores: list[Features]
+) -> None:
+    project, offline = Project(settings.root), settings.locate(settings.features.offline)
+    project.run("store", "upgrade")
+    written = len(stores) * len(DAYS)
+    output = project.run("store", "erase", "--customer-id", "1").output
+    assert f"{len(stores)} online and {written} published rows of features are gone, in {offline}\n" in output
+    offline.rename(offline.with_name("elsewhere"))
+    output = project.run("store", "erase", "--customer-id", "11", status=1).output
+    assert f"{len(stores)} online rows of features are gone; nothing is published in {offline}\n" in output
+    assert "0 predictions and 0 outcomes are gone" in output  # all that can be reached
+    assert "run it where those files lie" in output
+    project.run("store", "erase", "--customer-id", "11", status=1)  # nor is it a success the second time
 
 
 def test_a_redis_that_is_away_is_named() -> None:

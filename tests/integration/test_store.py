@@ -696,7 +696,8 @@ def test_the_command_erases_a_customer_and_nobody_else(project: Any) -> None:
     kept = Store(f"sqlite:///{project.root / 'state/operations.db'}")
     kept.insert([predict(name, customer_id=name) for name in ("anna", "bob")] + [report("anna"), report("bob")])
     output = project.run("store", "erase", "--customer-id", "anna").output
-    assert "0 online and 0 published rows of features are gone" in output
+    offline = project.root.resolve() / "state/feast/offline"
+    assert f"0 online rows of features are gone; nothing is published in {offline}\n" in output
     assert "1 predictions and 1 outcomes are gone" in output
     assert list_ids(kept) == ["bob"]
     kept.close()
