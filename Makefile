@@ -20,11 +20,15 @@ REGISTRY ?= registry.example.com
 # what an image installs: some of the lock, in the same versions
 subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
 build_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT)$(if $(BASE_IMAGE), --build-arg PYTHON=$(BASE_IMAGE))
-# a Job in another image than the one that is deployed, its pods on Kubeflow too; and what release-start is to begin with
+# An id comes from outside, and may hold $(...): make must not expand it, and the recipe has the shell read it from the
+# environment. Kubernetes would expand it as well, unless each $ is doubled.
+override CUSTOMER := $(subst $$,$$$$,$(value CUSTOMER))
+export CUSTOMER
+# a Job in another image than the one that is deployed, its pods on Kubeflow too; and what release-start and erase are told
 changed = --dry-run=client --output=json \
 	$(if $(IMAGE),| kubectl set image --local --filename=- --output=json '*=$(IMAGE)') \
 	| kubectl set env --local --filename=- --output=json $(if $(IMAGE),'CLOSEDLOOP_RETRAINING__BASE_IMAGE=$(IMAGE)') \
-		$(if $(MODEL_VERSION),'MODEL_VERSION=$(MODEL_VERSION)') \
+		$(if $(MODEL_VERSION),'MODEL_VERSION=$(MODEL_VERSION)') $(if $(CUSTOMER),"CUSTOMER=$$CUSTOMER") \
 	| kubectl create --namespace closedloop --filename=-
 of_job = kubectl get job $(JOB)-$(RUN) --namespace closedloop --output=jsonpath
 of_pods = kubectl get pods --namespace closedloop --selector=job-name=$(JOB)-$(RUN) --sort-by=.metadata.creationTimestamp --output=name
@@ -165,8 +169,8 @@ metrics-diff: install  ## how this commit's figures differ from the main branch'
 	@mkdir -p artifacts
 	dvc metrics diff --md $(BASE) > artifacts/metrics-diff.md
 
-cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name, MODEL_VERSION=number)
-	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN) $(if $(IMAGE)$(MODEL_VERSION),$(changed))
+cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name, MODEL_VERSION=number, CUSTOMER=id)
+	kubectl create job --namespace closedloop --from=cronjob/closedloop-$(JOB) $(JOB)-$(RUN) $(if $(IMAGE)$(MODEL_VERSION)$(CUSTOMER),$(changed))
 	@$(follow_job); $(tell_end)
 
 lock: install  ## resolve the lock file again

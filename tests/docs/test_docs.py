@@ -219,7 +219,7 @@ RUN_BY = {
     "closedloop status": "tests/e2e/test_observability.py",
     "closedloop store erase": "tests/integration/test_store.py",
     "closedloop store upgrade": "tests/integration/test_store.py",
-    "make cluster-job": "tests/integration/test_workflows.py",
+    "make cluster-job": "tests/integration/test_cluster_job.py",
     "make images": "tests/unit/test_docker.py",  # its command lines; tests/e2e/test_pipeline_workflow.py runs it
 }
 

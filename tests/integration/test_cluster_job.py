@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.github import Runner
+from tests.integration.test_manifests import read_overlay
 from tests.integration.test_workflows import AFTERWARDS_SECONDS, PROGRAMS
 from tests.manifests import ROOT, render
 from tests.production import commit
@@ -86,7 +87,7 @@ def put(folder, name, text):
     (folder / name).chmod(0o755)
 
 
-def run_make(folder, moments, *options):
+def run_make(folder, moments, *options, **given):
     """`make cluster-job` on a Job that goes through these moments; its status, output, calls, and the steps' output."""
     put(folder, "kubectl", KUBECTL.replace("FOLDER", str(folder)))
     for name in ("sleep", "date"):  # five seconds are half an hour here
@@ -102,7 +103,7 @@ def run_make(folder, moments, *options):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(CURDIR)/$(BIN):$(PATH)", f"{folder}:$(PATH)")
     (folder / "Makefile").write_text(makefile, encoding="utf-8")
     command = ["make", "--silent", "--directory", folder, "cluster-job", "JOB=release-check", "RUN=7", *options]
-    environment = {**os.environ, "MAKEFLAGS": "", "GITHUB_OUTPUT": str(folder / "said")}
+    environment = {**os.environ, "MAKEFLAGS": "", "GITHUB_OUTPUT": str(folder / "said"), **given}
     ran = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
     )
@@ -197,6 +198,57 @@ def test_a_job_is_what_is_asked_for_and_its_pods_on_kubeflow_run_its_image(optio
     assert box["env"] == [{"name": variable, "value": value}]
     assert made["metadata"]["name"] == "release-check-7"
     assert run_make(tmp_path, [], option)[0] == 2  # there is no such CronJob
+
+
+def expand(value, environment):
+    """What Kubernetes makes of a variable's value: of $$ a $, of $(NAME) the variable of that name, if there is one."""
+    return re.sub(
+        r"\$(?:\$|\((.*?)\))", lambda found: environment.get(found[1], found[0]) if found[1] is not None else "$", value
+    )
+
+
+def run_erase(folder, environment):
+    """The Job's own command beside a `closedloop` that keeps its arguments; its status, and those."""
+    (cron,) = (one for one in read_overlay("production") if one["metadata"]["name"] == "closedloop-erase")
+    (box,) = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    put(folder, "closedloop", '#!/bin/sh\nprintf "%s\\0" "$@" > arguments\n')
+    environment = environment | {"PATH": f"{folder}:/usr/bin:/bin"}
+    ran = subprocess.run([*box["command"], *box["args"]], cwd=folder, env=environment, check=False)
+    said = (folder / "arguments").read_text(encoding="utf-8").split("\0") if (folder / "arguments").exists() else []
+    return ran.returncode, said
+
+
+CUSTOMERS = [
+    "anna", "a; rm -rf /", "$(id)", "$(shell touch called)", "`touch called`", "$$", "$HOME", "$(POSTGRES)", "it's",
+    'a"b', "a\\", "-a-", "--help", "a=b", "a #b", " a", "a\nb", "*", "größer",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("customer", CUSTOMERS)
+def test_a_customers_id_is_a_value_and_no_word_of_make_a_shell_or_kubernetes(customer, tmp_path):
+    status, output, _, _ = run_make(tmp_path, [COMPLETE], CUSTOMER=customer)
+    assert status == 0, output
+    made = json.loads((tmp_path / "created").read_text(encoding="utf-8"))
+    (variable,) = made["spec"]["template"]["spec"]["containers"][0]["env"]
+    told = {"POSTGRES": "a password", variable["name"]: expand(variable["value"], {"POSTGRES": "a password"})}
+    assert run_erase(tmp_path, told) == (0, ["store", "erase", f"--customer-id={customer}", ""])
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("customer", ["a; rm -rf /", "$(id)", "$(shell touch called)", "$$", "it's", "a #b"])
+def test_an_id_on_makes_command_line_is_not_expanded_either(customer, tmp_path):
+    status, output, _, _ = run_make(tmp_path, [COMPLETE], f"CUSTOMER={customer}")
+    assert status == 0, output
+    made = json.loads((tmp_path / "created").read_text(encoding="utf-8"))
+    (variable,) = made["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert expand(variable["value"], {}) == customer
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("told", [{}, {"CUSTOMER": ""}])
+def test_nobody_is_erased_where_no_id_is_given(told, tmp_path):
+    status, arguments = run_erase(tmp_path, told)
+    assert (status != 0, arguments) == (True, [])
 
 
 def test_no_version_is_released_where_none_was_registered(tmp_path):
