@@ -78,6 +78,23 @@ def list_pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, str], 
             yield name_of(resource), template["metadata"].get("labels", {}), template["spec"]
 
 
+def list_secrets(said: Any) -> Iterator[tuple[str, str]]:
+    """Secrets that a pod is given in whatever way, with the keys; "*" is all of them."""
+    if isinstance(said, list):
+        for one in said:
+            yield from list_secrets(one)
+    if not isinstance(said, dict):
+        return
+    for kind, found in said.items():
+        if kind == "secretKeyRef":
+            yield found["name"], found["key"]
+        elif kind in ("secretRef", "secret"):
+            name = found.get("secretName") or found["name"]
+            yield from ((name, item["key"]) for item in found.get("items") or [{"key": "*"}])
+        else:
+            yield from list_secrets(found)
+
+
 def list_containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     """Those that come first, too."""
     return [*pod.get("initContainers", []), *pod["containers"]]
