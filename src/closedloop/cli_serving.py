@@ -221,8 +221,8 @@ def erase(
     customer_id: Annotated[str, typer.Option(help="Of whom all rows are deleted, in all data sets.")],
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Delete a customer's features, online and published, then predictions and outcomes."""
-    from closedloop.adapters.erasure import erase_online, erase_published, is_anybody_online
+    """Delete a customer's features, online and published, working files, then predictions and outcomes."""
+    from closedloop.adapters.erasure import erase_online, erase_published, erase_working_files, is_anybody_online
     from closedloop.adapters.feast import read_store_config
     from closedloop.bootstrap import build_store, load_run
 
@@ -237,6 +237,7 @@ def erase(
         typer.echo(f"{online} online rows of features are gone; nothing is published in {offline_dir}", err=True)
     else:
         typer.echo(f"{online} online and {published} published rows of features are gone, in {offline_dir}", err=True)
+    erase_working_files(settings.root)
     _tell_removed(build_store(context).erase(customer_id))
     if published is None and is_anybody_online(store_config):
         raise ServiceUnavailable(

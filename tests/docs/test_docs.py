@@ -243,6 +243,37 @@ def test_every_command_of_the_runbook_is_run_by_a_test_or_said_not_to_be():
         assert is_run(named, (ROOT / RUN_BY[named]).read_text(encoding="utf-8")), line
 
 
+# and which runs each of its blocks, as it stands there
+BLOCKS_RUN_BY = {
+    "make the Secrets": "tests/integration/test_secrets.py",
+    "roll out": "tests/integration/test_manifests.py",
+    "back up": "tests/e2e/test_production.py",
+    "restore": "tests/e2e/test_production.py",
+    "prove it": "tests/e2e/test_production.py",
+    "forget what could not be stored": "tests/integration/test_copies.py",
+    "rewrite the append-only file": "tests/integration/test_copies.py",
+    "collect old data": "tests/integration/test_copies.py",
+}
+NO_COMMANDS = {"GET /health", "app.kubernetes.io/name: prometheus", "searchNamespace: ALL"}
+
+
+def test_every_block_of_the_runbook_is_run_by_a_test_and_no_command_stands_elsewhere():
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n([^`]*)```", runbook)
+    named = {lines.splitlines()[0].removeprefix("# ").split(",")[0]: lines.splitlines()[1:] for lines in blocks}
+    cluster = {name for name, lines in named.items() if all(line.startswith("kubectl ") for line in lines)}
+    assert named.keys() - cluster <= BLOCKS_RUN_BY.keys() <= named.keys()
+    for name, test in BLOCKS_RUN_BY.items():
+        source = (ROOT / test).read_text(encoding="utf-8")
+        assert "read_commands(" in source, test
+        assert f'["{name}"]' in source, name
+    inline = [
+        words for words in re.findall(r"`([^`]+)`", re.sub(r"```[^`]*```", "", runbook)) if len(words.split()) > 1
+    ]
+    others = {words for words in inline if words.split()[0] not in ("closedloop", "make", "kubectl")}
+    assert others <= NO_COMMANDS
+
+
 def is_run(command, test):
     """Whether a test's source has the words of a command one after the other."""
     program, *words = command.split()

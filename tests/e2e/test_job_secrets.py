@@ -125,7 +125,10 @@ def test_every_command_does_its_work_with_the_secrets_that_it_is_given(place):
     said = place.run("CronJob", "outcomes", CLOSED)
     assert "0 predictions and 0 outcomes are gone" in said
     assert "5 outcomes of 1 snapshots stored" in said
+    working = [[*place.cluster.folder.glob(f"claims/*/{name}/{NAME}/raw")] for name in ("refresh", "outcomes")]
+    assert list(map(len, working)) == [1, 1]
     said = place.run("CronJob", "erase", CUSTOMER=customers[0])
+    assert not any(folder.exists() for (folder,) in working)
     assert "1 online and 1 published rows of features are gone, in " in said
     assert "1 predictions and 1 outcomes are gone" in said
     assert customers[0] not in set(pd.read_parquet(published)["customer_id"])

@@ -1,10 +1,11 @@
-"""A customer's features taken away, of all data sets: rows of the online store, and those of published files."""
+"""A customer's features taken away, of all data sets: rows of the online store, published and working files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from closedloop.errors import ServiceUnavailable
 
 WAIT_SECONDS = 10
 SCAN_KEYS = 10_000
+WORKING_DIRS = ("state/refresh", "state/outcomes")
 WITH_KEYS = (
     "SELECT t.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' AND c.name = 'entity_key'"
 )
@@ -91,6 +93,23 @@ def erase_published(offline_dir: Path, customer_id: str) -> int | None:
     except (OSError, pa.ArrowInvalid) as error:
         raise ServiceUnavailable(f"published features in {offline_dir}: {error}; run it again") from error
     return count if paths else None
+
+
+def erase_working_files(root: Path) -> None:
+    """Delete the tables that `closedloop refresh` and `closedloop outcomes` read anew, of all customers.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If a file cannot be deleted.
+    """
+    for name in WORKING_DIRS:
+        try:
+            shutil.rmtree(root / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ServiceUnavailable(f"working files in {root / name}: {error}; run it again") from error
 
 
 def _list_published(offline_dir: Path) -> list[Path]:
