@@ -1,7 +1,7 @@
 """``python -m tests.soak.serving [MINUTES]``: the service under mixed load, right and wrong, and its memory over time.
 
 It fails if a request that was right was not answered 200, a wrong one was not refused, an answer is not in the store
-once, or the server's proportional set size grows by over 1 MB a minute in the second half.
+once, or the server's memory grows by over 1 MB a minute in the second half.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SLOPE_MB_MAX = 1.0  # a minute
 EVERY_SECONDS = 5.0
 
 
-def read_pss_mb(pid: int) -> float:
-    """Proportional set size of a process."""
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+def read_memory_mb(pid: int) -> float:
+    """Proportional set size of what is a process's own: files' pages count for more when others that have them end."""
+    found = re.search(r"^Pss_Anon:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
 
@@ -56,7 +56,7 @@ def main() -> None:
             with Load(service, keep=False) as load:
                 while time.monotonic() - start < 60 * minutes:
                     times.append((time.monotonic() - start) / 60)
-                    sizes.append(read_pss_mb(service.process.pid))
+                    sizes.append(read_memory_mb(service.process.pid))
                     until = time.monotonic() + EVERY_SECONDS
                     while time.monotonic() < until:
                         name = draw.choice([*CASES])
@@ -78,7 +78,7 @@ def main() -> None:
     figures = {
         "minutes": minutes, "answered": answered, "odd_requests": odd, "odd_answered": odd_answered,
         "rows_stored": rows, "ids_stored": different,
-        "pss_mb": {"first": sizes[0], "half": sizes[half], "last": sizes[-1], "most": max(sizes)},
+        "memory_mb": {"first": sizes[0], "half": sizes[half], "last": sizes[-1], "most": max(sizes)},
         "slope_mb_a_minute": slope, "tracebacks": log.count("Traceback"),
     }  # fmt: skip
     print(json.dumps(figures, indent=1))
