@@ -20,6 +20,7 @@ from closedloop.params import merge_values
 from tests.compose import run_compose
 from tests.conftest import SMALL_SHOP
 from tests.docker_engine import run_engine
+from tests.docs.test_docs import read_commands
 from tests.http_service import HttpService, Load, OpenRequests, wait_until
 from tests.model_folders import ROWS, expected_score, write_model_folder
 
@@ -210,12 +211,24 @@ def params(place):
     return place / "params.yaml"
 
 
+def list_compose_runs(folder, day):
+    """What the runbook's first commands run on that day: each a service and its words."""
+    for name, text in {"date": f"echo {day}", "docker": f'echo "$@" >>{folder}/asked'}.items():
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / "bin" / name).chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    lines = read_commands("One machine")["begin with Compose"]
+    subprocess.run(["bash", "-euc", lines], check=True, env={**os.environ, "PATH": path})
+    asked = (folder / "asked").read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("compose run --rm ") for line in asked)
+    return [line.split()[3:] for line in asked]
+
+
 @pytest.mark.long
 def test_composes_own_containers_retrain_release_and_serve(engine, images, place, params):
-    """compose.yaml's services of our images, as it says; the Job's command is k8s/base/jobs/retrain.yaml's."""
-    cron = yaml.safe_load((ROOT / "k8s/base/jobs/retrain.yaml").read_text(encoding="utf-8"))
-    (job,) = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    shell, day = job["command"], SMALL_SHOP["as_of"]
+    """compose.yaml's services of our images, as it says, and the runbook's commands."""
+    commands = list_compose_runs(place, SMALL_SHOP["as_of"])
     with run_compose(engine, place) as compose:
         compose.start("mlflow")
         wait_until(lambda: compose.ask("mlflow", "http://127.0.0.1:5000/health"), "start of MLflow", seconds=300)
@@ -223,12 +236,9 @@ def test_composes_own_containers_retrain_release_and_serve(engine, images, place
         compose.start("serving")
         compose.start("exporter")
         small = ("--rm", "--memory=4g", f"--volume={params}:/app/params.yaml:ro")
-        said = job["args"][0].replace("/dev/termination-log", "/dev/stdout")  # a file of the kubelet's
-        command = (*shell[1:], f"{said} --as-of {day}")
-        told = compose.run("migrate", *command, options=(*small, f"--entrypoint={shell[0]}"))
-        assert "is registered, version 1" in told
-        compose.run("migrate", "refresh", "--as-of", day, options=small)
-        compose.run("migrate", "release", "promote", "1", options=small)
+        said = [compose.run(name, *words, options=small) for name, *words in commands]
+        assert "is registered, version 1" in said[0]
+        assert "champion 1" in said[-1]
         here = "http://127.0.0.1:3000"
         wait_until(lambda: compose.ask("serving", f"{here}/readyz"), "the released version", seconds=300)
         contract = json.loads(compose.ask("serving", f"{here}/model/info"))["contract"]

@@ -36,6 +36,32 @@ def test_an_overlay_holds_together(overlay):
     assert find_problems(read_overlay(overlay)) == []
 
 
+def list_foreign_names(resources):
+    """What the resources name that none of them is: hosts, gateways, buckets, namespaces, address blocks, storage."""
+    text = yaml.safe_dump_all(resources)
+    yield from re.findall(r"[a-z-]+\.example\.com(?::\d+)?", text)
+    yield from re.findall(r"(?<=s3://)[a-z-]+", text)
+    yield from re.findall(r"\b\d+\.0\.0\.0/(?!0\b)\d+", text)
+    yield from re.findall(r"kubernetes\.io/metadata\.name: ([a-z-]+)", text)
+    yield from (one["metadata"].get("namespace", "closedloop") for one in resources)
+    for one in resources:
+        if one["kind"] == "VirtualService":
+            yield from one["spec"]["gateways"]
+        if one["kind"] == "PersistentVolumeClaim":
+            yield from one["spec"]["accessModes"]
+
+
+def test_the_runbook_lists_what_production_takes_for_granted():
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    table = runbook.partition("| what is there |")[2].partition("\n\n")[0]
+    named = {part for name in re.findall(r"`([^`]+)`", table) for part in (name, *name.split("/"))}
+    local = (ROOT / "k8s/overlays/local/databases.sql").read_text(encoding="utf-8")
+    databases = re.findall(r"CREATE DATABASE (\w+)", local)
+    foreign = {*list_foreign_names(read_overlay("production")), *databases}
+    assert {"istio-system/closedloop", "kafka.example.com:9093", "closedloop-artifacts", "monitoring"} <= foreign
+    assert foreign - named == set()
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("version", NEWEST)
 @pytest.mark.parametrize("overlay", OVERLAYS)
