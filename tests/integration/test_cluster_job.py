@@ -224,6 +224,7 @@ CUSTOMERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("customer", CUSTOMERS)
 def test_a_customers_id_is_a_value_and_no_word_of_make_a_shell_or_kubernetes(customer, tmp_path):
     status, output, _, _ = run_make(tmp_path, [COMPLETE], CUSTOMER=customer)
@@ -235,6 +236,7 @@ def test_a_customers_id_is_a_value_and_no_word_of_make_a_shell_or_kubernetes(cus
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("customer", ["a; rm -rf /", "$(id)", "$(shell touch called)", "$$", "it's", "a #b"])
 def test_an_id_on_makes_command_line_is_not_expanded_either(customer, tmp_path):
     status, output, _, _ = run_make(tmp_path, [COMPLETE], f"CUSTOMER={customer}")
