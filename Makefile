@@ -1,4 +1,9 @@
 # Every command a person types; `make help` lists them.
+# An id comes from outside, and may hold $(...): make must not expand it, and the recipe has the shell read it from the
+# environment. Kubernetes would expand it as well, unless each $ is doubled. Before any $(shell ...): from its version 4.4 on
+# make expands variables of its command line for each.
+override CUSTOMER := $(subst $$,$$$$,$(value CUSTOMER))
+export CUSTOMER
 PYTHON ?= python3.11
 BIN := .venv/bin
 DATASET ?=
@@ -20,10 +25,6 @@ REGISTRY ?= registry.example.com
 # what an image installs: some of the lock, in the same versions
 subset = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
 build_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT)$(if $(BASE_IMAGE), --build-arg PYTHON=$(BASE_IMAGE))
-# An id comes from outside, and may hold $(...): make must not expand it, and the recipe has the shell read it from the
-# environment. Kubernetes would expand it as well, unless each $ is doubled.
-override CUSTOMER := $(subst $$,$$$$,$(value CUSTOMER))
-export CUSTOMER
 # a Job in another image than the one that is deployed, its pods on Kubeflow too; and what release-start and erase are told
 changed = --dry-run=client --output=json \
 	$(if $(IMAGE),| kubectl set image --local --filename=- --output=json '*=$(IMAGE)') \

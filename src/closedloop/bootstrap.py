@@ -267,6 +267,15 @@ def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
         yield slot
 
 
+@contextmanager
+def hold_working_files(run: RunContext) -> Iterator[None]:
+    """One process at a time fills, reads or erases what `refresh` and `outcomes` read from the source."""
+    from closedloop.files import wait_for_lock
+
+    with wait_for_lock(run.settings.locate("state/working.lock")):
+        yield
+
+
 def locate_serving_state(run: RunContext) -> Path:
     """Where workers and agent meet."""
     return run.settings.locate(run.settings.serving.state) / run.dataset.model_name

@@ -221,12 +221,12 @@ def refresh(
     params: ParamsOption = PARAMS,
 ) -> None:
     """Ingest, validate and compute features as of a date and bring them online, without training."""
-    from closedloop.bootstrap import build_engine, build_features, load_run
+    from closedloop.bootstrap import build_engine, build_features, hold_working_files, load_run
     from closedloop.stages.refresh import refresh as run
 
     context = load_run(params, overrides={"as_of": as_of})
     work_dir = context.settings.locate("state/refresh") / context.dataset.model_name
-    with build_engine(context) as engine:
+    with hold_working_files(context), build_engine(context) as engine:
         report = run(context.params, context.dataset, build_features(context), engine, work_dir=work_dir)
     newer = f"nothing changed online: the store holds newer features than those of {report['snapshot']}"
     done = f"{report.get('customers', 0):,} customers, features of {report['snapshot']} online"

@@ -28,13 +28,13 @@ def outcomes(
     params: ParamsOption = PARAMS,
 ) -> None:
     """Store what happened to the customers of predictions whose horizon has closed, by the label rule."""
-    from closedloop.bootstrap import build_engine, build_samples, build_store, load_run
+    from closedloop.bootstrap import build_engine, build_samples, build_store, hold_working_files, load_run
     from closedloop.loop.outcomes import label_predictions
 
     context = load_run(params, overrides={"as_of": as_of})
     work_dir = context.settings.locate("state/outcomes") / context.dataset.model_name
     samples, store = build_samples(context), build_store(context)
-    with build_engine(context) as engine:
+    with hold_working_files(context), build_engine(context) as engine:
         found = label_predictions(context.params, context.dataset, engine, samples, store, work_dir=work_dir)
     left = f"{found.outside:,} of customers who were not active, {found.irregular:,} not of a midnight"
     typer.echo(f"{found.stored:,} outcomes of {len(found.snapshots)} snapshots stored; left out: {left}", err=True)

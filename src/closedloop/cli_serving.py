@@ -224,20 +224,21 @@ def erase(
     """Delete a customer's features, online and published, working files, then predictions and outcomes."""
     from closedloop.adapters.erasure import erase_online, erase_published, erase_working_files, is_anybody_online
     from closedloop.adapters.feast import read_store_config
-    from closedloop.bootstrap import build_store, load_run
+    from closedloop.bootstrap import build_store, hold_working_files, load_run
 
     context = load_run(params)
     settings = context.settings
     store_config = read_store_config(settings, context.dataset.model_name)["online_store"]
     offline_dir = settings.locate(settings.features.offline)
-    # features first: whom the service does not know, it logs no predictions of
-    online = erase_online(store_config, customer_id)
-    published = erase_published(offline_dir, customer_id)
+    with hold_working_files(context):  # a refresh that read before the source forgot must not publish after this
+        erase_working_files(settings.root)
+        # features first: whom the service does not know, it logs no predictions of
+        online = erase_online(store_config, customer_id)
+        published = erase_published(offline_dir, customer_id)
     if published is None:
         typer.echo(f"{online} online rows of features are gone; nothing is published in {offline_dir}", err=True)
     else:
         typer.echo(f"{online} online and {published} published rows of features are gone, in {offline_dir}", err=True)
-    erase_working_files(settings.root)
     _tell_removed(build_store(context).erase(customer_id))
     if published is None and is_anybody_online(store_config):
         raise ServiceUnavailable(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from closedloop.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,6 +61,18 @@ def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file; whoever has to wait for it says so."""
+    with hold_lock(path, wait=False) as held:
+        if held:
+            yield
+            return
+    logger.warning("another process holds %s: waiting for its end", path)
+    with hold_lock(path):
+        yield
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

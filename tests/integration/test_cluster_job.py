@@ -247,6 +247,14 @@ def test_an_id_on_makes_command_line_is_not_expanded_either(customer, tmp_path):
     assert not (tmp_path / "called").exists()
 
 
+def test_an_id_is_taken_as_it_is_before_make_starts_any_shell():
+    """Newer versions of make than this machine's may give a shell the id as make expands it."""
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    used = [line for line in lines if not line.startswith("#")]
+    first = next(number for number, line in enumerate(used) if "$(shell" in line)
+    assert used.index("export CUSTOMER") < first
+
+
 @pytest.mark.parametrize("told", [{}, {"CUSTOMER": ""}])
 def test_nobody_is_erased_where_no_id_is_given(told, tmp_path):
     status, arguments = run_erase(tmp_path, told)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -458,6 +460,16 @@ def test_lines_that_no_script_wrote_are_refused_alone(edge, store, registry, bar
     assert reasons[8] == "it is of other, not of test_churn"
     assert "score" in reasons[1]
     assert [found.customer_id for found in read_store(store).values()] == ["C1"]
+
+
+def test_a_full_disk_is_no_fault_of_the_record_file(edge, store, bare_python):
+    class Full:
+        def fetch_version(self, version, folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run(bare_python, edge, [GOOD])
+    with pytest.raises(ServiceUnavailable, match="the contract of version 7: No space left on device"):
+        import_records(edge / "records.jsonl", store, Full(), model_name="test_churn", id_key=KEY)
 
 
 def test_a_line_whose_features_are_not_its_versions_is_refused_alone(edge, store, registry, bare_python):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,10 @@ from closedloop.adapters.online import UNKNOWN, open_online_reader
 from closedloop.adapters.tables import write_table
 from closedloop.errors import ServiceUnavailable
 from closedloop.featureset import FeatureSet
+from closedloop.files import hold_lock
 from closedloop.settings import Settings, load_settings
 from tests.conftest import Project
+from tests.http_service import wait_until
 from tests.services import run_redis
 
 pytestmark = pytest.mark.thorough
@@ -127,6 +132,46 @@ def test_a_reader_that_keeps_the_file_from_being_rewritten(
         with pytest.raises(ServiceUnavailable, match=r"online store .*: .* in use by another process; run it again"):
             erase_online(online, "Kassandra")
     erase_online(online, "Kassandra")
+
+
+@pytest.mark.parametrize(
+    "words", ["store erase --customer-id anna", "refresh --as-of 2024-01-01", "outcomes --as-of 2024-01-01"]
+)
+def test_what_erases_and_what_reads_the_source_wait_for_each_other(
+    words: str, make_project: Any, tmp_path: Path
+) -> None:
+    """Else a refresh that read before the source forgot somebody would publish them after their erasure."""
+    made, told = make_project(tmp_path / "project"), tmp_path / "told"
+    made.run("store", "upgrade")
+    root = made.root
+    command = [sys.executable, "-m", "closedloop.cli", *words.split()]
+    with told.open("wb") as output, hold_lock(root / "state/working.lock"):
+        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
+        wait_until(lambda: "waiting for its end" in " ".join(told.read_text().split()), "the wait")
+        assert not (root / "state/refresh").exists()
+        if "erase" not in words:  # the others would read the whole shop
+            process.kill()
+    assert process.wait(180) == (0 if "erase" in words else -9)
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_half_a_publication_is_deleted_once_nobody_can_be_writing_it(
+    settings: Settings, stores: list[Features]
+) -> None:
+    offline = settings.locate(settings.features.offline)
+    half = next(offline.rglob("*.parquet")).with_name(".2024-01-03.parquet.17")
+    half.write_bytes(b"Kassandra")
+    with pytest.raises(ServiceUnavailable, match=r"17 is or just was being written; run it again later"):
+        erase_published(offline, "Kassandra")
+    assert half.exists()
+    long_ago = half.stat().st_mtime - erasure.PUBLISHING_SECONDS_MAX - 60
+    os.utime(half, (long_ago, long_ago))
+    elsewhere = offline.rename(offline.with_name("elsewhere"))
+    offline.mkdir()
+    for project in elsewhere.iterdir():  # a data set on another disk
+        (offline / project.name).symlink_to(project)
+    assert erase_published(offline, "Kassandra") == len(stores) * len(DAYS)
+    assert [path for path in elsewhere.rglob("*") if path.is_file() and b"Kassandra" in path.read_bytes()] == []
 
 
 def test_where_nothing_was_brought_online_nothing_is_erased(settings: Settings) -> None:

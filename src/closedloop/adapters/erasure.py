@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from closedloop.errors import ServiceUnavailable
 
 WAIT_SECONDS = 10
 SCAN_KEYS = 10_000
+PUBLISHING_SECONDS_MAX = 3_600
 WORKING_DIRS = ("state/refresh", "state/outcomes")
 WITH_KEYS = (
     "SELECT t.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' AND c.name = 'entity_key'"
@@ -73,7 +75,7 @@ def erase_published(offline_dir: Path, customer_id: str) -> int | None:
     Raises
     ------
     ServiceUnavailable
-        If a file or folder cannot be read or written.
+        If a file or folder cannot be read or written, or one is being published.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -120,8 +122,20 @@ def _list_published(offline_dir: Path) -> list[Path]:
 
     if not offline_dir.exists():
         return []
-    found = (Path(folder, name) for folder, _, names in os.walk(offline_dir, onerror=refuse) for name in names)
+    walk = os.walk(offline_dir, onerror=refuse, followlinks=True)
+    found = [Path(folder, name) for folder, _, names in walk for name in names]
+    for path in found:
+        if path.match(".[0-9]*.parquet.*"):
+            _erase_half(path)
     return sorted(path for path in found if path.match("[0-9]*.parquet"))
+
+
+def _erase_half(path: Path) -> None:
+    """Delete what a publication that was killed has left; one that lives has it under its own name within the hour."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime < PUBLISHING_SECONDS_MAX:
+            raise ServiceUnavailable(f"published features: {path} is or just was being written; run it again later")
+        path.unlink()
 
 
 def _erase_in_redis(connection_string: str, key: bytes) -> int:

@@ -28,7 +28,7 @@ from closedloop.contract import (
     digest_file,
     encode_row,
 )
-from closedloop.errors import ConfigError, DataError
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.files import replace_folder, write_json
 from closedloop.records import Prediction, digest_position, seal_id
 from closedloop.serving.downloads import VersionSource, fetch_contract
@@ -233,6 +233,8 @@ class _Contracts:
                 self._known[version] = fetch_contract(self._registry, version)
             except DataError as error:
                 self._known[version] = str(error)
+            except OSError as error:  # of this machine's, not of the record file
+                raise ServiceUnavailable(f"the contract of version {version}: {error.strerror}") from error
         known = self._known[version]
         return known if isinstance(known, str) else _find_fault(record.features, known)
 

@@ -5,6 +5,7 @@ The agent is a process of its own: started again when it dies, ended with the se
 
 from __future__ import annotations
 
+import contextlib
 import logging.config
 import os
 import signal
@@ -55,10 +56,10 @@ def serve(path: Path) -> None:
     # the server raises a signal again once it has shut down: this turns it into an exit that ends the agent too
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    if config.agent:
-        take_up_waiting(Path(config.state_dir))
-        keeper.start()
     try:
+        if config.agent:
+            take_up_waiting(Path(config.state_dir))
+            keeper.start()
         uvicorn.run(
             "closedloop.serving.app:create_application",
             factory=True,
@@ -80,4 +81,6 @@ def serve(path: Path) -> None:
     finally:
         stopping.set()
         if config.agent:
+            with contextlib.suppress(RuntimeError):  # told to end before it was started: what lies there is drained
+                keeper.start()
             keeper.join()

@@ -195,6 +195,7 @@ class SlotHolder:
         self._state_dir, self._bundled_dir, self._range_margin = state_dir, bundled_dir, range_margin
         self._seen: tuple[int, int] | None = None
         self._retry_at = math.inf
+        self._bundled: LoadedModel | None = None
 
     def load_first(self) -> None:
         """Serve what was served last, else the bundled model, else nothing until the agent has written."""
@@ -210,6 +211,7 @@ class SlotHolder:
             refused, retry_at = self.refused if slots is not None else {}, self._retry_at
             known = tuple(Refusal(version, reason) for version, reason in refused.items())
             self._take(Slots(0, "", read_bundled(self._bundled_dir), refused=known))
+            self._bundled = self.serving.champion if self.serving else None
             self._retry_at = min(self._retry_at, retry_at)  # of what was wanted
 
     async def follow(self) -> None:
@@ -280,7 +282,7 @@ class SlotHolder:
         if loaded is not None and slot.folder_sha256 in ("", loaded.folder_sha256):
             return loaded
         # a bundled model is no reference: it serves only until there is a row's
-        reference = beside or (before.champion if before and before.slots.revision else None)
+        reference = beside or (before.champion if before and before.champion is not self._bundled else None)
         try:
             return load_slot(slot, reference.contract if reference else None)
         except DataError as error:

@@ -94,11 +94,24 @@ def other(tmp_path):
     return Slot("5", str(folder), digest_folder(folder))
 
 
-def test_a_rows_version_takes_the_place_of_a_bundled_model_whatever_features_it_takes(holder, other, tmp_path):
-    """Without a row the bundled model serves: it has no say in what comes after it."""
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_rows_version_takes_the_place_of_a_bundled_model_whatever_features_it_takes(
+    holder, other, tmp_path, monkeypatch, failures
+):
+    """Without a row the bundled model serves: it has no say in what comes after it, at once or at another try."""
     holder.load_first()
+    load, left = slots_module.load_model, iter(range(failures))
+
+    def load_in_the_end(*arguments, **options):
+        if next(left, None) is not None:
+            raise DataError("too many open files")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(slots_module, "load_model", load_in_the_end)
+    monkeypatch.setattr(slots_module, "RETRY_SECONDS", 0)
     write_slots(tmp_path / "state", Slots(5, "", other))
-    asyncio.run(holder.follow())
+    for _ in range(failures + 1):
+        asyncio.run(holder.follow())
     assert (holder.serving.champion.version, holder.refused) == ("5", {})
 
 
