@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -101,6 +102,14 @@ class Compose:
             "run", f"--network={NETWORK}", f"--pids-limit={service['pids_limit']}", *given, *options, service["image"],
             *(command or (*words, *service.get("command", []))), status=status,
         )  # fmt: skip
+
+    def follow(self, commands: str, options: tuple[str, ...] = ()) -> str:
+        """Lines of a page, each `docker compose run --rm SERVICE COMMAND...`; what they wrote."""
+        told = []
+        for line in commands.splitlines():
+            name, *command = shlex.split(line.removeprefix("docker compose run --rm "))
+            told.append(self.run(name, *command, options=("--rm", *options)))
+        return "".join(told)
 
     def start(self, name: str) -> None:
         """A service that stays, under its own name."""

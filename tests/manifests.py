@@ -62,6 +62,48 @@ def find_problems(resources: list[Resource]) -> list[str]:
     return [problem for check in checks for problem in check(resources)]
 
 
+def list_outside(resources: list[Resource]) -> set[str]:
+    """Names of what the manifests count on, and do not bring: servers, namespaces, addresses, groups of resources."""
+    own = {resource["metadata"]["name"] for resource in _select("Service", resources)}
+    spaces = {resource["metadata"].get("namespace", NAMESPACE) for resource in resources}
+    found = {resource["apiVersion"].split("/")[0] for resource in resources if resource["apiVersion"] not in STANDARD}
+    for resource in resources:
+        spec = resource.get("spec", {})
+        match resource["kind"]:
+            case "VirtualService":
+                found |= {*spec["gateways"], *spec["hosts"]}
+            case "PersistentVolumeClaim":
+                found |= {*spec["accessModes"], *filter(None, [spec.get("storageClassName")])}
+            case "HorizontalPodAutoscaler":
+                found |= {_name_metric(metric) for metric in spec["metrics"]}
+            case "RoleBinding":
+                found |= {one["name"] for one in resource["subjects"] if one["kind"] != "ServiceAccount"}
+            case "NetworkPolicy":
+                for rule in (*spec.get("ingress", []), *spec.get("egress", [])):
+                    for peer in (*rule.get("from", []), *rule.get("to", [])):
+                        found |= set(_name_peer(peer))
+    for address in re.findall(r"[a-z][\w.-]*:\d+", str(read_map("closedloop-environment", resources))):
+        if address.split(":")[0].removesuffix(f".{NAMESPACE}") not in own:
+            found.add(address)
+    boxes = [box for _, _, pod in list_pods(resources) for box in list_containers(pod)]
+    found |= {box["image"].rpartition("/")[0] for box in boxes if "/" in box["image"]}
+    return found | spaces - {NAMESPACE} | set(re.findall(r"s3://([\w-]+)", str(resources)))
+
+
+def _name_metric(metric: dict[str, Any]) -> str:
+    return str(metric["pods"]["metric"]["name"] if metric["type"] == "Pods" else metric["resource"]["name"])
+
+
+def _name_peer(peer: dict[str, Any]) -> Iterator[str]:
+    """A network's block, or another namespace and whom it lets in there."""
+    if "ipBlock" in peer:
+        yield peer["ipBlock"]["cidr"]
+    if "namespaceSelector" in peer:
+        yield peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for label, value in peer.get("podSelector", {}).get("matchLabels", {}).items():
+            yield f"{label}: {value}"
+
+
 def read_map(name: str, resources: list[Resource]) -> dict[str, str]:
     """What a ConfigMap says, whatever kustomize has hung on its name."""
     named = re.compile(rf"{name}(-[a-z0-9]{{10}})?")

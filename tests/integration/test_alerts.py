@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.services import require
+from tests.http_service import wait_until
+from tests.programs import fetch, run_program
+from tests.services import find_free_port, require
 
 pytestmark = pytest.mark.thorough
 
@@ -376,3 +378,31 @@ def test_the_alertmanager_configuration_is_valid_and_holds_no_address():
     config = FOLDER / "alertmanager.yaml"
     run("amtool", "check-config", str(config))
     assert "https://" not in config.read_text(encoding="utf-8")
+
+
+def test_composes_alertmanager_starts_by_the_same_file_and_keeps_alerts_without_slack(tmp_path):
+    """By its own options, where the container's paths are the files that are mounted there; /dev/null is no address."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    service = compose["services"]["alertmanager"]
+    mounted = {place: str(ROOT / host) for host, place, *_ in (one.split(":") for one in service["volumes"])}
+    options = dict(option.split("=") for option in service["command"])
+    config = mounted[options["--config.file"]]
+    assert options["--storage.path"] in mounted
+    run("amtool", "check-config", config)
+    (secret,) = service["secrets"]
+    text = Path(config).read_text(encoding="utf-8")
+    assert f"slack_api_url_file: {secret['target']}\n" in text
+    given = re.fullmatch(r"\$\{SLACK_URL_FILE:-(.*)\}", compose["secrets"][secret["source"]]["file"])
+    (tmp_path / "config.yaml").write_text(text.replace(secret["target"], given[1]), encoding="utf-8")
+    port = find_free_port()
+    address, alert = f"http://127.0.0.1:{port}", "alertname=ServiceDown severity=critical"
+    command = [
+        "prometheus-alertmanager", f"--config.file={tmp_path / 'config.yaml'}", f"--storage.path={tmp_path / 'alerts'}",
+        f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",
+    ]  # fmt: skip
+    with run_program(tmp_path / "log", *command, cwd=tmp_path):
+        wait_until(lambda: fetch(f"{address}/-/ready"), "readiness of the alertmanager")
+        run("amtool", "alert", "add", f"--alertmanager.url={address}", *alert.split())
+        wait_until(
+            lambda: "ServiceDown" in run("amtool", "alert", "query", f"--alertmanager.url={address}"), "the alert"
+        )

@@ -1,122 +1,94 @@
-"""Where a customer is left after an erasure, each emptied by the runbook's own lines."""
+"""Where an erased customer is left in files and copies: the runbook's own lines take it away, and nothing else."""
 
 from __future__ import annotations
 
-import datetime as dt
+import contextlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
-from closedloop.adapters.erasure import erase_online
-from closedloop.adapters.online import encode_key
-from closedloop.adapters.store import Store
-from closedloop.records import Prediction
-from closedloop.serving.drain import drain_once
-from closedloop.serving.spool import SpoolWriter
-from tests.docs.test_docs import read_commands
+from closedloop.serving.drain import QUARANTINE_SUFFIX, WAITING_PREFIX
+from closedloop.settings import load_settings
+from tests.docs.test_docs import ROOT, read_commands, read_inline
 from tests.http_service import wait_until
 from tests.services import run_redis
 
 pytestmark = pytest.mark.thorough
 
-COMMANDS = read_commands("Erase a customer")
-IDENTITY = ("-c", "user.name=tester", "-c", "user.email=tester@example.com")
 
-
-def run_lines(lines: str, folder: Path, **environment: str) -> str:
+def run(commands: str, folder: Path, **environment: str) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    git = {f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     ran = subprocess.run(
-        ["bash", "-euc", lines], cwd=folder, env=os.environ | environment, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["bash", "-euc", commands], cwd=folder, env={**os.environ, **git, "PATH": path, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
     return ran.stdout
 
 
-def test_what_could_not_be_stored_is_forgotten(tmp_path: Path) -> None:
-    spool = tmp_path / "state/serving/shop_churn/spool"
-    at = dt.datetime(2024, 1, 2, tzinfo=dt.UTC)
-    row = Prediction("p", "r", "shop_churn", "1", "champion", "http", at, (), 0.5, 0, 0.5, customer_id="Kassandra")
-    writer = SpoolWriter(spool / "worker", 1_000_000)
-    writer.append([row])
-    writer.close()
-    (segment,) = (spool / "worker").glob("[0-9]*.log")
-    segment.write_bytes(segment.read_bytes().replace(b"Kassandra", b"Cassandra"))  # its checksum is wrong by that
-    store = Store(f"sqlite:///{tmp_path / 'operations.db'}")
-    store.upgrade()
-    drain_once(spool, store, "shop_churn")
-    store.close()
-
-    def find() -> list[Path]:
-        return [path for path in tmp_path.rglob("*") if path.is_file() and b"Cassandra" in path.read_bytes()]
-
-    assert [path.suffix for path in find()] == [".quarantine"]
-    run_lines(COMMANDS["forget what could not be stored"], tmp_path)
-    assert find() == []
+def commit_data(checkout: Path, customer: str) -> None:
+    (checkout / "data/customers.csv").write_text(f"{customer}\n", encoding="utf-8")
+    run("dvc add --quiet data && git add . && git commit --quiet --message data && dvc push --quiet", checkout)
+    run("git push --quiet origin HEAD", checkout)
 
 
-def test_an_append_only_file_has_nobody_who_was_erased_once_it_is_rewritten(tmp_path: Path) -> None:
+def list_customers(store: Path) -> set[str]:
+    """Whose data lie in a cache or a remote, which has descriptions of folders too."""
+    return {path.read_text(encoding="utf-8").strip() for path in store.glob("files/md5/??/*") if path.suffix != ".dir"}
+
+
+def test_dvc_forgets_what_no_branch_of_anybody_uses_any_more(tmp_path: Path) -> None:
+    """Another person's branch was never in this checkout: with --workspace, or without the fetch, its data would go."""
+    mine, theirs, remote = tmp_path / "mine", tmp_path / "theirs", tmp_path / "remote"
+    run("git init --quiet --bare --initial-branch=main origin && git clone --quiet origin mine", tmp_path)
+    run(f"git switch --quiet --create main && dvc init --quiet && dvc remote add --quiet --default kept {remote}", mine)
+    for checkout in (mine, theirs):
+        if checkout == theirs:
+            run("git clone --quiet origin theirs && cd theirs && git switch --quiet --create try", tmp_path)
+        (checkout / "data").mkdir()
+        commit_data(checkout, "Kassandra")
+        commit_data(checkout, f"nobody-of-{checkout.name}")
+    left = {"nobody-of-mine", "nobody-of-theirs"}
+    commands = read_commands("Erase a customer")["look at what DVC would forget"]
+    assert "Removing" in run(commands, mine)
+    assert list_customers(remote) == {"Kassandra", *left}
+    run(commands.replace(" --dry", " --force"), mine)
+    assert list_customers(remote) == left
+    assert list_customers(mine / ".dvc/cache") == {"nobody-of-mine"}
+    run("rm -r .dvc/cache data && dvc pull --quiet", theirs)
+    assert (theirs / "data/customers.csv").read_text(encoding="utf-8") == "nobody-of-theirs\n"
+
+
+def test_redis_forgets_what_was_erased_once_its_file_is_rewritten(tmp_path: Path) -> None:
+    def count() -> int:
+        found = 0
+        for path in (tmp_path / "appendonlydir").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # Redis puts new files in the place of old ones
+                found += path.read_bytes().count(b"Kassandra")
+        return found
+
     with run_redis(tmp_path, keeps=True) as server:
-        programs = tmp_path / "bin"
-        programs.mkdir()
-        (programs / "redis-cli").write_text(f'#!/bin/sh\nexec /usr/bin/redis-cli -p {server.port} "$@"\n')
-        (programs / "redis-cli").chmod(0o755)
-        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-
-        with Redis(port=server.port) as client:
-            for name in ("Kassandra", "Iphigenie"):
-                client.hset(encode_key(name) + b"shop", "name", name)
-        online = {"type": "redis", "connection_string": server.address}
-
-        def count(name: bytes) -> int:
-            return sum(one.read_bytes().count(name) for one in (tmp_path / "appendonlydir").iterdir())
-
-        assert erase_online(online, "Kassandra") == 1
-        assert count(b"Kassandra") > 0
-        run_lines(COMMANDS["rewrite the append-only file"], tmp_path, PATH=path)
-        wait_until(lambda: count(b"Kassandra") == 0, "a new append-only file")
-        assert count(b"Iphigenie") > 0
+        url = f"redis://{server.address}"
+        run('redis-cli -u "$REDIS_URL" HSET Kassandra spent 1', tmp_path, REDIS_URL=url)
+        run('redis-cli -u "$REDIS_URL" SET Kleopatra 1', tmp_path, REDIS_URL=url)
+        run('redis-cli -u "$REDIS_URL" DEL Kassandra', tmp_path, REDIS_URL=url)
+        assert count() > 0
+        assert "started" in run(read_inline("redis-cli"), tmp_path, REDIS_URL=url)
+        wait_until(lambda: count() == 0, "an append-only file without the customer")
+        assert run('redis-cli -u "$REDIS_URL" GET Kleopatra', tmp_path, REDIS_URL=url) == "1\n"
 
 
-def test_old_data_is_collected_from_cache_and_remote_and_listed_before(tmp_path: Path) -> None:
-    root, remote = tmp_path / "project", tmp_path / "remote"
-    root.mkdir()
-
-    def run(*command: str) -> None:
-        subprocess.run(command, cwd=root, check=True, capture_output=True)
-
-    def commit(text: str) -> None:
-        (root / "data.csv").write_text(text)
-        run("dvc", "add", "data.csv")
-        run("git", "add", "--all")
-        run("git", *IDENTITY, "commit", "--quiet", "--message", text)
-        run("dvc", "push")
-
-    def list_kept() -> set[str]:
-        kept = [{path.read_text() for path in place.rglob("files/md5/*/*")} for place in (root / ".dvc/cache", remote)]
-        assert kept[0] == kept[1]
-        return kept[0]
-
-    run("git", "init", "--quiet", "--initial-branch=main")
-    run("dvc", "init", "--quiet")
-    run("dvc", "remote", "add", "--quiet", "--default", "data", str(remote))
-    commit("Kassandra, Iphigenie")
-    run("git", "checkout", "--quiet", "-b", "other")
-    commit("of another branch")
-    run("git", "checkout", "--quiet", "main")
-    commit("Iphigenie")
-    everything = {"Kassandra, Iphigenie", "of another branch", "Iphigenie"}
-    assert list_kept() == everything
-
-    dry, collect = COMMANDS["collect old data"].splitlines()
-    run_lines(f"{dry} --all-branches", root)
-    assert list_kept() == everything
-    run_lines(f"{collect} --all-branches", root)
-    assert list_kept() == everything - {"Kassandra, Iphigenie"}
-    said = run_lines(dry, root)
-    assert list_kept() == everything - {"Kassandra, Iphigenie"}
-    assert "1 objects" in said, said
-    run_lines(collect, root)
-    assert list_kept() == {"Iphigenie"}
+def test_quarantine_is_emptied_and_what_waits_for_the_store_is_not(tmp_path: Path) -> None:
+    settings = load_settings("local", folder=ROOT / "configs")
+    spool = tmp_path / settings.serving.state / "shop_churn/spool"
+    kept = {spool / "worker/00000001.log", spool / f"{WAITING_PREFIX}1700000000.log"}
+    gone = {spool / f"worker-00000001.log{QUARANTINE_SUFFIX}", spool / f"{WAITING_PREFIX}1600000000{QUARANTINE_SUFFIX}"}
+    (spool / "worker").mkdir(parents=True)
+    for path in kept | gone:
+        path.touch()
+    run(read_inline("rm -f"), tmp_path)
+    assert {path for path in spool.rglob("*") if path.is_file()} == kept

@@ -19,9 +19,19 @@ import yaml
 
 from closedloop.adapters.kfp import compile_pipeline
 from closedloop.settings import Settings, load_settings
-from tests.docs.test_docs import list_commands, list_keys, read_commands
+from tests.docs.test_docs import list_commands, list_keys, read_commands, read_runbook
 from tests.http_service import Load, run_service, wait_until
-from tests.manifests import ROOT, STANDARD, find_problems, is_ours, list_containers, list_pods, read_external, render
+from tests.manifests import (
+    ROOT,
+    STANDARD,
+    find_problems,
+    is_ours,
+    list_containers,
+    list_outside,
+    list_pods,
+    read_external,
+    render,
+)
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import fetch, run_prometheus
 from tests.services import require
@@ -34,32 +44,6 @@ read_overlay = functools.cache(render)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_holds_together(overlay):
     assert find_problems(read_overlay(overlay)) == []
-
-
-def list_foreign_names(resources):
-    """What the resources name that none of them is: hosts, gateways, buckets, namespaces, address blocks, storage."""
-    text = yaml.safe_dump_all(resources)
-    yield from re.findall(r"[a-z-]+\.example\.com(?::\d+)?", text)
-    yield from re.findall(r"(?<=s3://)[a-z-]+", text)
-    yield from re.findall(r"\b\d+\.0\.0\.0/(?!0\b)\d+", text)
-    yield from re.findall(r"kubernetes\.io/metadata\.name: ([a-z-]+)", text)
-    yield from (one["metadata"].get("namespace", "closedloop") for one in resources)
-    for one in resources:
-        if one["kind"] == "VirtualService":
-            yield from one["spec"]["gateways"]
-        if one["kind"] == "PersistentVolumeClaim":
-            yield from one["spec"]["accessModes"]
-
-
-def test_the_runbook_lists_what_production_takes_for_granted():
-    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
-    table = runbook.partition("| what is there |")[2].partition("\n\n")[0]
-    named = {part for name in re.findall(r"`([^`]+)`", table) for part in (name, *name.split("/"))}
-    local = (ROOT / "k8s/overlays/local/databases.sql").read_text(encoding="utf-8")
-    databases = re.findall(r"CREATE DATABASE (\w+)", local)
-    foreign = {*list_foreign_names(read_overlay("production")), *databases}
-    assert {"istio-system/closedloop", "kafka.example.com:9093", "closedloop-artifacts", "monitoring"} <= foreign
-    assert foreign - named == set()
 
 
 @pytest.mark.thorough
@@ -238,6 +222,56 @@ CHANGES = {
 def test_a_manifest_that_is_broken_is_found_out(problem):
     found = find_problems(change(*CHANGES[problem]))
     assert any(problem in one for one in found), found
+
+
+def find_undocumented(resources):
+    """What the cluster has to bring, and no row of the runbook's table names with a file that sets it."""
+    section = read_runbook().split("## Deploy\n")[1].split("\n## ")[0]
+    rows = {
+        row: re.findall("`([^`]+)`", row.split(" | ")[-1]) for row in re.findall(r"^\| .* \|$", section, re.MULTILINE)
+    }
+
+    def is_set(name, patterns):
+        return any(name in path.read_text(encoding="utf-8") for one in patterns for path in ROOT.glob(one))
+
+    named = {name for name in list_outside(resources) for row in rows if f"`{name}`" in row and is_set(name, rows[row])}
+    return sorted(list_outside(resources) - named)
+
+
+OUTSIDE = {
+    "istio-system/other": ("VirtualService", "closedloop", ("spec", "gateways", 0), "istio-system/other"),
+    "churn.example.com": ("VirtualService", "closedloop", ("spec", "hosts", 0), "churn.example.com"),
+    "fast": ("PersistentVolumeClaim", "closedloop-jobs", ("spec", "storageClassName"), "fast"),
+    "ReadWriteOncePod": ("PersistentVolumeClaim", "closedloop-jobs", ("spec", "accessModes", 0), "ReadWriteOncePod"),
+    "172.16.0.0/12": ("NetworkPolicy", "exporter", ("spec", "egress", 0, "to", 0, "ipBlock", "cidr"), "172.16.0.0/12"),
+    "app.kubernetes.io/name: agent": (
+        "NetworkPolicy", "exporter",
+        ("spec", "ingress", 0, "from", 0, "podSelector", "matchLabels", "app.kubernetes.io/name"), "agent",
+    ),
+    "metrics": ("ConfigMap", "closedloop-prometheus", ("metadata", "namespace"), "metrics"),
+    "minio.example.com:9000": (
+        "ConfigMap", "closedloop-environment", ("data", "AWS_ENDPOINT_URL"), "http://minio.example.com:9000",
+    ),
+    "other-bucket": ("Deployment", "closedloop-mlflow", (*BOX, "env", 4, "value"), "s3://other-bucket/mlflow"),
+    "images.example.com": (
+        "Deployment", "closedloop-mlflow", (*BOX, "image"), "images.example.com/closedloop-jobs:v0.1.0",
+    ),
+    "deployers": ("RoleBinding", "closedloop-ci", ("subjects", 0, "name"), "deployers"),
+    "memory": ("HorizontalPodAutoscaler", "closedloop-stable", ("spec", "metrics", 0, "resource", "name"), "memory"),
+    "monitoring.coreos.com": ("ConfigMap", "closedloop-prometheus", ("apiVersion",), "monitoring.coreos.com/v1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_the_cluster_has_to_bring_is_in_the_runbook(name):
+    assert find_undocumented(read_overlay("production")) == []
+    assert find_undocumented(change(*OUTSIDE[name])) == [name]
+
+
+def test_the_runbook_names_the_databases_that_its_secrets_lead_to():
+    databases = set(re.findall(r"\$\(url (\w+)\)", read_commands("Deploy")["make the Secrets"]))
+    (row,) = re.findall(r"^\| PostgreSQL .*", read_runbook(), re.MULTILINE)
+    assert databases == set(re.findall(r"`(\w+)`", row))
 
 
 def test_the_service_scales_on_cpu_and_on_the_latency_of_a_pod():
