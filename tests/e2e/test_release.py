@@ -217,7 +217,7 @@ def test_check_reads_a_real_prometheus_and_the_store_and_changes_nothing(shop, m
             return None
 
         known = f"{address}/api/v1/query?query=model_errors_total"
-        wait_until(lambda: '"shadow"' in (fetch(known) or ""), "the series in Prometheus")
+        wait_until(lambda: '"other"' in (fetch(known) or ""), "the second service's series in Prometheus")
         assert "advance" in wait_until(lambda: says(0), "advance")
         metrics.count("model_errors_total", "2", "shadow", by=1_000_000)
         found = wait_until(lambda: says(2), "roll back")
