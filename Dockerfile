@@ -10,7 +10,11 @@ RUN python -m venv tools \
     && tools/bin/pip install --quiet --require-hashes --requirement build.lock
 
 FROM tools AS package
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE dvc.yaml params.yaml .gitignore .dvcignore ./
+COPY .dvc/config .dvc/config
+COPY configs configs
+COPY feature_repo feature_repo
+COPY pipelines pipelines
 COPY src src
 RUN tools/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir wheels .
 
@@ -29,11 +33,13 @@ LABEL org.opencontainers.image.title="closedloop" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${COMMIT}"
+# GIT_PYTHON_REFRESH: the images have no git, and GitPython, which MLflow imports, would warn of it in every log
 ENV PATH=/opt/closedloop/bin:${PATH} \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     CLOSEDLOOP_GIT_COMMIT="${COMMIT}" \
+    GIT_PYTHON_REFRESH=quiet \
     CLOSEDLOOP_SERVING__HOST=0.0.0.0
 WORKDIR /app
 COPY params.yaml ./

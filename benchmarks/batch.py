@@ -30,6 +30,8 @@ from typing import Any
 from parts.models import DEFAULT, FOREST, draw_rows, prepare_models, require_project
 from parts.targets import Target, finish, show_targets
 
+from closedloop.processes import exit_on_signals, run_process, start_process
+
 ROOT = Path(__file__).parent.parent
 # of the default model against mlflow.pyfunc; of the forest against scikit-learn, whole and its predict_proba alone
 PYFUNC_LIMIT, FOREST_LIMIT = 1.3, 0.8
@@ -78,8 +80,8 @@ def run_contender(contender: str, model: str, work: Path, threads: int, *, resum
 
     output = work / OUTPUT.format(contender=contender, model=model)
     if contender == "batch":
-        from closedloop.serving.batch import BatchOptions, score_batch
-        from closedloop.serving.slots import Slot
+        from closedloop.scoring.batch import BatchOptions, score_batch
+        from closedloop.serving.slots.slots import Slot
 
         options = BatchOptions(range_margin=1.0, id_key=b"benchmark", threads=threads, resume=resume)
         slot = Slot("1", str(work / model), "")
@@ -169,7 +171,7 @@ def describe_command(contender: str, model: str, work: Path, threads: int, *extr
 
 
 def build_environment(threads: int) -> dict[str, str]:
-    from closedloop.environment import TELEMETRY_OFF, THREADS
+    from closedloop.config.environment import TELEMETRY_OFF, THREADS
 
     limits = {"OMP_NUM_THREADS": str(threads), "LOKY_MAX_CPU_COUNT": str(threads)}
     return {**os.environ, **TELEMETRY_OFF, **THREADS, **limits}
@@ -179,14 +181,14 @@ def measure(contender: str, model: str, work: Path, threads: int) -> dict[str, f
     """Run a contender once, in a process of its own."""
     print(f"  {model}: {contender} ...", file=sys.stderr, flush=True)
     command = describe_command(contender, model, work, threads)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=build_environment(threads))
+    done = run_process(command, check=True, stdout=subprocess.PIPE, text=True, env=build_environment(threads))
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def kill_and_resume(model: str, work: Path, rows: int, threads: int) -> bool:
     """Whether a run that is killed half-way and resumed writes the same bytes as the one before."""
-    from closedloop.serving.batch import CHUNK_ROWS
+    from closedloop.scoring.batch import CHUNK_ROWS
 
     print(f"  {model}: batch, killed half-way and resumed ...", file=sys.stderr, flush=True)
     output = work / OUTPUT.format(contender="batch", model=model)
@@ -194,14 +196,14 @@ def kill_and_resume(model: str, work: Path, rows: int, threads: int) -> bool:
     output.unlink()
     parts = work / f".{output.name}.batch"
     environment = build_environment(threads)
-    process = subprocess.Popen(describe_command("batch", model, work, threads), env=environment)
+    process = start_process(describe_command("batch", model, work, threads), env=environment)
     while process.poll() is None and len(list(parts.glob("*.part"))) < rows / CHUNK_ROWS / 2:
         time.sleep(0.05)
     process.kill()
     if process.wait() != -signal.SIGKILL or output.exists():
         raise SystemExit("the run was over before it could be killed: take more rows")
     finished = len(list(parts.glob("*.part")))
-    subprocess.run(describe_command("batch", model, work, threads, "--resume"), check=True, env=environment)
+    run_process(describe_command("batch", model, work, threads, "--resume"), check=True, env=environment)
     print(f"  killed after {finished} parts", file=sys.stderr, flush=True)
     return hashlib.file_digest(output.open("rb"), "sha256").digest() == before
 
@@ -211,7 +213,6 @@ def compare_scores(model: str, work: Path) -> dict[str, float]:
     import numpy as np
     import pyarrow.parquet as pq
 
-    from closedloop.contract import encode_row
     from closedloop.serving.models import load_model
 
     found = {name: work / OUTPUT.format(contender=name, model=model) for name in CONTENDERS}
@@ -223,7 +224,7 @@ def compare_scores(model: str, work: Path) -> dict[str, float]:
     loaded = load_model(work / model, version="1", folder_sha256=None)
     places = np.linspace(0, len(scores["batch"]) - 1, 5000).astype(int)
     rows = pq.read_table(work / "input.parquet", columns=list(loaded.contract.feature_names)).take(places).to_pylist()
-    alone = np.array([loaded.scorer.score(encode_row(loaded.contract.features, row))[0] for row in rows])
+    alone = np.array([loaded.scorer.score(loaded.rules.pack_named([row]))[0] for row in rows])
     worst = {"alone": float(np.abs(scores["batch"][places] - alone).max())}
     worst["decisions_alone"] = int((decisions["batch"][places] != (alone >= loaded.contract.threshold)).sum())
     for name in scores.keys() - {"batch"}:
@@ -323,4 +324,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

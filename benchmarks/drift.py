@@ -30,8 +30,9 @@ from parts.drift_shop import ASKED, CHANGES, PSI, RESAMPLED, make_shop, run_dete
 from parts.targets import Target, finish, show, show_targets
 from parts.worlds import DAY, Step, list_every, make_world, replay, split_rows, train_model
 
-from closedloop.core.drift import compare, find_drifted, sketch
-from closedloop.core.simulator import SimulatorSpec, simulate
+from closedloop.core.monitoring.drift import compare, find_drifted, sketch
+from closedloop.processes import exit_on_signals
+from closedloop.simulator.shop import SimulatorSpec, simulate
 
 LIMIT = 0.015
 SIZES = (500, 5_000)
@@ -154,8 +155,8 @@ def run_estimates(options: argparse.Namespace) -> tuple[dict[str, Any], list[Tar
 
 def run_online_retail(_: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]:
     """June to November 2011 against half of the customers of 12 June; the other half is June's window."""
-    from closedloop.core.folds import hash_shares
-    from closedloop.featureset import build_window_spec
+    from closedloop.config.featureset import build_window_spec
+    from closedloop.core.training.splits import hash_shares
 
     source = Path(os.environ.get("CLOSEDLOOP_REAL_DATA", "")) / "online-retail"
     if not source.is_dir():
@@ -238,4 +239,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

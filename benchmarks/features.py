@@ -5,9 +5,9 @@
     python benchmarks/features.py --json FILE     also write every figure
 
 Each contender runs in a process of its own (peak memory is that process's), one after the other, and what it wrote is
-compared with what pandas wrote before any time is printed. ``one_day`` brings one more day of events into the roll-up;
-``one_snapshot``, reported without a target, is the features of the newest of the 12 snapshots: its cost goes with the
-customers and not with the day's events. Exit status 1 and the name of the first missed target.
+compared with what pandas wrote before any time is printed. ``one_day`` adds one more day of events to the daily
+aggregates; ``one_snapshot``, reported without a target, is the features of the newest of the 12 snapshots: its cost
+goes with the customers and not with the day's events. Exit status 1 and the name of the first missed target.
 """
 
 # ruff: noqa: S608 - the SQL is made of this file's own names and paths
@@ -30,6 +30,8 @@ from typing import Any
 
 from parts.targets import Target, finish, show_targets
 
+from closedloop.processes import exit_on_signals, run_process
+
 CUSTOMERS, DAYS = 100_000, 730
 FIRST_DAY = dt.date(2023, 12, 2)
 AS_OF = dt.datetime(2025, 12, 1, tzinfo=dt.UTC)
@@ -50,7 +52,7 @@ def generate(folder: Path, events: int, events_a_visit: float) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from closedloop.adapters.tables import UTC_TIME, write_table
+    from closedloop.tabular.tables import UTC_TIME, write_table
 
     rng = np.random.default_rng(20_251_201)
     ids = pa.array([f"C{number:06d}" for number in range(CUSTOMERS)])
@@ -133,12 +135,13 @@ def run_pandas(data: Path, out: Path) -> None:
         table.reset_index().to_parquet(out / f"{snapshot:%Y-%m-%d}.parquet", index=False)
 
 
-def run_engine(data: Path, rollup: Path, out: Path, snapshots: list[dt.datetime], memory: str, threads: int) -> None:
-    """Bring the roll-up up to date, then compute the features."""
-    from closedloop.adapters.engine import Engine
-    from closedloop.core.windows import AGGREGATIONS, WindowSpec
-    from closedloop.stages.features import build_features
-    from closedloop.stages.rollup import update_rollup
+def run_engine(data: Path, daily: Path, out: Path, snapshots: list[dt.datetime], memory: str, threads: int) -> None:
+    """Bring the daily aggregates up to date, then compute the features."""
+    from closedloop.adapters.duckdb import Engine
+    from closedloop.config.layout import Layout
+    from closedloop.core.features.windows import AGGREGATIONS, WindowSpec
+    from closedloop.stages.features import write_window_features
+    from closedloop.stages.parts.daily import update_daily
 
     spec = WindowSpec(
         event_types=EVENT_TYPES,
@@ -152,34 +155,31 @@ def run_engine(data: Path, rollup: Path, out: Path, snapshots: list[dt.datetime]
     )
     with Engine(memory_limit=memory, threads=threads, temp_directory=out.parent / "spill") as engine:
         if not snapshots:
-            update_rollup(data / "events", rollup, engine=engine)
+            update_daily(data / "events", daily, engine=engine)
             return
-        build_features(
-            data / "events",
-            data / "customers.parquet",
-            rollup,
-            out,
+        write_window_features(
+            Layout(raw=data, daily=daily, features=out),
+            engine,
             spec=spec,
             snapshots=snapshots,
             attributes=ATTRIBUTES,  # type: ignore[arg-type]
             since_column="since",
-            engine=engine,
         )
 
 
-def run_sql(data: Path, rollup: Path, out: Path, memory: str, threads: int) -> None:
-    """The windows as one would write them by hand for DuckDB, over the same roll-up."""
+def run_sql(data: Path, daily: Path, out: Path, memory: str, threads: int) -> None:
+    """The windows as one would write them by hand for DuckDB, over the same daily aggregates."""
     import duckdb
 
     connection = duckdb.connect(config={"memory_limit": memory, "threads": threads})
     out.mkdir()
     for snapshot in SNAPSHOTS:
-        sql = write_sql(snapshot.date(), data / "customers.parquet", rollup)
+        sql = write_sql(snapshot.date(), data / "customers.parquet", daily)
         target = out / f"{snapshot:%Y-%m-%d}.parquet"
         connection.execute(f"COPY ({sql} ORDER BY customer_id) TO '{target}' (FORMAT parquet)")
 
 
-def write_sql(day: dt.date, customers: Path, rollup: Path) -> str:
+def write_sql(day: dt.date, customers: Path, daily: Path) -> str:
     """One snapshot's query: a grouping for each event type, joined to those who purchased."""
     reach_days = max(*WINDOW_DAYS, ACTIVE_DAYS, RECENCY_CAP_DAYS)
     parts, columns = [], [f"p.customer_id, TIMESTAMP '{day}' AS event_timestamp"]
@@ -209,7 +209,7 @@ def write_sql(day: dt.date, customers: Path, rollup: Path) -> str:
         ]
         parts.append(
             f"{short} AS (SELECT {', '.join(inner)} FROM (SELECT *, DATE '{day}' - day AS age "
-            f"FROM read_parquet('{rollup}/*.parquet') WHERE event_type = '{name}' AND day < DATE '{day}' "
+            f"FROM read_parquet('{daily}/*.parquet') WHERE event_type = '{name}' AND day < DATE '{day}' "
             f"AND day >= DATE '{day}' - {reach_days}) GROUP BY customer_id)"
         )
     origin = "make_timestamp(epoch_us(c.since))::DATE"
@@ -235,11 +235,11 @@ def run_contender(arguments: argparse.Namespace) -> None:
     shutil.rmtree(out, ignore_errors=True)
     actions: dict[str, Callable[[], None]] = {
         "pandas": lambda: run_pandas(data, out),
-        "full": lambda: run_engine(data, work / "rollup", out, SNAPSHOTS, memory, threads),
-        "windows": lambda: run_engine(data, work / "rollup", out, SNAPSHOTS, memory, threads),
-        "sql": lambda: run_sql(data, work / "rollup", out, memory, threads),
-        "one_day": lambda: run_engine(data, work / "rollup", out, [], memory, threads),
-        "one_snapshot": lambda: run_engine(data, work / "rollup", out, SNAPSHOTS[-1:], memory, threads),
+        "full": lambda: run_engine(data, work / "daily", out, SNAPSHOTS, memory, threads),
+        "windows": lambda: run_engine(data, work / "daily", out, SNAPSHOTS, memory, threads),
+        "sql": lambda: run_sql(data, work / "daily", out, memory, threads),
+        "one_day": lambda: run_engine(data, work / "daily", out, [], memory, threads),
+        "one_snapshot": lambda: run_engine(data, work / "daily", out, SNAPSHOTS[-1:], memory, threads),
     }
     if name != "pandas":
         import duckdb  # noqa: F401
@@ -249,20 +249,21 @@ def run_contender(arguments: argparse.Namespace) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     actions[name]()
     figures = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     print(json.dumps(figures))
 
 
 def measure(name: str, data: Path, work: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Run a contender once, in a process of its own."""
     if name == "full":
-        shutil.rmtree(work / "rollup", ignore_errors=True)
+        shutil.rmtree(work / "daily", ignore_errors=True)
     if name == "one_day":
-        max((work / "rollup").glob("*.parquet")).unlink()
+        max((work / "daily").glob("*.parquet")).unlink()
     print(f"  {name} ...", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--contender", name, "--data", str(data), "--work", str(work)]
     command += ["--memory-limit", arguments.memory_limit, "--threads", str(arguments.threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = run_process(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -298,8 +299,8 @@ def measure_size(events: int, folder: Path, arguments: argparse.Namespace) -> di
     for name in ("full", "windows", "sql", "one_snapshot"):
         require_equal(work / "pandas", work / name)
     written = sum(1 for _ in (data / "events").iterdir())
-    rows = _count_rows(work / "rollup"), _count_rows(data / "events")
-    return {"events": rows[1], "rollup_rows": rows[0], "event_files": written, "contenders": figures}
+    rows = _count_rows(work / "daily"), _count_rows(data / "events")
+    return {"events": rows[1], "daily_rows": rows[0], "event_files": written, "contenders": figures}
 
 
 def _count_rows(folder: Path) -> int:
@@ -335,7 +336,7 @@ def show(sizes: list[dict[str, Any]], targets: list[Target]) -> None:
                 name, *(f"{run[key]:.2f}" for key in ("wall_seconds", "cpu_seconds")), f"{run['peak_mb']:.0f}"
             )
         console.print(table)
-        console.print(f"roll-up: {size['rollup_rows']:,} rows; all outputs equal")
+        console.print(f"daily aggregates: {size['daily_rows']:,} rows; all outputs equal")
     show_targets(targets)
 
 
@@ -367,4 +368,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

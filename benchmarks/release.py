@@ -26,15 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from closedloop.core.rollout import ArmEvidence, RolloutPolicy, StepEvidence, decide_step
-from closedloop.core.sequential import PairedLosses, size_paired, sum_paired_losses
+from closedloop.core.release.decision import decide_step
+from closedloop.core.release.policy import ReleasePolicy
+from closedloop.core.release.sequential import PairedLosses, size_paired, sum_paired_losses
+from closedloop.core.release.types import ArmEvidence, StepEvidence
+from closedloop.processes import exit_on_signals
 
-LOOKS = 30
+LOOKS, POWER = 30, 0.8
 STABLE_NOISE, BETTER_NOISE = 0.6, 0.4
 SCORES = (8, 6, 4, 2) + (1,) * 16
 BASE_RATE, WORSE_RATE = 0.01, 0.03
 CANARY_WEIGHT, BROKEN_WEIGHT, DAY_REQUESTS, SPLIT_CUSTOMERS = 0.05, 0.06, 100_000, 20_000
-ARM = ArmEvidence(requests=20_000, errors=200, customers=4_000, latency_p95_ms=10.0, scores=SCORES)
+ARM = ArmEvidence(requests=20_000, errors=200, customers=19_800, latency_p95_ms=10.0, scores=SCORES)
 
 
 # --- promotion --------------------------------------------------------------------------------------------------------
@@ -51,16 +54,17 @@ def score_customers(
     return generator.random(customers) < truth, stable, challenger
 
 
-def design() -> tuple[RolloutPolicy, dict[str, float]]:
+def design() -> tuple[ReleasePolicy, dict[str, float]]:
     """The policy for a challenger with the better model's gain, measured on many customers beforehand."""
     pilot = sum_paired_losses(*score_customers(np.random.default_rng(1), 1_000_000, BETTER_NOISE))
-    policy = RolloutPolicy(evidence="outcomes")
-    planned = size_paired(-pilot.mean, pilot.deviation, alpha=policy.alpha, power=policy.power)
+    policy = ReleasePolicy(evidence="outcomes")
+    planned = size_paired(-pilot.mean, pilot.deviation, alpha=policy.alpha, power=POWER)
     figures = {"gain_nats": -pilot.mean, "deviation_nats": pilot.deviation, "customers": planned}
-    return replace(policy, outcomes_planned=planned, outcomes_deviation=pilot.deviation), figures
+    plan = {"outcomes_planned": planned, "outcomes_deviation": pilot.deviation}
+    return policy.model_copy(update=plan), figures
 
 
-def simulate_promotion(policy: RolloutPolicy, noise: float, runs: int, seed: int) -> dict[str, float]:
+def simulate_promotion(policy: ReleasePolicy, noise: float, runs: int, seed: int) -> dict[str, float]:
     """Shares of runs that promote, that roll back, and that the z-test would promote; mean customers to promotion."""
     generator = np.random.default_rng(seed)
     a_look = math.ceil(policy.outcomes_planned / LOOKS)
@@ -93,7 +97,8 @@ def look_daily(generator: np.random.Generator, noise: float, a_look: int) -> Ite
 
 def deal_arm(generator: np.random.Generator) -> ArmEvidence:
     """An arm that is as good as the stable one."""
-    return replace(ARM, errors=int(generator.binomial(ARM.requests, BASE_RATE)))
+    errors = int(generator.binomial(ARM.asked, BASE_RATE))
+    return replace(ARM, errors=errors, customers=ARM.asked - errors)
 
 
 # --- guardrails -------------------------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ def simulate_split(weight: float, runs: int, seed: int, *, every: int = 100) -> 
     for run in dealt:
         for ours, total in zip(run.tolist(), totals.tolist(), strict=True):
             arms = replace(ARM, customers=total - ours), replace(ARM, customers=ours)
-            decision = decide_step(RolloutPolicy(), StepEvidence("canary_5", 1.0, *arms))
+            decision = decide_step(ReleasePolicy(), StepEvidence("canary_5", 1.0, *arms))
             if decision.verdict == "roll_back" and decision.reasons[0].startswith("split:"):
                 found += 1
                 break
@@ -126,11 +131,13 @@ def simulate_errors(rate: float, answers: int, runs: int, seed: int, *, every: i
     for run in range(runs):
         for look in range(looks):
             scale = look + 1
-            challenger = replace(ARM, requests=every * scale, errors=int(ours[run, look]), customers=scale)
-            stable = replace(ARM, requests=others * scale, errors=int(theirs[run, look]), customers=19 * scale)
+            challenger, stable = (
+                replace(ARM, requests=size * scale, errors=int(failed), customers=size * scale - int(failed))
+                for size, failed in ((every, ours[run, look]), (others, theirs[run, look]))
+            )
             hours = 24 * scale * every / CANARY_WEIGHT / DAY_REQUESTS
             evidence = StepEvidence("canary_5", hours, stable, challenger)
-            if decide_step(RolloutPolicy(), evidence).verdict == "roll_back":
+            if decide_step(ReleasePolicy(), evidence).verdict == "roll_back":
                 taken.append(every * scale)
                 break
     return {"rolled_back": len(taken) / runs, "answers_p95": float(np.quantile(taken, 0.95)) if taken else math.nan}
@@ -162,12 +169,12 @@ def measure(runs: int) -> dict[str, Any]:
 
 
 def judge(figures: dict[str, Any], runs: int) -> list[dict[str, Any]]:
-    policy = RolloutPolicy()
+    policy = ReleasePolicy()
     equal, better, splits = figures["equal"], figures["better"], figures["splits"]
     targets = [
         ("equal models promoted, 30 daily looks", equal["promoted"], "<=", add_noise(policy.alpha, runs)),
         ("the same looks, z-test at each", equal["naive"], ">=", 0.15),
-        ("better model promoted by the maximum sample", better["promoted"], ">=", policy.power),
+        ("better model promoted by the maximum sample", better["promoted"], ">=", POWER),
         ("split of 5% that delivers 6% found by 20,000 customers", splits["broken"], ">=", 0.99),
         ("split of 5% that delivers 5% called broken", splits["right"], "<=", add_noise(policy.split_alpha, runs)),
         ("three times the errors rolled back in 2,000 answers", figures["worse"]["rolled_back"], ">=", 0.95),
@@ -216,4 +223,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

@@ -45,6 +45,8 @@ from typing import Any
 from parts.models import DEFAULT, FOREST, draw_rows, prepare_models, require_project
 from parts.targets import Target, finish, show_targets
 
+from closedloop.processes import exit_on_signals, run_process, start_process
+
 ROOT, PARTS = Path(__file__).parent.parent, Path(__file__).parent / "parts"
 CONTENDERS = ("tutorial", "mlflow", "bento", "service", "online", "bare", "constant")
 ROWS, CONNECTIONS, JUDGED = 2_000, (1, 16, 64), 16
@@ -76,7 +78,7 @@ class Server:
         start = time.perf_counter()
         with (self.directory / f"{self.name}.log").open("wb") as log:
             environment = {**os.environ, **self.environment}
-            self.process = subprocess.Popen(
+            self.process = start_process(
                 self.command, stdout=log, stderr=log, cwd=self.directory, env=environment, start_new_session=True
             )
         while not self._is_ready(body):
@@ -104,7 +106,7 @@ class Server:
             answer = connection.getresponse()
             content = answer.read()
         if answer.status != 200:
-            raise SystemExit(f"{self.name} answers {answer.status}: {content[:500]!r}")
+            raise ConnectionError(f"{self.name} answers {answer.status}: {content[:500]!r}")
         return json.loads(content)
 
     def list_processes(self) -> tuple[list[int], list[int]]:
@@ -125,7 +127,7 @@ class Server:
     def _is_ready(self, body: bytes) -> bool:
         try:
             self.ask(body)
-        except (OSError, http.client.HTTPException, SystemExit):
+        except (OSError, http.client.HTTPException):
             return False
         return True
 
@@ -219,7 +221,7 @@ def load(server: Server, work: Path, connections: int, seconds: int) -> dict[str
     workers, agents = server.list_processes()
     before = [read_cpu_seconds(pids) for pids in (workers, agents)]
     environment = {**os.environ, "BODIES": str(work / f"{server.name}.jsonl")}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = run_process(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     after = [read_cpu_seconds(pids) for pids in (workers, agents)]
     run: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if run["errors"] or not run["requests"]:
@@ -409,11 +411,12 @@ def main() -> int:
     require_project(parser, arguments.project)
     if shutil.which("wrk") is None:
         parser.error("wrk is not there: install the Debian package of that name")
-    from closedloop.environment import set_environment
+    from closedloop.config.environment import set_environment
 
     # one thread for whoever scores one row: twice the threads would double the CPU time and gain nothing
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mlflow starts uvicorn by name
+    exit_on_signals()
     set_environment()
     with tempfile.TemporaryDirectory(prefix="serving-", dir=arguments.temp_directory) as folder:
         work = Path(folder)

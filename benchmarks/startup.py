@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from closedloop.processes import exit_on_signals, run_process
+
 ROOT = Path(__file__).parent.parent
 LIMIT = 1.3
-START = "from pathlib import Path; import closedloop.cli; from closedloop.bootstrap import {names}; "
+START = "from pathlib import Path; import closedloop.cli.main; from closedloop.bootstrap import {names}; "
 START += "run = load_run(Path('params.yaml')); import closedloop.stages.{module}; "
 # Ibis imports the half of itself, DuckDB and Arrow on first use
 FIRST_TABLE = "import ibis; ibis.duckdb.connect().sql('SELECT 1 AS one').to_pyarrow()"
@@ -26,7 +27,7 @@ FIRST_TABLE = "import ibis; ibis.duckdb.connect().sql('SELECT 1 AS one').to_pyar
 STAGES = {
     "validate": ("validate", "load_run", "import great_expectations", "import great_expectations"),
     "features": (
-        "feature_rows",
+        "features",
         "load_run, build_engine",
         "import closedloop.stages.features; build_engine(run).close(); " + FIRST_TABLE,
         FIRST_TABLE,
@@ -40,7 +41,7 @@ STAGES = {
     "train": (
         "train",
         "load_run, build_tracking",
-        "build_tracking(run); import mlflow, sklearn.ensemble, closedloop.core.estimators",
+        "build_tracking(run); import mlflow, sklearn.ensemble, closedloop.core.training.estimators",
         "import mlflow, sklearn.ensemble",
     ),
     "evaluate": (
@@ -57,7 +58,7 @@ def measure_cpu_seconds(code: str) -> float:
     """CPU seconds, user and system, of a fresh interpreter that runs ``code``."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     before = os.times()
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True)
+    run_process([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -87,4 +88,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

@@ -29,6 +29,8 @@ from typing import Any
 from parts.models import require_project
 from parts.targets import Target, finish, show, show_targets
 
+from closedloop.processes import exit_on_signals, start_process
+
 ROOT, PARTS = Path(__file__).parent.parent, Path(__file__).parent / "parts"
 LIMIT_SECONDS = 2
 READY_SECONDS = 120
@@ -73,7 +75,7 @@ def serve(work: Path) -> Iterator[None]:
     """The service, once it is ready."""
     command = [str(Path(sys.executable).parent / "closedloop"), "serve"]
     with (work / "service.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
+        process = start_process(command, cwd=work, stdout=log, stderr=log)
     try:
         wait_for("/readyz", lambda status, _: status == 200, process)
         yield
@@ -104,23 +106,23 @@ def ask(verb: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         return answer.status, json.loads(answer.read() or b"null")
 
 
-def release(store: Any, name: str, version: str) -> None:
-    """Write the row, as the release controller does."""
+def release(journal: Any, name: str, version: str) -> None:
+    """Write the row with its entry, as the release controller does."""
     import datetime as dt
 
-    from closedloop.adapters.store import Deployment
+    from closedloop.core.release.entries import Deployment, Entry
 
-    row = store.read_deployment(name)
-    revision = row.revision if row else 0
+    before, head = journal.read_newest(name)
     now = dt.datetime.now(dt.UTC)
-    store.write_deployment(Deployment(name, revision + 1, version, f"salt-{version}", now), expected_revision=revision)
+    row = Deployment(name, before.revision + 1 if before else 1, version, f"salt-{version}", now)
+    journal.append_entry(Entry("promote", "a benchmark", now, "for the benchmark", row), after=head)
 
 
-def time_releases(store: Any, name: str, versions: range, row: dict[str, Any]) -> list[float]:
+def time_releases(journal: Any, name: str, versions: range, row: dict[str, Any]) -> list[float]:
     """Seconds from the committed row to the first answer of each version."""
     body, found = json.dumps({"features": row}).encode(), []
     for version in map(str, versions):
-        release(store, name, version)
+        release(journal, name, version)
         start = time.perf_counter()
         while ask("POST", "/predict", body)[1]["model_version"] != version:
             if time.perf_counter() - start > READY_SECONDS:
@@ -139,7 +141,7 @@ def load(work: Path, row: dict[str, Any]) -> Iterator[None]:
     bodies.write_text(json.dumps({"features": row}) + "\n", encoding="utf-8")
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", "-d600s", "-s", str(PARTS / "load.lua")]
     command.append(f"http://127.0.0.1:{os.environ['CLOSEDLOOP_SERVING__PORT']}/predict")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "BODIES": str(bodies)})
+    process = start_process(command, stdout=subprocess.DEVNULL, env={**os.environ, "BODIES": str(bodies)})
     try:
         yield
         if process.poll() is not None:
@@ -151,7 +153,7 @@ def load(work: Path, row: dict[str, Any]) -> Iterator[None]:
 
 def measure(project: Path, work: Path, releases: int) -> dict[str, list[float]]:
     """Seconds of each release, by load."""
-    from closedloop.bootstrap import build_store, load_run
+    from closedloop.bootstrap import build_journal, load_run
     from closedloop.contract import read_contract
 
     prepare(project, work)
@@ -159,15 +161,15 @@ def measure(project: Path, work: Path, releases: int) -> dict[str, list[float]]:
     folder = project / "models/candidate"
     print(f"registering {releases + 1} versions", file=sys.stderr, flush=True)
     register(run, folder, releases + 1)
-    name, store = run.dataset.model_name, build_store(run)
-    store.upgrade()
-    release(store, name, "1")
+    name, journal = run.dataset.model_name, build_journal(run)
+    run.database.upgrade()
+    release(journal, name, "1")
     contract, half = read_contract(folder), releases // 2 + 2
     row = contract.golden_rows[0].features
-    with contextlib.closing(store), serve(work):
-        found = {"idle": time_releases(store, name, range(2, half), row)}
+    with contextlib.closing(run.database), serve(work):
+        found = {"idle": time_releases(journal, name, range(2, half), row)}
         with load(work, row):
-            found[f"{CONNECTIONS} connections"] = time_releases(store, name, range(half, releases + 2), row)
+            found[f"{CONNECTIONS} connections"] = time_releases(journal, name, range(half, releases + 2), row)
     return found
 
 
@@ -180,8 +182,9 @@ def main() -> int:
     require_project(parser, arguments.project)
     if shutil.which("wrk") is None:
         parser.error("wrk is not there: install the Debian package of that name")
-    from closedloop.environment import set_environment
+    from closedloop.config.environment import set_environment
 
+    exit_on_signals()
     set_environment()
     with tempfile.TemporaryDirectory(prefix="takeup-") as folder:
         found = measure(arguments.project, Path(folder), arguments.releases)

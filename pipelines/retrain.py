@@ -1,11 +1,14 @@
 """The stages of dvc.yaml as a Kubeflow pipeline, for retraining: it declares, and computes nothing.
 
-Each component is one call of the stage's command on the paths of its artifacts, which are called like the command's
-options, since the pods of a cluster share no folder. What dvc.yaml takes from params.yaml comes from ``plan`` here.
+Each component is one call of the stage's command on the paths of its artifacts, since the pods of a cluster share no
+folder. Artifacts are called as in `closedloop.config.layout.Layout`. What dvc.yaml takes from params.yaml comes from
+``plan`` here.
 There are no conditions: `kfp.local` gets them wrong without a word, so a stage that says no ends with an error.
 
 KFP copies each function's source into the compiled pipeline: it stands alone, and imports inside.
 """
+
+import inspect
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -19,14 +22,18 @@ def plan(
     return plan_run(params, as_of, data_start_date, data_end_date, model_name, trigger_id or job_id)
 
 
-def ingest(run: str, raw: Output[Dataset], metrics: Output[Artifact]) -> None:
+def ingest(run: str, raw: Output[Dataset], ingest_metrics: Output[Artifact]) -> None:
     from closedloop.component import run_stage
 
     run_stage("ingest", locals())
 
 
 def validate(
-    run: str, raw: Input[Dataset], docs: Output[Artifact], page: Output[Artifact], metrics: Output[Artifact]
+    run: str,
+    raw: Input[Dataset],
+    data_docs: Output[Artifact],
+    data_quality_page: Output[Artifact],
+    data_quality: Output[Artifact],
 ) -> None:
     from closedloop.component import run_stage
 
@@ -34,7 +41,7 @@ def validate(
 
 
 def features(
-    run: str, raw: Input[Dataset], data_quality: Input[Artifact], rollup: Output[Dataset], features: Output[Dataset]
+    run: str, raw: Input[Dataset], data_quality: Input[Artifact], daily: Output[Dataset], features: Output[Dataset]
 ) -> None:
     from closedloop.component import run_stage
 
@@ -44,10 +51,10 @@ def features(
 def training_set(
     run: str,
     raw: Input[Dataset],
-    rollup: Input[Dataset],
+    daily: Input[Dataset],
     features: Input[Dataset],
     training: Output[Dataset],
-    metrics: Output[Artifact],
+    training_set_metrics: Output[Artifact],
 ) -> None:
     from closedloop.component import run_stage
 
@@ -60,10 +67,10 @@ def train(
     data_quality: Input[Artifact],
     model: Output[Model],
     pipeline: Output[Model],
-    figures: Output[Artifact],
-    plots: Output[Artifact],
     run_file: Output[Artifact],
-    metrics: Output[Artifact],
+    train_figures: Output[Artifact],
+    train_plots: Output[Artifact],
+    train_metrics: Output[Artifact],
 ) -> None:
     from closedloop.component import run_stage
 
@@ -76,11 +83,13 @@ def evaluate(
     training: Input[Dataset],
     model: Input[Model],
     pipeline: Input[Model],
-    figures: Output[Artifact],
-    plots: Output[Artifact],
-    card: Output[Artifact],
+    train_plots: Input[Artifact],
+    train_metrics: Input[Artifact],
     gates: Output[Artifact],
-    metrics: Output[Artifact],
+    card: Output[Artifact],
+    test_figures: Output[Artifact],
+    test_plots: Output[Artifact],
+    eval_metrics: Output[Artifact],
 ) -> None:
     from closedloop.component import run_stage
 
@@ -95,10 +104,15 @@ def register(
     run_stage("register", locals())
 
 
-def package(run: str, registration: Input[Artifact], bento: Output[Artifact], metrics: Output[Artifact]) -> None:
+def package(
+    run: str, registration: Input[Artifact], bento: Output[Artifact], package_metrics: Output[Artifact]
+) -> None:
     from closedloop.component import run_stage
 
     run_stage("package", locals())
+
+
+STAGES = (ingest, validate, features, training_set, train, evaluate, register, package)
 
 
 def build_pipeline(base_image: str, environment: dict[str, str], secret: str, secret_keys: tuple[str, ...]):
@@ -134,14 +148,9 @@ def build_pipeline(base_image: str, environment: dict[str, str], secret: str, se
         dates = {"as_of": as_of, "data_start_date": data_start_date, "data_end_date": data_end_date}
         names = {"model_name": model_name, "trigger_id": trigger_id, "job_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         run = place(plan, params=params, **dates, **names)["Output"]
-        raw = place(ingest, run=run)["raw"]
-        quality = place(validate, run=run, raw=raw)["metrics"]
-        made = place(features, run=run, raw=raw, data_quality=quality)
-        training = place(training_set, run=run, raw=raw, **made)["training"]
-        trained = place(train, run=run, training=training, data_quality=quality)
-        model = {"run": run, "model": trained["model"]}
-        judged = place(evaluate, **model, raw=raw, training=training, pipeline=trained["pipeline"])
-        registered = place(register, **model, gates=judged["gates"], run_file=trained["run_file"])
-        place(package, run=run, registration=registered["registration"])
+        made = {}
+        for stage in STAGES:  # each takes what earlier ones made under the same name
+            inputs = {name: made[name] for name in inspect.signature(stage).parameters if name in made}
+            made |= place(stage, run=run, **inputs)
 
     return retrain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.services import require
 
+AXE = "axe-core@4.14.1"
 OFFLINE = [
     "--disable-gpu",
     "--disable-quic",
@@ -44,3 +46,14 @@ def keep_pictures(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("CLOSEDLOOP_ARTIFACTS", tmp_path)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def install_axe(folder: Path) -> Path:
+    """axe-core, the accessibility checker, from npm; the test is skipped where it cannot be had, except in CI."""
+    npm = shutil.which("npm")
+    require(npm, "npm, which fetches axe-core,")
+    command = [str(npm), "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", str(folder), AXE]
+    installed = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = folder / "node_modules/axe-core/axe.min.js"
+    require(found.is_file(), f"{AXE}, by npm ({installed.stderr.strip()[:300]}),")
+    return found

@@ -67,6 +67,8 @@ class Cluster:
         if not image.is_dir():
             sys.exit(f'Failed to pull image "{box["image"]}": not found')
         shutil.copytree(image, place, dirs_exist_ok=True)
+        (place / "state").unlink(missing_ok=True)  # of the pod before
+        (place / "state").symlink_to("/proc/a-read-only-file-system")  # to the image's /state, unless a volume is there
         volumes = {one["name"]: one for one in pod["volumes"]}
         for mount in box["volumeMounts"]:
             volume = volumes[mount["name"]]
@@ -76,7 +78,8 @@ class Cluster:
             elif "persistentVolumeClaim" in volume:
                 claim = self.folder / "claims" / volume["persistentVolumeClaim"]["claimName"]
                 claim.mkdir(parents=True, exist_ok=True)
-                (place / "state").symlink_to(claim)  # the image's link to /state
+                (place / "state").unlink()
+                (place / "state").symlink_to(claim)
         return box.get("command", ENTRYPOINT) + box["args"], self._describe_environment(box, image)
 
     def _describe_environment(self, box: dict[str, Any], image: Path) -> dict[str, str]:
@@ -231,11 +234,14 @@ def _describe_job(place: Path) -> Resource:
 
 
 def _describe_pod(place: Path) -> Resource:
-    said = place / "message"
-    ended = {"exitCode": int((place / "status").read_text("utf-8"))}
-    ended |= {"message": said.read_text("utf-8")} if said.is_file() else {}
     box = {"name": "one", "image": "one"}
-    status = {"containerStatuses": [{**box, "ready": False, "restartCount": 0, "state": {"terminated": ended}}]}
+    status: dict[str, Any] = {"phase": "Running"}
+    if (place / "status").is_file():
+        said = place / "message"
+        ended = {"exitCode": int((place / "status").read_text("utf-8"))}
+        ended |= {"message": said.read_text("utf-8")} if said.is_file() else {}
+        one = {**box, "ready": False, "restartCount": 0, "state": {"terminated": ended}}
+        status = {"phase": "Failed" if ended["exitCode"] else "Succeeded", "containerStatuses": [one]}
     metadata = {"name": place.name}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [box]}, "status": status}
 

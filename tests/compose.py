@@ -134,7 +134,7 @@ def run_compose(engine: Engine, folder: Path) -> Iterator[Compose]:
                 r"CREATE DATABASE (\w+)", (ROOT / "docker/databases.sql").read_text(encoding="utf-8")
             )
             for name in ("closedloop", *databases):
-                postgres._run("createdb", "--host=127.0.0.1", f"--port={postgres.port}", "--username=closedloop", name)
+                postgres.run("createdb", "--host=127.0.0.1", f"--port={postgres.port}", "--username=closedloop", name)
             stack.enter_context(_forward(gateway, 5432, postgres.port))
             stack.enter_context(_forward(gateway, 6379, redis.port))
             yield Compose(engine, gateway)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,14 +23,23 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from closedloop.environment import set_environment
+from closedloop.config.environment import set_environment
+from closedloop.processes import STARTER_VARIABLE, end_with_starter
 
+for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C does: fixtures end what they have started
+end_with_starter()
+os.environ[STARTER_VARIABLE] = str(os.getpid())  # commands of ours end with the tests, even where these are killed
 set_environment()  # before anything numerical is imported
 settings.register_profile("closedloop", deadline=None)  # how long an example takes says more of the machine
 settings.load_profile("closedloop")
+for name in ("CLOSEDLOOP_PROGRAM", "MAKELEVEL"):
+    os.environ.pop(name, None)  # the tests are the same whether make started them or a person did
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # dvc, mlflow, feast
 
-from closedloop.params import merge_values
+from closedloop.config.params import merge_values
+from closedloop.files import hold_lock
 
 SOURCE_ROOT = Path(__file__).parent.parent
 STAGES = ("ingest", "validate", "features", "training-set", "train", "evaluate", "register", "package")
@@ -43,12 +54,45 @@ SMALL_SHOP: dict[str, Any] = {
 }
 
 
+# What a test may wait for on top of its own limit, as the first to need them: they run every stage.
+FIXTURE_SECONDS = {"small_shop": 1800, "dvc_shop": 2700}
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at modules and collected tests, which stay: statsmodels collects in every call."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests the time that their fixtures take, since pytest-timeout counts both together."""
+    for item in items:
+        more = sum(FIXTURE_SECONDS.get(name, 0) for name in getattr(item, "fixturenames", ()))
+        if more:
+            mark = item.get_closest_marker("timeout")
+            own = float(mark.args[0] if mark else config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(own + more), append=False)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
+    """What a command did: ``output`` is all that it said, ``stdout`` what a program would read."""
 
     status: int
     output: str
+    stdout: str
+
+
+class _Heard(io.StringIO):
+    """Keeps what is written, and writes it to another stream too."""
+
+    def __init__(self, other: io.StringIO) -> None:
+        super().__init__()
+        self._other = other
+
+    def write(self, text: str) -> int:
+        self._other.write(text)
+        return super().write(text)
 
 
 @contextlib.contextmanager
@@ -72,15 +116,16 @@ class Project:
 
     def run(self, *arguments: str, status: int = 0) -> Outcome:
         """Run ``closedloop`` here, in this process; the exit status must be ``status``."""
-        from closedloop import cli
+        from closedloop.cli import main as cli
 
         output, before, code = io.StringIO(), Path.cwd(), 0
+        stdout = _Heard(output)
         os.chdir(self.root)
         try:
             with (
                 mock.patch("sys.argv", ["closedloop", *arguments]),
                 keep_logging(),
-                contextlib.redirect_stdout(output),
+                contextlib.redirect_stdout(stdout),
                 contextlib.redirect_stderr(output),
             ):
                 try:
@@ -90,7 +135,7 @@ class Project:
         finally:
             os.chdir(before)
         assert code == status, f"closedloop {' '.join(arguments)} exited with {code}:\n{output.getvalue()}"
-        return Outcome(code, output.getvalue())
+        return Outcome(code, output.getvalue(), stdout.getvalue())
 
     def run_stages(self, *names: str) -> None:
         """Run these stages, all of them by default."""
@@ -161,13 +206,32 @@ def project(tmp_path: Path) -> Project:
     return create_project(tmp_path / "project")
 
 
+def share_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder that one process of this test run fills and the others, which wait for it, find filled.
+
+    Under pytest-xdist each worker has a temporary folder of its own inside the run's. A worker that fails to fill it
+    leaves it to the next one, which starts anew.
+    """
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with hold_lock(base / f"{name}.lock"):
+        if not (base / f"{name}.done").exists():
+            shutil.rmtree(base / name, ignore_errors=True)
+            fill(base / name)
+            (base / f"{name}.done").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def small_shop(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small shop that went through all stages once; read only: copy it to change it."""
-    made = create_project(tmp_path_factory.mktemp("small") / "project")
-    made.change_params(SMALL_SHOP)
-    made.run_stages()
-    return made
+    """A small shop that went through all stages, once a test run; read only: copy it to change it."""
+
+    def fill(root: Path) -> None:
+        made = create_project(root)
+        made.change_params(SMALL_SHOP)
+        made.run_stages()
+
+    return Project(share_folder(tmp_path_factory, "small_shop", fill))
 
 
 @pytest.fixture
@@ -187,18 +251,21 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def dvc_shop(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small shop in a Git repository without a commit yet, run by `dvc repro`; read only.
+    """The small shop in a Git repository without a commit yet, run by `dvc repro` once a test run; read only.
 
     Unlike ``small_shop``: one process a stage, another hash seed, and one thread.
     """
-    made = create_project(tmp_path_factory.mktemp("dvc") / "project")
-    made.change_params(SMALL_SHOP)
-    made.add_sources("src", ".dvc")
-    shutil.copy(SOURCE_ROOT / ".gitignore", made.root / ".gitignore")
-    subprocess.run(["git", "init", "--quiet"], cwd=made.root, check=True)
-    different = {"PYTHONHASHSEED": "1", "CLOSEDLOOP_ENGINE__THREADS": "1"}
-    ran = subprocess.run(
-        ["dvc", "repro"], cwd=made.root, env=os.environ | different, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return made
+
+    def fill(root: Path) -> None:
+        made = create_project(root)
+        made.change_params(SMALL_SHOP)
+        made.add_sources("src", ".dvc")
+        shutil.copy(SOURCE_ROOT / ".gitignore", made.root / ".gitignore")
+        subprocess.run(["git", "init", "--quiet"], cwd=made.root, check=True)
+        different = {"PYTHONHASHSEED": "1", "CLOSEDLOOP_ENGINE__THREADS": "1"}
+        ran = subprocess.run(
+            ["dvc", "repro"], cwd=made.root, env=os.environ | different, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    return Project(share_folder(tmp_path_factory, "dvc_shop", fill))

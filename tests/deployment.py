@@ -30,7 +30,9 @@ from tests.services import find_free_port
 DAY, CLOSED = "2024-01-01", "2024-02-05"  # what the data's clock says, and when the horizon of that day has closed
 REGISTRY = "registry.example.com"
 CLOCKS = {
-    "closedloop": '#!/bin/sh\n[ "$1" = retrain ] && set -- "$@" --as-of {day}\nexec python -m closedloop.cli "$@"\n',
+    "closedloop": (
+        '#!/bin/sh\n[ "$1" = retrain ] && set -- "$@" --as-of {day}\nexec python -m closedloop.cli.main "$@"\n'
+    ),
     "date": "#!/bin/sh\necho {today}\n",
 }
 
@@ -156,6 +158,7 @@ def _create_cluster(production: Production, folder: Path, prometheus: str) -> Cl
     secrets = {
         "closedloop-store": {"url": given["CLOSEDLOOP_OPERATIONS__URL"]},
         "closedloop-features": {"overrides": given["CLOSEDLOOP_FEATURES__OVERRIDES"]},
+        "closedloop-release": {"journal-key": given["CLOSEDLOOP_RELEASE__JOURNAL_KEY"]},
         "closedloop-tracking": {
             "username": given["MLFLOW_TRACKING_USERNAME"],
             "password": given["MLFLOW_TRACKING_PASSWORD"],

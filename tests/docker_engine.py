@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from closedloop.processes import start_process
 from tests.http_service import wait_until
 from tests.services import require
 
@@ -64,7 +65,7 @@ def run_engine() -> Iterator[Engine]:
         engine = Engine(folder / "docker.sock")
         command = ["dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([*command, f"--host=unix://{engine.socket}"], stdout=log, stderr=log)
+            process = start_process([*command, f"--host=unix://{engine.socket}"], stdout=log, stderr=log)
         try:
             wait_until(lambda: process.poll() is not None or engine.is_up(), "start of the Docker engine")
             assert process.poll() is None, (folder / "log").read_text()[-3000:]

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from closedloop.adapters.journal import read_entry
-from closedloop.bootstrap import build_releases, build_store, load_run
+from closedloop.bootstrap import build_predictions, build_releases, load_run
 from closedloop.loop.lineage import TOLERANCE, explain, reproduce
+from closedloop.store.journal import read_entry
 
 
 class Cached:
@@ -28,7 +28,7 @@ class Cached:
 def check_some(root: Path, folder: Path, *, count: int) -> dict[str, int]:
     """Explain and reproduce about ``count`` predictions of a project, as many of each version; how many of which."""
     run = load_run(root / "params.yaml", root=root)
-    name, store, releases = run.dataset.model_name, build_store(run), build_releases(run)
+    name, store, releases = run.dataset.model_name, build_predictions(run), build_releases(run)
     registry, entries = Cached(releases.tracking, folder), releases.journal.read(name)
     by_version = collections.defaultdict(list)
     for some in store.read_predictions(name):
@@ -51,5 +51,5 @@ def check_some(root: Path, folder: Path, *, count: int) -> dict[str, int]:
             row = entry.row
             assert version == (row.champion_version if one.variant == "champion" else row.challenger_version)
             assert entry.recorded_at <= one.predicted_at
-    store.close()
+    store.database.close()
     return checked

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from closedloop.adapters.checks import Check, Checks, Retraining, name_check
-from closedloop.adapters.journal import Entry, Journal, Rollout
-from closedloop.adapters.store import Deployment, Store
+from closedloop.core.release.entries import Deployment, Entry, Rollout
 from closedloop.records import Outcome, Prediction
+from closedloop.store.checks import Check, Checks, Retraining, name_check
+from closedloop.store.database import Database
+from closedloop.store.journal import Journal
+from closedloop.store.predictions import Predictions
 
 NAME = "shop_churn"
 DAY = dt.timedelta(days=1)
@@ -27,7 +29,8 @@ EVIDENCE: dict[str, Any] = {
     "estimate": {"accuracy": 0.81, "breach": True, "drop": 0.04, "reference": {"accuracy": 0.85}},
     "realised": {"accuracy": 0.8, "brier": 0.15, "breach": False, "reasons": [], "expected": {"brier": 0.14}},
     "outcomes_until": "2024-01-01T00:00:00+00:00",
-    "reasons": ["drift in 1 of the last 1 checks: purchase_count_30d (0.25)"],
+    "judged_at": "2024-03-01T00:00:00+00:00",
+    "reasons": ["drift in 1 of the last 1 check: purchase_count_30d (0.25)"],
 }
 
 
@@ -75,8 +78,9 @@ def fill(url: str, now: dt.datetime, *, outcomes: int = 150) -> None:
 
     The last check was this morning and alerts; a retraining of 50 days ago gave version 4, a later one failed.
     """
-    store, journal, checks = Store(url), Journal(url), Checks(url)
-    store.upgrade()
+    database = Database(url)
+    database.upgrade()
+    store, journal, checks = Predictions(database), Journal(database), Checks(database)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     link = None
     row = Deployment(NAME, 1, "2", "salt", now - 60 * DAY)
@@ -91,8 +95,7 @@ def fill(url: str, now: dt.datetime, *, outcomes: int = 150) -> None:
         ),
     ]
     for action, days, row, rollout in moves:
-        link = journal.append(NAME, Entry(action, "a test", now - days * DAY, "for a test", row, rollout), after=link)
-        store.write_deployment(row, expected_revision=row.revision - 1)
+        link = journal.append_entry(Entry(action, "a test", now - days * DAY, "for a test", row, rollout), after=link)
     closed = [predict(number, today - 35 * DAY) for number in range(200)]
     fresh = [predict(number, now - dt.timedelta(hours=1)) for number in range(1_000, 1_010)]
     known = [Outcome(one.prediction_id, int(n % 4 > 0), now) for n, one in enumerate(closed[:outcomes])]
@@ -103,5 +106,4 @@ def fill(url: str, now: dt.datetime, *, outcomes: int = 150) -> None:
         checks.request_retraining(one)
     checks.record_check(check(today - DAY, verdict="none"))
     checks.record_check(check(today, recorded_at=now - dt.timedelta(hours=3)))
-    for database in (store, journal, checks):
-        database.close()
+    database.close()

@@ -26,6 +26,11 @@ STANDARD = (
 )
 
 UNITS = {"Mi": 20, "Gi": 30}
+CLIENTS = {"closedloop/client": "true"}  # the label of other people's pods that may call the service
+# A node of the local overlay, less what Kubernetes itself requests there: API server, etcd, scheduler, network, DNS.
+NODE_CPU_MILLIS, NODE_MEMORY_BYTES = 2_000 - 950, (8 << 30) - (512 << 20)
+# Of a pod's grace time: open requests are answered, then the agent drains (closedloop.serving.process), then both end.
+REQUESTS_SECONDS, LAST_DRAIN_SECONDS, MARGIN_SECONDS = 10, 35, 10
 # other people's images by a version; ours by the Git tag or the commit that they were built from
 PINNED = {
     False: re.compile(r":v?\d+\.\d+(\.\d+)?$|@sha256:[0-9a-f]{64}$"),
@@ -56,8 +61,9 @@ def read_external() -> dict[str, list[str]]:
 def find_problems(resources: list[Resource]) -> list[str]:
     """Every broken rule, named with the resource that breaks it."""
     checks = (
-        _check_selectors, _check_networks, _check_references, _check_observers, _check_containers, _check_service,
-        _check_spools, _check_autoscalers, _check_routes, _check_waits, _check_rights,
+        _check_selectors, _check_owners, _check_jobs, _check_networks, _check_references, _check_observers,
+        _check_containers, _check_room, _check_service, _check_spools, _check_autoscalers, _check_routes, _check_waits,
+        _check_rights,
     )  # fmt: skip
     return [problem for check in checks for problem in check(resources)]
 
@@ -112,12 +118,14 @@ def read_map(name: str, resources: list[Resource]) -> dict[str, str]:
 
 
 def list_pods(resources: list[Resource]) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
-    """Name, labels and specification of every pod template."""
+    """Name, labels and specification of every pod template; a StatefulSet's own claims are volumes of its pods."""
     for resource in resources:
         spec = resource.get("spec", {})
         template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
         if template:
-            yield name_of(resource), template["metadata"].get("labels", {}), template["spec"]
+            claims = [{"name": one["metadata"]["name"], "ownClaim": {}} for one in spec.get("volumeClaimTemplates", [])]
+            pod = template["spec"] | {"volumes": [*template["spec"].get("volumes", []), *claims]}
+            yield name_of(resource), template["metadata"].get("labels", {}), pod
 
 
 def list_secrets(said: Any) -> Iterator[tuple[str, str]]:
@@ -176,8 +184,25 @@ def _check_selectors(resources: list[Resource]) -> Iterator[str]:
                     yield f"{name}: no container has a port named {port['targetPort']}"
         elif resource["kind"] in ("PodDisruptionBudget", "NetworkPolicy"):
             wanted = spec.get("selector", spec.get("podSelector", {})).get("matchLabels", {})
-            if wanted and not any(_matches(wanted, labels) for _, labels, _ in pods):
+            if wanted not in ({}, CLIENTS) and not any(_matches(wanted, labels) for _, labels, _ in pods):
                 yield f"{name}: selects no pod"
+
+
+def _check_owners(resources: list[Resource]) -> Iterator[str]:
+    """What a Deployment selects is its own: kubectl shows the logs of all, and a budget counts them."""
+    pods = list(list_pods(resources))
+    for resource in resources:
+        if resource["kind"] in ("Deployment", "StatefulSet"):
+            wanted = resource["spec"]["selector"]["matchLabels"]
+            for name, labels, _ in pods:
+                if name != name_of(resource) and _matches(wanted, labels):
+                    yield f"{name_of(resource)}: selects the pods of {name}"
+
+
+def _check_jobs(resources: list[Resource]) -> Iterator[str]:
+    """A Job cannot be changed: the next release's, or one with other settings, is refused while it is there."""
+    for job in _select("Job", resources):
+        yield f"{name_of(job)}: the next apply cannot change it"
 
 
 def _check_networks(resources: list[Resource]) -> Iterator[str]:
@@ -216,7 +241,7 @@ def _check_references(resources: list[Resource]) -> Iterator[str]:
                 yield f"{name}: there is no PersistentVolumeClaim {found[0]}"
             if kind == "secret" and found[1] not in external.get(found[0], []):
                 yield f"{name}: k8s/external.yaml has no key {found[1]} of a Secret {found[0]}"
-        volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}  # a StatefulSet's own claim
+        volumes = {volume["name"] for volume in pod["volumes"]}
         for box in list_containers(pod):
             for mount in box.get("volumeMounts", []):
                 if mount["name"] not in volumes:
@@ -269,6 +294,8 @@ def _check_containers(resources: list[Resource]) -> Iterator[str]:
                     yield f"{where}: no {kind} of cpu and memory"
             if not PINNED[is_ours(box)].search(box["image"]):
                 yield f"{where}: image {box['image']} is not pinned"
+            if "livenessProbe" in box and "startupProbe" not in box:
+                yield f"{where}: its livenessProbe may end it before it has started: no startupProbe"
             ports = {port["name"] for port in box.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 target = box.get(probe, {}).get("httpGet", box.get(probe, {}).get("tcpSocket", {})).get("port")
@@ -279,16 +306,54 @@ def _check_containers(resources: list[Resource]) -> Iterator[str]:
                     yield f"{where}: {variable['name']} holds a secret"
 
 
+def _check_room(resources: list[Resource]) -> Iterator[str]:
+    """An overlay that brings its own database is for one node, which has room for all pods and one Job."""
+    if not any(one["metadata"]["name"] == "postgres" for one in _select("StatefulSet", resources)):
+        return
+    scaled = {
+        one["spec"]["scaleTargetRef"]["name"]: one["spec"] for one in _select("HorizontalPodAutoscaler", resources)
+    }
+    for kind, parse, most in (("cpu", _parse_cpu, NODE_CPU_MILLIS), ("memory", _parse_bytes, NODE_MEMORY_BYTES)):
+        total, jobs = 0, [0]
+        for resource in resources:
+            for _, _, pod in list_pods([resource]):
+                needs = [parse(box["resources"]["requests"][kind]) for box in list_containers(pod)]
+                first = len(pod.get("initContainers", []))
+                size = max(sum(needs[first:]), *needs)  # those that come first run one at a time
+                if resource["kind"] == "CronJob":
+                    jobs.append(size)
+                else:
+                    total += size * _count_pods(resource, scaled)
+        if total + max(jobs) > most:
+            yield f"{kind}: all pods and a Job request {total + max(jobs)}, a node of the local overlay has {most}"
+
+
+def _count_pods(resource: Resource, scaled: dict[str, Any]) -> int:
+    """As many as there may be at once: when the autoscaler has done its most, and in a rolling update."""
+    spec = resource["spec"]
+    count = scaled.get(resource["metadata"]["name"], {}).get("maxReplicas", spec.get("replicas", 1))
+    return int(count + spec.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 0))
+
+
+def _parse_cpu(text: str) -> int:
+    """Thousandths of a CPU."""
+    return int(text.removesuffix("m")) * (1 if text.endswith("m") else 1000)
+
+
+def _parse_bytes(text: str) -> int:
+    return int(text.removesuffix("Mi").removesuffix("Gi")) << UNITS[text[-2:]]
+
+
 def _check_service(resources: list[Resource]) -> Iterator[str]:
     """What lets a pod of the service come and go without a failed request."""
     budgets = [one["spec"]["selector"]["matchLabels"] for one in _select("PodDisruptionBudget", resources)]
-    for one in _select("Deployment", resources):
+    for one in _select("Deployment", resources) + _select("StatefulSet", resources):
         spec, name = one["spec"], name_of(one)
-        labels, pod = spec["template"]["metadata"]["labels"], spec["template"]["spec"]
+        ((_, labels, pod),) = list_pods([one])
         if labels.get("app.kubernetes.io/name") != "serving":
             continue
         (box,) = pod["containers"]
-        if spec["strategy"].get("rollingUpdate", {}).get("maxUnavailable") != 0:
+        if one["kind"] == "Deployment" and spec["strategy"].get("rollingUpdate", {}).get("maxUnavailable") != 0:
             yield f"{name}: a rolling update takes pods away before others are ready"
         if not any(_matches(budget, labels) for budget in budgets):
             yield f"{name}: no PodDisruptionBudget is about it"
@@ -297,17 +362,22 @@ def _check_service(resources: list[Resource]) -> Iterator[str]:
             yield f"{name}: its pods may all lie on one node"
         for probe in {"startupProbe", "readinessProbe", "livenessProbe"} - box.keys():
             yield f"{name}: no {probe}"
-        # preStop; up to 10 s for open requests, up to 10 for the last drain
-        waits = int(box.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0])[-1])
-        if not waits or pod.get("terminationGracePeriodSeconds", 30) < waits + 20:
+        waits = _read_wait(box)
+        needed = waits + REQUESTS_SECONDS + LAST_DRAIN_SECONDS + MARGIN_SECONDS
+        if not waits or pod.get("terminationGracePeriodSeconds", 30) < needed:
             yield f"{name}: no time to drain when it ends"
         kept = {volume["name"] for volume in pod["volumes"]}
         if not any(mount["mountPath"] == "/state" and mount["name"] in kept for mount in box["volumeMounts"]):
             yield f"{name}: its spool lies on no volume"
 
 
+def _read_wait(box: dict[str, Any]) -> int:
+    """Seconds of preStop: endpoints forget the pod before it stops taking connections."""
+    return int(box.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [0])[-1])
+
+
 def _check_spools(resources: list[Resource]) -> Iterator[str]:
-    """A pod is evicted before it can say that its volume is full, and what waits in its spool is lost."""
+    """What waits in a spool goes with its pod: it must be drained in the grace time, and must not fill the volume."""
     (text,) = (found for one in _select("ConfigMap", resources) if (found := one["data"].get("production.yaml")))
     waiting_max = yaml.safe_load(text)["serving"]["spool_bytes_max"]
     for name, _, pod in list_pods(resources):
@@ -315,19 +385,25 @@ def _check_spools(resources: list[Resource]) -> Iterator[str]:
         for box in pod["containers"]:
             for mount in box.get("volumeMounts", []):
                 limit = limits.get(mount["name"]) if mount["mountPath"] == "/state" else None
-                # the other half is for models, for what waits for its prediction, and for what a second brings
-                if limit and 2 * waiting_max > int(limit.removesuffix("Mi").removesuffix("Gi")) << UNITS[limit[-2:]]:
+                # the other half is for models, and for what a second brings
+                if limit and 2 * waiting_max > _parse_bytes(limit):
                     yield f"{name}: serving.spool_bytes_max is more than half of its volume of {limit}"
+                said = {one["name"]: one.get("value") for one in box.get("env", [])}
+                bound = said.get("CLOSEDLOOP_SERVING__DRAIN_SECONDS_MAX", "inf")
+                drains = pod.get("terminationGracePeriodSeconds", 30) - _read_wait(box) - REQUESTS_SECONDS
+                if limit and float(bound) + MARGIN_SECONDS > min(LAST_DRAIN_SECONDS, drains):
+                    yield f"{name}: it answers more than its last drain can store: DRAIN_SECONDS_MAX is {bound}"
 
 
 def _check_autoscalers(resources: list[Resource]) -> Iterator[str]:
-    targets = {one["metadata"]["name"]: one for one in _select("Deployment", resources)}
+    targets = {name_of(one): one for one in resources}
     adapted = _list_adapted(resources)
     for scaler in _select("HorizontalPodAutoscaler", resources):
         spec, name = scaler["spec"], name_of(scaler)
-        target = targets.get(spec["scaleTargetRef"]["name"])
+        wanted = f"{spec['scaleTargetRef']['kind']} {spec['scaleTargetRef']['name']}"
+        target = targets.get(wanted)
         if target is None:
-            yield f"{name}: there is no Deployment {spec['scaleTargetRef']['name']}"
+            yield f"{name}: there is no {wanted}"
         elif "replicas" in target["spec"]:
             yield f"{name}: its target says how many replicas there are too"
         if not 2 <= spec["minReplicas"] <= spec["maxReplicas"] <= 10:
@@ -369,7 +445,9 @@ def _check_routes(resources: list[Resource]) -> Iterator[str]:
 
 def _check_waits(resources: list[Resource]) -> Iterator[str]:
     """A Job that waits for a retraining lives to tell how it ended; the check of a monitor comes before it."""
-    from closedloop.settings import RetrainingSettings  # not for the stand-ins for programs, which must start at once
+    from closedloop.config.settings import (
+        RetrainingSettings,  # not for the stand-ins for programs, which must start at once
+    )
 
     said = yaml.safe_load(read_map("closedloop-settings", resources)["production.yaml"])
     waits = RetrainingSettings(**said["retraining"]).timeout_seconds

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from closedloop.processes import start_process
 from tests.conftest import SMALL_SHOP, SOURCE_ROOT, Project, create_project
 from tests.http_service import wait_until
 from tests.services import PostgresServer, RedisServer, find_free_port, run_postgres, run_redis
@@ -99,6 +100,7 @@ def describe_environment(postgres: PostgresServer, redis: RedisServer, bucket: B
         "CLOSEDLOOP_FEATURES__OVERRIDES": json.dumps(overrides),
         "CLOSEDLOOP_TRACKING__URI": mlflow,
         "CLOSEDLOOP_SERVING__HOST": "127.0.0.1",
+        "CLOSEDLOOP_RELEASE__JOURNAL_KEY": "a-key-of-the-journal-of-32-characters",
         "MLFLOW_TRACKING_USERNAME": "admin",
         "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -143,7 +145,7 @@ class MlflowServer:
         command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={self.port}"]
         command.append(f"--artifacts-destination=s3://{BUCKETS[1]}/mlflow")
         with (self.folder / "mlflow.log").open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+            self._process = start_process(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
         wait_until(self._is_up, "start of MLflow", seconds=600)
 
     def stop(self) -> None:
@@ -182,7 +184,7 @@ def run_servers(folder: Path) -> Iterator[tuple[PostgresServer, RedisServer, Buc
     try:
         with run_postgres(folder) as postgres, run_redis(folder, keeps=True) as redis:
             for name in DATABASES:
-                postgres._run("createdb", "--host=127.0.0.1", f"--port={postgres.port}", "--username=closedloop", name)
+                postgres.run("createdb", "--host=127.0.0.1", f"--port={postgres.port}", "--username=closedloop", name)
             yield postgres, redis, bucket
     finally:
         bucket.stop()
@@ -224,8 +226,11 @@ def commit(root: Path, message: str) -> None:
         subprocess.run([*GIT, *arguments], cwd=root, check=True)
 
 
-def link_environment(root: Path) -> None:
-    """A .venv of links to this one: what is put into its bin stands in for a program, and `make` finds it installed."""
+def link_environment(root: Path, *, stamps: bool = True) -> None:
+    """A .venv of links to this one: what is put into its bin stands in for a program.
+
+    With ``stamps``, `make` finds it installed.
+    """
     own = Path(sys.prefix)
     (root / ".venv/bin").mkdir(parents=True)
     for program in (own / "bin").iterdir():
@@ -233,7 +238,7 @@ def link_environment(root: Path) -> None:
     (root / ".venv/lib").symlink_to(own / "lib")
     shutil.copy(own / "pyvenv.cfg", root / ".venv/pyvenv.cfg")
     (root / ".venv/installed").touch()
-    for name in ("requirements.lock", "pyproject.toml"):
+    for name in () if not stamps else ("requirements.lock", "pyproject.toml"):
         os.utime(root / name, (0, 0))
 
 

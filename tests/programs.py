@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from closedloop.processes import start_process
 from tests.http_service import wait_until
 from tests.services import find_free_port, require
 
@@ -21,12 +23,43 @@ def run_program(log: Path, *command: str, cwd: Path, **environment: str) -> Iter
     """A process for the length of the block."""
     require(shutil.which(command[0]), command[0])
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output)
+        process = start_process(command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output)
         try:
             yield process
         finally:
             process.terminate()
             process.wait(180)
+
+
+@contextlib.contextmanager
+def run_mlflow_ui(root: Path, log: Path) -> Iterator[str]:
+    """Plain `mlflow ui` in a project's folder, whose mlflow.db it has to find by itself; its address."""
+    port = find_free_port()
+    # stages that ran in this process have set MLFLOW_TRACKING_URI
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    # One worker: the default four take three times as long to start on two cores.
+    inherited |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("wb") as output:
+        server = start_process(
+            ["mlflow", "ui", "--port", str(port)],
+            cwd=root,
+            env={**inherited, "MLFLOW_WORKERS": "1"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def is_healthy() -> bool:
+        assert server.poll() is None, log.read_text(encoding="utf-8")
+        return fetch(f"http://127.0.0.1:{port}/health") is not None
+
+    try:
+        wait_until(is_healthy, "an answer of mlflow ui")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # it only reads
+        server.wait()
 
 
 def fetch(address: str) -> str | None:

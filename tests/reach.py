@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tests.manifests import NAMESPACE, Resource, list_pods, read_map
+from tests.manifests import CLIENTS, NAMESPACE, Resource, list_pods, read_map
 
 NAME = "app.kubernetes.io/name"
 METRICS_PORTS = {"serve": 8001, "stream": 8001, "exporter": 8002}  # the agent's, where there is one
@@ -139,7 +139,9 @@ def _list_hosts(job: dict[str, Any]) -> list[str]:
 
 def _check_clients(resources: list[Resource]) -> Iterator[str]:
     """They take no part in Istio's split: a challenger in shadow must not be what answers them."""
-    client = Peer({"closedloop/client": "true"})
+    client = Peer(CLIENTS)
+    if not may_reach(resources, client, locate(resources, "serving-stable"), 3000):
+        yield "pods of clients: the network does not let them reach serving-stable:3000"
     for name, labels, _ in list_pods(resources):
         if labels.get("closedloop/track") == "canary" and _admits(resources, client, Peer(labels), 3000, "ingress"):
             yield f"{name}: clients in the cluster reach it past the weights"

@@ -13,28 +13,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, REJECTED_TAG
 from closedloop.bootstrap import build_releases, load_run
-from closedloop.core.chain import find_break
-from closedloop.core.rollout import RolloutPolicy
-from closedloop.loop.release import Evidence, run_pass, start_release
-from closedloop.loop.rollback import roll_back
-from closedloop.stages.deploy import Releases
+from closedloop.core.release.hash_chain import find_break
+from closedloop.core.release.policy import ReleasePolicy
+from closedloop.release.by_hand import roll_back
+from closedloop.release.controller import run_pass, start_release
+from closedloop.release.evidence import Evidence
+from closedloop.release.moves import Releases
 from tests.releases import HOUR, NOW, Traffic, flow
 
-POLICY = RolloutPolicy()
-WRITES = {
-    "journal": ("append",),
-    "store": ("write_deployment",),
-    "client": (
-        "set_registered_model_alias",
-        "delete_registered_model_alias",
-        "set_model_version_tag",
-        "set_registered_model_tag",
-    ),
-}
+POLICY = ReleasePolicy()
+REGISTRY_WRITES = (
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_model_version_tag",
+    "set_registered_model_tag",
+)
 
 
 class Services:
@@ -53,7 +51,7 @@ def act(releases: Releases, action: str) -> None:
     elif action == "roll back":
         roll_back(releases, Services(), to=None, actor="a test", reason="complaints", now=NOW + HOUR)
     else:
-        rollout = releases.settle().rollout
+        rollout = releases.read_state().rollout
         assert rollout is not None
         slow: dict[str, Any] = {"latency_p95_ms": 400.0} if action == "fail" else {}
         flow(traffic, rollout.step, scores=rollout.reference_scores, **slow)
@@ -64,7 +62,7 @@ def act(releases: Releases, action: str) -> None:
 def look(releases: Releases) -> dict[str, Any]:
     """What serves, and what the registry says, without touching either."""
     tracking, links = releases.tracking, releases.journal.read(releases.model_name)
-    row = releases.store.read_deployment(releases.model_name)
+    row = releases.journal.read_deployment(releases.model_name)
     assert row is not None
     aliases = {name: tracking.read_alias(name) for name in (CHAMPION, CHALLENGER)}
     return {
@@ -77,22 +75,31 @@ def look(releases: Releases) -> dict[str, Any]:
 
 
 def die_at(releases: Releases, number: int) -> None:
-    """Let this process kill itself, which no process can resist, before its n-th write or after the last."""
+    """Let this process kill itself, which no process can resist, before its n-th write or commit, or after the last."""
     left = [number]
-    owners = {"journal": releases.journal, "store": releases.store, "client": MlflowClient}
-    for place, names in WRITES.items():
-        for name in names:
-            setattr(owners[place], name, _count_down(getattr(owners[place], name), left))
 
-
-def _count_down(inner: Any, left: list[int]) -> Any:
-    def write(*arguments: Any, **named: Any) -> Any:
+    def count(*_: Any, **__: Any) -> None:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return inner(*arguments, **named)
 
-    return write
+    def count_statement(connection: sa.Connection, _: Any, statement: str, *__: Any) -> None:
+        if statement.startswith(("INSERT", "UPDATE")):
+            connection.info["wrote"] = True
+            count()
+
+    def count_commit(connection: sa.Connection) -> None:
+        if connection.info.pop("wrote", False):
+            count()
+
+    def write(inner: Any) -> Any:
+        return lambda *arguments, **named: (count(), inner(*arguments, **named))[1]
+
+    engine = releases.journal.database.engine
+    sa.event.listen(engine, "before_cursor_execute", count_statement)
+    sa.event.listen(engine, "commit", count_commit)
+    for name in REGISTRY_WRITES:
+        setattr(MlflowClient, name, write(getattr(MlflowClient, name)))
 
 
 def run(root: Path, command: dict[str, Any]) -> Any:
@@ -104,10 +111,10 @@ def run(root: Path, command: dict[str, Any]) -> Any:
         act(releases, command["act"])
         return look(releases)
     found = look(releases)
-    state = releases.settle()
+    state = releases.mirror(releases.read_state())
     if found["entries"] == command["entries"]:
         act(releases, command["resume"])
-        state = releases.settle()
+        state = releases.read_state()
     return [found, look(releases), state.rollout and state.rollout.step]
 
 

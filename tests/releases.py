@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,16 @@ from typing import Any
 
 import pandas as pd
 
-from closedloop.adapters.journal import Journal
-from closedloop.adapters.store import OUTCOME_COLUMNS, Store
 from closedloop.bootstrap import build_releases, load_run
 from closedloop.contract import CONTRACT_FILE, MODEL_FILE, REFERENCE_FILE, digest_folder
-from closedloop.core.rollout import ArmEvidence
+from closedloop.core.release.types import ArmEvidence
 from closedloop.errors import DataError, ServiceUnavailable
-from closedloop.loop.release import Evidence
-from closedloop.stages.deploy import Releases, deploy_champion
+from closedloop.release.evidence import Evidence
+from closedloop.release.moves import Releases, deploy_champion
+from closedloop.store.database import Database
+from closedloop.store.journal import Journal
+from closedloop.store.predictions import OUTCOME_COLUMNS
+from closedloop.store.release_queries import Arm
 from tests.model_folders import write_model_folder
 
 NAME = "shop_churn"
@@ -97,16 +100,29 @@ class Registry:
 
 @dataclass
 class Traffic:
-    """What the service has done, for `Evidence`: arms by (version, shadow), errors, outcomes."""
+    """What the service has done, for `Evidence`: arms by (version, shadow), errors, outcomes, customers by client.
+
+    ``arms_without`` are those without the requests of a client.
+    """
 
     arms: dict[tuple[str, bool], ArmEvidence] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     asked: list[dt.datetime] = field(default_factory=list)
+    clients: dict[str | None, int] = field(default_factory=dict)
+    arms_without: dict[str, dict[tuple[str, bool], ArmEvidence]] = field(default_factory=dict)
+    requests_a_day: float | None = None
 
-    def summarise(self, model_name: str, version: str, *, shadow: bool, since: dt.datetime) -> ArmEvidence:
+    def summarise(self, name: str, arm: Arm, *, since: dt.datetime, without: str | None = None) -> ArmEvidence:
         self.asked.append(since)
-        return self.arms.get((version, shadow), ArmEvidence())
+        arms = self.arms_without[without] if without else self.arms
+        return arms.get((arm.version, arm.shadow), ArmEvidence())
+
+    def count_clients(self, name: str, arm: Arm, *, since: dt.datetime) -> dict[str | None, int]:
+        return self.clients
+
+    def measure_traffic(self, name: str, *, since: dt.datetime, until: dt.datetime) -> float | None:
+        return self.requests_a_day
 
     def read_totals(self) -> dict[str, float]:
         return dict(self.errors)
@@ -140,41 +156,45 @@ def flow(traffic: Traffic, step: str, **changes: Any) -> None:
     traffic.flow("1", shadow=step == "champion", share=1 - share if share < 1 else 1.0)
 
 
-def register_versions(root: Path, biases: Mapping[str, float]) -> None:
+def register_folder(releases: Releases, folder: Path, number: str, service: str, before: str = "") -> str:
+    """Register a model folder, which won against the one with the digest ``before``; returns its own digest."""
+    digest = digest_folder(folder)
+    with releases.tracking.start_run(f"train {number}") as run_id:
+        releases.tracking.log_files({"contract": folder})
+    tags = {"closedloop.folder_sha256": digest, "closedloop.gates": "passed", "closedloop.comparison": "win"}
+    tags |= {"closedloop.feature_service": service, "closedloop.compared_with": before}
+    assert str(releases.tracking.register(f"runs:/{run_id}/contract", run_id, tags).version) == number
+    return digest
+
+
+def register_versions(root: Path, biases: Mapping[str, float], service: str = f"{NAME}_0") -> None:
     """Versions in a project's real registry, each of which won against the one before; the first one serves.
 
     One whose bias is below 0 answers otherwise than it did when it was evaluated.
     """
     run = load_run(root / "params.yaml", root=root)
-    releases, names = build_releases(run), {"model_name": NAME, "feature_service": f"{NAME}_0"}
+    releases, names = build_releases(run), {"model_name": NAME, "feature_service": service}
     before = ""
     for number, bias in biases.items():
         with tempfile.TemporaryDirectory() as place:
             folder = write_model_folder(Path(place), bias=bias, reference_bias=max(bias, 0.0), **names)
-            digest = digest_folder(folder)
-            with releases.tracking.start_run(f"train {number}") as run_id:
-                releases.tracking.log_files({"contract": folder})
-        tags = {"closedloop.folder_sha256": digest, "closedloop.gates": "passed", "closedloop.comparison": "win"}
-        tags |= {"closedloop.feature_service": f"{NAME}_0", "closedloop.compared_with": before}
-        assert str(releases.tracking.register(f"runs:/{run_id}/contract", run_id, tags).version) == number
-        before = digest
+            before = register_folder(releases, folder, number, service, before)
     deploy_champion(releases, "1", now=NOW, actor="a test", reason="for the test")
-    releases.store.close()  # type: ignore[attr-defined]
-    releases.journal.close()
+    releases.journal.database.close()
 
 
 @contextmanager
 def open_desk(folder: Path) -> Iterator[tuple[Releases, Evidence, Traffic]]:
     """Releases of an empty store, and evidence that a test makes up."""
     url = f"sqlite:///{folder / 'operations.db'}"
-    store, journal, traffic = Store(url), Journal(url), Traffic()
-    store.upgrade()
+    database, traffic = Database(url), Traffic()
+    database.upgrade()
+    salts = (f"salt {number}" for number in itertools.count(1))
     try:
         yield (
-            Releases(Registry(), store, journal),  # type: ignore[arg-type]
+            Releases(Registry(), Journal(database), draw_salt=salts.__next__),  # type: ignore[arg-type]
             Evidence(traffic, traffic, traffic, "customer", 30),
             traffic,
         )
     finally:
-        store.close()
-        journal.close()
+        database.close()

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from closedloop.processes import start_process
 
 PASSWORD = "s3cret-w0rd"
 UNPRIVILEGED = {"user": "postgres", "group": "postgres", "extra_groups": ()} if os.geteuid() == 0 else {}
@@ -27,23 +30,32 @@ class PostgresServer:
     binaries: Path
     data: Path
     port: int
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run("pg_ctl", "start", "--wait", "--silent", "--options", options, "--log", str(self.data / "log"))
+        options = ["-p", str(self.port), "-k", str(self.data), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        with (self.data / "log").open("ab") as log:  # not by pg_ctl, whose server would outlive this process
+            command = [str(self.binaries / "postgres"), "-D", str(self.data), *options]
+            self._process = start_process(command, cwd="/", stdout=log, stderr=log, **UNPRIVILEGED)
+        ready = [self.binaries / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={self.port}"]
+        while subprocess.run(ready, check=False).returncode:
+            assert self._process.poll() is None, (self.data / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
 
     def stop(self, mode: str = "fast") -> None:
         """Stop it and wait; ``fast`` cuts connections off, ``immediate`` is a crash."""
-        self._run("pg_ctl", "stop", "--wait", "--silent", "--mode", mode)
+        self.run("pg_ctl", "stop", "--wait", "--silent", "--mode", mode)
+        if self._process is not None:
+            self._process.wait(180)
 
     def create_database(self) -> str:
         """An empty database; returns its address, with a password that the server does not ask for."""
         name = f"test_{uuid.uuid4().hex}"
-        self._run("createdb", "--host", "127.0.0.1", "--port", str(self.port), "--username", "closedloop", name)
+        self.run("createdb", "--host", "127.0.0.1", "--port", str(self.port), "--username", "closedloop", name)
         return f"postgresql://closedloop:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def run(self, program: str, *arguments: str) -> None:
         environment = {**os.environ, "PGDATA": str(self.data)}
         command = [str(self.binaries / program), *arguments]
         # to a file, since a server that stays would hold the other end of a pipe
@@ -73,7 +85,7 @@ class RedisServer:
         """Start it, and wait until it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         options += ["--appendonly", "yes" if self.keeps else "no"]
-        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True)
+        self._process = start_process(["redis-server", *options], stdout=subprocess.PIPE, text=True)
         lines = iter(self._process.stdout or ())
         assert any("Ready to accept connections" in line for line in lines), "redis-server did not start"
 
@@ -100,7 +112,7 @@ def run_postgres(folder: Path) -> Iterator[PostgresServer]:
             shutil.chown(home, "postgres")
             shutil.chown(data, "postgres")
         server = PostgresServer(binaries, data, find_free_port())
-        server._run("initdb", "--username", "closedloop", "--auth", "trust", "--encoding", "UTF8", "--no-sync")
+        server.run("initdb", "--username", "closedloop", "--auth", "trust", "--encoding", "UTF8", "--no-sync")
         server.start()
         try:
             yield server

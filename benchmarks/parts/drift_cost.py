@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from closedloop.processes import run_process
 from parts.drift_rules import run_evidently
 from parts.drift_shop import TRAINED_AT, make_shop
 from parts.targets import Target, show
@@ -25,13 +26,20 @@ CPU_LIMIT, MEMORY_LIMIT, GROWTH_LIMIT = 6.0, 1024.0, 1.5
 
 def fill_store(url: str, rows: pd.DataFrame, names: list[str], model_name: str) -> None:
     """Each row a prediction of a customer of its own, with its outcome, by the model's released version."""
-    from closedloop.adapters.store import Deployment, Store
+    from closedloop.core.release.entries import Deployment, Entry
     from closedloop.records import Outcome, Prediction, digest_position
+    from closedloop.store.database import Database
+    from closedloop.store.journal import Journal
+    from closedloop.store.predictions import Predictions
 
     fixed = ("r", model_name, "1", "champion", "http", TRAINED_AT - DAY / 2)
-    store = Store(url)
-    store.upgrade()
-    store.write_deployment(Deployment(model_name, 1, "1", "salt", TRAINED_AT - DAY), expected_revision=0)
+    database = Database(url)
+    database.upgrade()
+    row = Deployment(model_name, 1, "1", "salt", TRAINED_AT - DAY)
+    Journal(database).append_entry(
+        Entry("promote", "a benchmark", row.updated_at, "the first version", row), after=None
+    )
+    store = Predictions(database)
     for start in range(0, len(rows), 50_000):
         chunk, records = rows[start : start + 50_000], list[Any]()
         values = chunk[names].astype(object).where(chunk[names].notna(), None).to_numpy()
@@ -40,7 +48,7 @@ def fill_store(url: str, rows: pd.DataFrame, names: list[str], model_name: str) 
             records.append(Prediction(digest_position(model_name, number), *fixed, tuple(row), score, 0, 0.5, **known))
         labels = zip(records, chunk["churned"], strict=True)
         store.insert(records + [Outcome(one.prediction_id, int(label), TRAINED_AT) for one, label in labels])
-    store.close()
+    database.close()
 
 
 def run_contender(folder: Path, name: str, url: str) -> None:
@@ -65,24 +73,28 @@ def run_contender(folder: Path, name: str, url: str) -> None:
 
 
 def check_store(folder: Path, url: str) -> str:
-    from closedloop.adapters.checks import Checks
-    from closedloop.adapters.samples import Samples
-    from closedloop.loop.monitor import Rules, run_check
+    from closedloop.core.monitoring.policy import MonitoringPolicy
+    from closedloop.loop.monitor.monitor import run_check
+    from closedloop.store.checks import Checks
+    from closedloop.store.database import Database
+    from closedloop.store.samples import Samples
 
+    database = Database(url)
     fixed = {"model_dir": folder / "model", "version": "1", "as_of": TRAINED_AT, "now": TRAINED_AT}
-    check, _ = run_check(Checks(url), Samples(url), **fixed, rules=Rules())
+    check, _ = run_check(Checks(database), Samples(database), **fixed, policy=MonitoringPolicy())
     return f"{check.verdict}: {check.predictions:,} predictions, {check.outcomes:,} outcomes read"
 
 
 def scrape_store(folder: Path, url: str) -> str:
     """What the exporter and the status screen read."""
-    from closedloop.adapters.checks import Checks
-    from closedloop.adapters.figures import Figures
-    from closedloop.adapters.journal import Journal
-    from closedloop.adapters.store import Store
-    from closedloop.loop.overview import Sources, gather
+    from closedloop.loop.status.overview import Sources, gather
+    from closedloop.store.checks import Checks
+    from closedloop.store.database import Database
+    from closedloop.store.journal import Journal
+    from closedloop.store.status_queries import StatusQueries
 
-    sources = Sources(Store(url), Journal(url), Checks(url), Figures(url))
+    database = Database(url)
+    sources = Sources(Journal(database), Checks(database), StatusQueries(database))
     view = gather(sources, f"shop_{folder.name}", horizon_days=30, now=TRAINED_AT, as_of=TRAINED_AT)
     return (
         f"accuracy of {view.accuracy.whole:,} outcomes, {view.labelled.value:.0%} of {view.labelled.whole:,} labelled"
@@ -91,8 +103,8 @@ def scrape_store(folder: Path, url: str) -> str:
 
 def run_cost(options: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]:
     from closedloop.contract import Lineage
-    from closedloop.core.estimators import score
-    from closedloop.stages.model_folder import write_model
+    from closedloop.core.training.estimators import score
+    from closedloop.stages.parts.model_folder import write_model
 
     found: dict[str, dict[str, Any]] = {}
     world = make_shop(7, 24_000, {}, TRAINED_AT, TRAINED_AT - 270 * DAY)
@@ -119,11 +131,10 @@ def run_cost(options: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]
             write_model(
                 folder / "model",
                 fitted.pipeline,
-                features=fitted.features,
-                threshold=fitted.threshold,
+                fitted.features,
+                fitted.threshold,
                 params=world.params,
                 dataset=world.dataset.model_copy(update={"model_name": model_name}),
-                feature_service="benchmark",
                 test=parts["test"].astype({"churned": bool}),
                 lineage=lineage,
             )
@@ -135,7 +146,7 @@ def run_cost(options: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]
                 folder = Path(made) / f"{count}"
                 url = options.database or f"sqlite:///{folder / 'operations.db'}"
                 command = [sys.executable, sys.argv[0], "--contender", name, "--folder", str(folder), "--database", url]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                done = run_process(command, check=True, stdout=subprocess.PIPE, text=True)
                 found[f"{name}, {count:,} rows"] = json.loads(done.stdout.strip().splitlines()[-1])
                 print(f"{name}, {count:,} rows: {found[f'{name}, {count:,} rows']}", flush=True)
     table = {

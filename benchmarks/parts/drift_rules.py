@@ -20,7 +20,7 @@ def measure_psi(reference: np.ndarray, window: np.ndarray) -> float:
 
 
 def measure_distance(found: Any, window: np.ndarray) -> float:
-    """The distance that `closedloop.core.drift.compare` calls effect, without its p value."""
+    """The distance that `closedloop.core.monitoring.drift.compare` calls effect, without its p value."""
     gap = found.counts / found.counts.sum() - window / window.sum()
     if found.edges is None:
         return float(np.abs(gap).sum() / 2)

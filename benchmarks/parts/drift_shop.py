@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from closedloop.core.drift import compare
+from closedloop.core.monitoring.drift import compare
+from closedloop.processes import open_pool
 from parts.drift_rules import find_threshold, measure_psi, run_evidently
 from parts.targets import Target, show
 from parts.worlds import DAY, Step, World, list_every, make_world, replay, split_rows, train_model
@@ -88,7 +88,7 @@ def count_seeds(rows: list[dict[str, Any]], rule: str, kind: str) -> str:
 
 def judge_seeds(options: argparse.Namespace, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
     work = partial(judge_seed, customers=options.shop_customers, kinds=kinds, evidently_seeds=options.evidently_seeds)
-    with ProcessPoolExecutor(options.jobs) as pool:
+    with open_pool(options.jobs) as pool:
         return [row for rows in pool.map(work, range(1, options.seeds + 1)) for row in rows]
 
 

@@ -16,7 +16,8 @@ def prepare_models(project: Path, work: Path, threads: int) -> tuple[Any, Any]:
 
     from closedloop.adapters.skops import load_pipeline
     from closedloop.contract import read_contract
-    from closedloop.core.estimators import build_pipeline, round_thresholds
+    from closedloop.core.training.estimators import build_pipeline
+    from closedloop.core.training.trees import round_thresholds
 
     contract = read_contract(project / "models/candidate")
     names = list(contract.feature_names)

@@ -22,7 +22,8 @@ class Target(NamedTuple):
 
     @property
     def met(self) -> bool:
-        return self.value >= self.limit if self.sign == ">=" else self.value <= self.limit
+        # a numpy bool would not go into JSON
+        return bool(self.value >= self.limit if self.sign == ">=" else self.value <= self.limit)
 
 
 def show_targets(targets: Sequence[Target]) -> None:
@@ -53,7 +54,7 @@ def finish(arguments: Namespace, settings: Iterable[str], figures: dict[str, Any
     """Write the report where one is asked for; the exit status: 1 names the first target that was missed."""
     if arguments.json:
         machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-        judged = [{**target._asdict(), "met": target.met} for target in targets]
+        judged = [{**target._asdict(), "value": float(target.value), "met": target.met} for target in targets]
         chosen = {key: getattr(arguments, key) for key in settings}
         report = {"settings": chosen, "machine": machine, **figures, "targets": judged}
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -39,12 +39,14 @@ def make_world(name: str, overrides: dict[str, Any], snapshots: Sequence[dt.date
     """Ingest and compute features as the workflow does, in a temporary folder."""
     import json
 
-    from closedloop.adapters.engine import Engine
-    from closedloop.core.labels import is_closed
-    from closedloop.dataset import load_dataset, read_yaml
-    from closedloop.featureset import build_window_spec
-    from closedloop.params import merge_values, parse_params
-    from closedloop.stages.features import build_features, build_labels
+    from closedloop.adapters.duckdb import Engine
+    from closedloop.config.dataset import load_dataset
+    from closedloop.config.featureset import build_window_spec
+    from closedloop.config.layout import Layout
+    from closedloop.config.params import merge_values, parse_params
+    from closedloop.config.yaml import read_yaml
+    from closedloop.loop.backtest.history import read_snapshots
+    from closedloop.stages.features import write_window_features
     from closedloop.stages.ingest import ingest
 
     dataset = load_dataset(name, root / "configs/datasets")
@@ -52,38 +54,24 @@ def make_world(name: str, overrides: dict[str, Any], snapshots: Sequence[dt.date
     params = parse_params(values, "benchmark")
     spec, columns = build_window_spec(params, dataset), dataset.columns
     with tempfile.TemporaryDirectory() as made, Engine(memory_limit="2GB", threads=1) as engine:
-        raw, rollup, features = (Path(made) / part for part in ("raw", "rollup", "features"))
-        ingest(params, dataset, raw_dir=raw, metrics_path=Path(made) / "ingest.json")
+        raw, daily, features = (Path(made) / part for part in ("raw", "daily", "features"))
+        layout = Layout(raw=raw, ingest_metrics=Path(made) / "ingest.json", daily=daily, features=features)
+        ingest(params, dataset, layout)
         truth = raw / "truth.json"
         kinds = dict.fromkeys(columns.numeric, "numeric") | dict.fromkeys(columns.categorical, "categorical")
-        build_features(
-            raw / "events",
-            raw / "customers.parquet",
-            rollup,
-            features,
-            spec=spec,
-            snapshots=snapshots,
-            attributes=kinds,
-            since_column=columns.since,
-            engine=engine,
+        write_window_features(
+            layout, engine, spec=spec, snapshots=snapshots, attributes=kinds, since_column=columns.since
         )
-        horizon_days = dataset.label.horizon_days
-        known = [at for at in snapshots if is_closed(at, horizon_days=horizon_days, as_of=params.as_of_at)]
-        labels = build_labels(
-            rollup, spec=spec, snapshots=known, horizon_days=horizon_days, as_of=params.as_of_at, engine=engine
-        )
-        keys = ["customer_id", "event_timestamp"]
-        rows = {at: pd.read_parquet(features / f"{at:%Y-%m-%d}.parquet") for at in snapshots}
-        rows = {at: some.merge(labels, on=keys, how="left") for at, some in rows.items()}
+        rows = read_snapshots(params, dataset, engine, layout, snapshots)
         return World(params, dataset, rows, json.loads(truth.read_text())["regime_changes"] if truth.exists() else [])
 
 
 def train_model(world: World, parts: dict[str, pd.DataFrame]) -> tuple[Any, Any]:
     """Fit as the workflow does; returns what it fitted, and the monitor's baseline of the test rows."""
-    from closedloop.core.estimators import score
-    from closedloop.core.monitoring import build_baseline
-    from closedloop.featureset import list_features
-    from closedloop.stages.train import fit
+    from closedloop.config.featureset import list_features
+    from closedloop.core.monitoring.evidence import build_baseline
+    from closedloop.core.training.estimators import score
+    from closedloop.stages.parts.fitting import fit
 
     given = {part: rows.astype({"churned": bool}) for part, rows in parts.items()}
     fitted = fit(world.params, list_features(world.params, world.dataset), dict(world.params.model.params), given)
@@ -94,7 +82,7 @@ def train_model(world: World, parts: dict[str, pd.DataFrame]) -> tuple[Any, Any]
 
 def split_rows(world: World, as_of: dt.datetime) -> dict[str, pd.DataFrame]:
     """Train, validation and test rows of a training at this moment."""
-    from closedloop.core.folds import split_snapshots
+    from closedloop.core.training.splits import split_snapshots
 
     horizon_days, split = world.dataset.label.horizon_days, world.params.split
     closed = [at for at in world.rows if at + horizon_days * DAY <= as_of]
@@ -116,19 +104,21 @@ def replay(
 
     No retraining is ever recorded, so that nothing holds a verdict back.
     """
-    from closedloop.core.estimators import score
-    from closedloop.core.monitoring import AlarmLimits, PastCheck, Policy, decide, measure_outcomes, measure_window
+    from closedloop.core.monitoring.evidence import measure_outcomes, measure_window
+    from closedloop.core.monitoring.policy import MonitoringPolicy
+    from closedloop.core.monitoring.verdict import PastCheck, decide
+    from closedloop.core.training.estimators import score
 
-    limits, steps, past = AlarmLimits(), [], []
+    policy, steps, past = MonitoringPolicy(), [], []
     scored = {at: rows.assign(score=score(fitted.pipeline, rows)) for at, rows in world.rows.items() if at >= checks[0]}
     since = checks[0] - (checks[1] - checks[0])
     for at in checks:
-        evidence = measure_window(baseline, scored[at], limits)
+        evidence = measure_window(baseline, scored[at], policy)
         closed = at - world.dataset.label.horizon_days * DAY
         if closed in scored:
             known = scored[closed].rename(columns={"churned": "outcome"}).astype({"outcome": float})
-            evidence |= measure_outcomes(baseline, known, limits) | {"outcomes_until": closed.isoformat()}
-        decision = decide(evidence, past, [], Policy(), as_of=at, since=since, model_as_of=model_as_of)
+            evidence |= measure_outcomes(baseline, known, policy) | {"outcomes_until": closed.isoformat()}
+        decision = decide(evidence, past, [], policy, as_of=at, since=since, model_as_of=model_as_of)
         past = [PastCheck(since, evidence), *past]
         steps.append(Step(at, evidence, decision, scored[at]))
         since = at

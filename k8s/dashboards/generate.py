@@ -178,7 +178,7 @@ def build_loop() -> Dashboard:
                 "Ages",
                 {
                     "check": "monitor_check_age_seconds",
-                    "check that judged": "monitor_judged_age_seconds",
+                    "too little to judge": "monitor_judged_age_seconds",
                     "features": "feature_age_seconds",
                     "open retraining": "model_retraining_open_age_seconds",
                 },

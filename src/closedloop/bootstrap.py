@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closedloop.dataset import DatasetConfig, load_dataset, read_yaml
-from closedloop.params import Params, merge_values, parse_params
-from closedloop.settings import Settings, load_settings
+from closedloop.config.dataset import DatasetConfig, load_dataset
+from closedloop.config.params import Params, merge_values, parse_params
+from closedloop.config.settings import Settings, load_settings
+from closedloop.config.yaml import read_yaml
 
 if TYPE_CHECKING:
-    from closedloop.adapters.checks import Checks, Retraining
-    from closedloop.adapters.engine import Engine
+    from closedloop.adapters.duckdb import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.prometheus import ErrorCounts
-    from closedloop.adapters.samples import Samples
-    from closedloop.adapters.store import Store
-    from closedloop.core.rollout import RolloutPolicy
-    from closedloop.loop.doctor import Probe
-    from closedloop.loop.monitor import Rules
-    from closedloop.loop.overview import Overview
-    from closedloop.loop.release import Evidence
-    from closedloop.serving.agent import Agent
+    from closedloop.loop.status.doctor import Probe
+    from closedloop.loop.status.overview import Overview
+    from closedloop.records import Source
+    from closedloop.release.evidence import Evidence
+    from closedloop.release.moves import Releases
     from closedloop.serving.config import WorkerConfig
-    from closedloop.serving.slots import Slot
-    from closedloop.stages.deploy import Releases
+    from closedloop.serving.process.agent import Agent
+    from closedloop.serving.slots.downloads import ReleasedVersions
+    from closedloop.serving.slots.slots import Slot
+    from closedloop.store.checks import Checks, Retraining
+    from closedloop.store.database import Database
+    from closedloop.store.journal import Journal
+    from closedloop.store.predictions import Predictions
+    from closedloop.store.samples import Samples
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a stage works on."""
+    """The parameters, data set config and settings that a command works with."""
 
     params: Params
     dataset: DatasetConfig
     settings: Settings
     params_path: Path
+
+    @cached_property
+    def database(self) -> Database:
+        """The operations store's database: one in each process; it opens its first connection when it is first used."""
+        from closedloop.store.database import Database
+
+        operations = self.settings.operations
+        return Database(self.settings.locate_url(operations.url), operations.connections_max)
 
 
 def load_run(params_path: Path, *, root: Path = Path(), overrides: Mapping[str, Any] | None = None) -> RunContext:
@@ -67,11 +78,14 @@ def build_tracking(run: RunContext) -> Tracking:
 
 
 def build_features(run: RunContext) -> Features:
-    """Feast, for the data set's project and this definition of its features."""
+    """Feast, for the data set's project and this definition of its features; a table does without it."""
     from closedloop.adapters.feast import Features
-    from closedloop.featureset import list_features
+    from closedloop.adapters.feature_files import FeatureFiles
+    from closedloop.config.featureset import list_features
+    from closedloop.extras import has_module
 
-    return Features(
+    kind = FeatureFiles if run.dataset.kind == "table" and not has_module("feast") else Features
+    return kind(
         run.settings,
         project=run.dataset.model_name,
         features=list_features(run.params, run.dataset),
@@ -79,9 +93,14 @@ def build_features(run: RunContext) -> Features:
     )
 
 
+def build_repo_objects(root: Path) -> dict[str, Any]:
+    """Objects for ``feast apply`` in the folder ``feature_repo`` of ``root``."""
+    return build_features(load_run(root / "params.yaml", root=root)).list_objects()
+
+
 def build_engine(run: RunContext) -> Engine:
     """DuckDB, within the limits of the settings."""
-    from closedloop.adapters.engine import Engine
+    from closedloop.adapters.duckdb import Engine
 
     engine = run.settings.engine
     return Engine(
@@ -91,51 +110,87 @@ def build_engine(run: RunContext) -> Engine:
     )
 
 
-def build_store(run: RunContext) -> Store:
-    """The operations store."""
-    from closedloop.adapters.store import Store
+def build_predictions(run: RunContext) -> Predictions:
+    """Predictions and outcomes, in the operations store."""
+    from closedloop.store.predictions import Predictions
 
-    return Store(*_locate_operations(run))
+    return Predictions(run.database)
 
 
-def _locate_operations(run: RunContext) -> tuple[str, int]:
-    """The operations store's address, and how many connections each client of it may open."""
-    return run.settings.locate_url(run.settings.operations.url), run.settings.operations.connections_max
+def build_journal(run: RunContext) -> Journal:
+    """The journal of releases with the deployment row, in the operations store."""
+    from closedloop.store.journal import Journal
+
+    return Journal(run.database, run.settings.release.list_journal_keys())
+
+
+def build_released(run: RunContext) -> ReleasedVersions:
+    """The registry's model folders, each held to the digest that the journal released it with."""
+    from closedloop.serving.slots.downloads import ReleasedVersions
+
+    return ReleasedVersions(build_tracking(run), build_journal(run).read_digests(run.dataset.model_name))
 
 
 def build_checks(run: RunContext) -> Checks:
     """The monitor's checks and the retrainings, in the operations store."""
-    from closedloop.adapters.checks import Checks
+    from closedloop.store.checks import Checks
 
-    return Checks(*_locate_operations(run))
+    return Checks(run.database)
 
 
 def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Overview]:
-    """What reads how the loop stands, by the service's clock and the data's."""
-    from closedloop.adapters.figures import Figures
-    from closedloop.adapters.journal import Journal
-    from closedloop.loop.overview import Sources, gather
+    """Return a function that reads the loop's state at a time of the service's clock and one of the data's clock."""
+    from closedloop.loop.status.overview import Sources, gather
+    from closedloop.store.status_queries import StatusQueries
 
-    address = _locate_operations(run)
-    sources = Sources(build_store(run), Journal(*address), build_checks(run), Figures(*address))
+    queries = StatusQueries(run.database, sent_features=run.settings.serving.count_sent_features)
+    sources = Sources(build_journal(run), build_checks(run), queries)
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
     name = run.dataset.model_name
     return lambda now, as_of: gather(sources, name, horizon_days=horizon_days, now=now, as_of=as_of)
 
 
+def read_overview(run: RunContext, now: dt.datetime, clock: dt.datetime) -> Overview:
+    """The state of the loop, which may have no store yet."""
+    from closedloop.loop.status.overview import describe_nothing
+    from closedloop.store.database import NothingDeployed
+
+    try:
+        return build_overview(run)(now, clock)
+    except NothingDeployed:
+        name, rule = run.dataset.model_name, run.dataset.label
+        return describe_nothing(name, horizon_days=rule.horizon_days if rule else None, now=now, as_of=clock)
+
+
+def write_start_page(run: RunContext, now: dt.datetime) -> Path:
+    """Write reports/index.html of the project in the working directory, which holds what its runs left."""
+    from closedloop.files import find_sqlite_file
+    from closedloop.loop.start_page import write_start_page as write
+
+    settings, name = run.settings, run.dataset.model_name
+    tracking = settings.locate_url(settings.tracking.uri)
+    return write(
+        read_overview(run, now, dt.datetime.combine(run.params.as_of, dt.time(), dt.UTC)),
+        root=settings.root,
+        monitoring=settings.locate(settings.monitoring.reports) / name,
+        replay=settings.locate("workspaces/loop") / run.dataset.name / "loop.html",
+        tracking=find_sqlite_file(tracking),
+    )
+
+
 def build_probes(run: RunContext) -> list[Probe]:
-    """What `closedloop doctor` asks of the profile's services."""
+    """The checks that `closedloop doctor` makes of the profile's services."""
     from closedloop.adapters.dvc import find_remote
     from closedloop.adapters.kfp import ClusterRunner
-    from closedloop.loop.doctor import Probe, list_probes, probe_prometheus
+    from closedloop.loop.status.doctor import Probe, list_probes, probe_prometheus
 
-    settings, name, store, runner = run.settings, run.dataset.model_name, build_store(run), build_runner(run)
-    probes = list_probes(name, store, build_tracking(run), build_features(run))
+    settings, name, journal, runner = run.settings, run.dataset.model_name, build_journal(run), build_runner(run)
+    probes = list_probes(name, journal, build_tracking(run), build_features(run))
     if remote := settings.data.remote:
         remedy = "correct data.remote, or the bucket and its credentials (AWS_*)"
         probes.append(Probe("DVC's remote", lambda: find_remote(remote), remedy))
     if settings.release.prometheus:
-        probes.append(probe_prometheus(name, store, _build_error_counts(run)))
+        probes.append(probe_prometheus(name, journal, _build_error_counts(run)))
     if isinstance(runner, ClusterRunner):
         remedy = "correct retraining.endpoint, or CLOSEDLOOP_RETRAINING__TOKEN"
         probes.append(Probe("Kubeflow Pipelines", runner.ask_server, remedy))
@@ -143,20 +198,18 @@ def build_probes(run: RunContext) -> list[Probe]:
 
 
 def build_releases(run: RunContext) -> Releases:
-    """What moves the champion; the store's tables are brought up to date."""
-    from closedloop.adapters.journal import Journal
+    """The releases, which move the champion; this also upgrades the store's tables."""
     from closedloop.adapters.kubectl import IstioSplit
-    from closedloop.stages.deploy import Releases, ServiceSplit
+    from closedloop.release.moves import Releases
 
-    store, release = build_store(run), run.settings.release
-    store.upgrade()
-    journal = Journal(*_locate_operations(run))
-    traffic = IstioSplit(release.istio) if release.traffic == "istio" else ServiceSplit()
-    return Releases(build_tracking(run), store, journal, traffic)
+    release = run.settings.release
+    run.database.upgrade()
+    traffic = IstioSplit(release.istio) if release.traffic == "istio" else None
+    return Releases(build_tracking(run), build_journal(run), traffic)
 
 
 def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
-    """What runs the retraining pipeline: this machine, or a cluster."""
+    """The runner of the retraining pipeline: local processes or a cluster, as the settings say."""
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
 
     settings, pipeline = run.settings.retraining, run.settings.locate("pipelines/retrain.py")
@@ -166,110 +219,114 @@ def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:
 
 
 def build_retraining(run: RunContext, checks: Checks) -> Callable[[str], tuple[Retraining, bool]]:
-    """What runs the retraining of a trigger id; see `closedloop.loop.retrain.run_retraining`."""
+    """Return a function that runs the retraining of a trigger id; see `closedloop.loop.retrain.run_retraining`."""
     from closedloop.loop.retrain import run_retraining
 
-    days, runner = run.settings.retraining.window_days, build_runner(run)
+    plan, runner = build_retraining_plan(run), build_runner(run)
     return partial(
-        run_retraining, run.params, run.dataset, checks, runner, window_days=days, now=lambda: dt.datetime.now(dt.UTC)
+        run_retraining, run.params, run.dataset, checks, runner, plan=plan, now=lambda: dt.datetime.now(dt.UTC)
     )
 
 
+def build_retraining_plan(run: RunContext) -> Callable[[Params], Params]:
+    """Return a function that gives the parameters of a retraining; see `closedloop.loop.retrain.plan_retraining`."""
+    from closedloop.loop.retrain import plan_retraining
+
+    how, only = run.settings.retraining, run.settings.monitoring.policy == "recalibrate"
+
+    def plan(params: Params) -> Params:
+        return plan_retraining(
+            params,
+            run.dataset,
+            window_days=how.window_days,
+            split=how.split,
+            champion=build_tracking(run).read_champion_version(),
+            recalibrates_only=only,
+        )
+
+    return plan
+
+
 def locate_retraining_state(run: RunContext) -> Path:
-    """What local retrainings of this data set leave, and keep for the next."""
+    """The folder for the artifacts, log and locks of this data set's local retrainings."""
     return run.settings.locate(run.settings.retraining.state) / run.dataset.model_name
 
 
 def build_release_evidence(run: RunContext) -> Evidence:
-    """What a step of a release is decided on."""
-    from closedloop.adapters.arms import Arms
-    from closedloop.loop.release import Evidence
+    """The source of the evidence that a release step is decided on."""
+    from closedloop.release.evidence import Evidence
+    from closedloop.store.release_queries import ReleaseQueries
 
-    settings, address = run.settings.release, _locate_operations(run)
+    settings, predictions = run.settings.release, build_predictions(run)
     horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
-    by_row = settings.traffic == "row"  # which the stream's worker follows too; a proxy sees the service's requests
-    arms = Arms(*address, sources=("http", "stream") if by_row else ("http",))
-    return Evidence(arms, build_store(run), _build_error_counts(run), "customer" if by_row else "request", horizon_days)
+    by_row = settings.traffic == "row"  # the stream worker follows the row too; a proxy splits HTTP only
+    sent = run.settings.serving.count_sent_features
+    sources: tuple[Source, ...] = ("http", "stream") if by_row else ("http",)
+    arms = ReleaseQueries(run.database, sources, sent_features=sent, sticky=by_row)
+    errors = _build_error_counts(run)
+    return Evidence(arms, predictions, errors, "customer" if by_row else "request", horizon_days, sent)
 
 
 def _build_error_counts(run: RunContext) -> ErrorCounts:
     from closedloop.adapters.prometheus import ErrorCounts
 
-    settings, serving = run.settings.release, run.settings.serving
-    page = f"http://{serving.host}:{serving.metrics_port}/metrics"
-    return ErrorCounts(settings.prometheus, page, settings.prometheus_matchers)
-
-
-def build_release_policy(run: RunContext) -> RolloutPolicy:
-    """What a release has to show."""
-    import dataclasses
-
-    from closedloop.core.rollout import STEPS, RolloutPolicy
-
     settings = run.settings.release
-    chosen = [step for step in STEPS if step.name in ("shadow", "champion", *settings.steps)]
-    hours = [settings.hours_max] * (len(chosen) - 2) + [settings.last_hours_max, settings.guard_hours_max]
-    least = settings.requests_min
-    steps = tuple(
-        dataclasses.replace(
-            step, hours_max=most, requests_min=least if least and step.weight < 1 else step.requests_min
-        )
-        for step, most in zip(chosen, hours, strict=True)
-    )
-    names = {field.name for field in dataclasses.fields(RolloutPolicy)} - {"steps"}
-    limits = {name: value for name, value in settings.model_dump().items() if name in names}
-    return RolloutPolicy(steps=steps, **limits)
+    return ErrorCounts(settings.prometheus, locate_service(run).metrics_page, settings.prometheus_matchers)
 
 
-def build_monitor_rules(run: RunContext) -> Rules:
-    """What the monitor judges by."""
-    import dataclasses
+class ServiceAddress(NamedTuple):
+    """Where the service answers, and its metrics page."""
 
-    from closedloop.core.monitoring import AlarmLimits, Policy
-    from closedloop.loop.monitor import Rules
+    address: str
+    metrics_page: str
 
-    values = run.settings.monitoring.model_dump()
-    limits = AlarmLimits(**{field.name: values[field.name] for field in dataclasses.fields(AlarmLimits)})
-    policy = Policy(**{field.name: values[field.name] for field in dataclasses.fields(Policy)})
-    return Rules(limits, policy, values["window_days_max"], values["sample_rows_max"])
+
+def locate_service(run: RunContext) -> ServiceAddress:
+    """Where this data set's service was last started here; else where the settings would start it."""
+    from closedloop.serving.config import CONFIG_FILE, read_config
+
+    serving = run.settings.serving
+    with suppress(OSError, ValueError):
+        serving = read_config(locate_serving_state(run) / CONFIG_FILE).settings
+    host = "127.0.0.1" if serving.host == "0.0.0.0" else serving.host  # noqa: S104 - called, not listened on
+    return ServiceAddress(f"http://{host}:{serving.port}", f"http://{host}:{serving.metrics_port}/metrics")
 
 
 def build_samples(run: RunContext) -> Samples:
-    """What the monitor reads of the operations store."""
-    from closedloop.adapters.samples import Samples
+    """The monitor's view of the operations store."""
+    from closedloop.store.samples import Samples
 
-    return Samples(*_locate_operations(run))
+    return Samples(run.database, sent_features=run.settings.serving.count_sent_features)
 
 
 def build_agent(run: RunContext, *, parent: int | None = None) -> tuple[Agent, Path]:
-    """The process beside the service's workers, and the state folder that they share."""
-    from closedloop.adapters.database import load_alembic
-    from closedloop.serving.agent import Agent
+    """The agent, a process beside the service's workers, and the state folder that they share."""
+    from closedloop.serving.process.agent import Agent, OperationsStore
 
-    load_alembic()
     state_dir, slot = locate_serving_state(run), run.settings.serving.slot
     name, registry = run.dataset.model_name, build_tracking(run)
-    return Agent(state_dir, name, build_store(run), registry, parent=parent, slot=slot), state_dir
+    stores = OperationsStore(run.database.upgrade, build_predictions(run), build_journal(run))
+    return Agent(state_dir, name, stores, registry, parent=parent, slot=slot), state_dir
 
 
 @contextmanager
 def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
-    """The model to score with outside the service: this folder, else the released version's."""
-    from closedloop.serving.champion import open_champion
-    from closedloop.serving.slots import read_bundled
+    """Open the model to score with outside the service: the folder ``model_dir``, else the released version."""
+    from closedloop.scoring.champion import open_champion
+    from closedloop.serving.slots.slots import read_bundled
 
     if model_dir is not None:
         yield read_bundled(model_dir.resolve())
         return
-    store, registry = build_store(run), build_tracking(run)
-    with open_champion(locate_serving_state(run), run.dataset.model_name, store, registry) as slot:
-        store.close()
+    journal, registry = build_journal(run), build_tracking(run)
+    with open_champion(locate_serving_state(run), run.dataset.model_name, journal, registry) as slot:
+        run.database.close()  # scoring takes long and needs no connection
         yield slot
 
 
 @contextmanager
 def hold_working_files(run: RunContext) -> Iterator[None]:
-    """One process at a time fills, reads or erases what `refresh` and `outcomes` read from the source."""
+    """Hold the lock on the working files of `refresh` and `outcomes`: one process at a time writes or reads them."""
     from closedloop.files import wait_for_lock
 
     with wait_for_lock(run.settings.locate("state/working.lock")):
@@ -277,76 +334,58 @@ def hold_working_files(run: RunContext) -> Iterator[None]:
 
 
 def locate_serving_state(run: RunContext) -> Path:
-    """Where workers and agent meet."""
+    """The state folder that the service's workers and agent share."""
     return run.settings.locate(run.settings.serving.state) / run.dataset.model_name
 
 
 def build_worker_config(
-    run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
+    run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None, agent: bool = True
 ) -> WorkerConfig:
-    """What a process that answers needs to know; the one secret in it may be the online store's password."""
-    import msgspec
-
-    from closedloop.adapters.feast import read_store_config
-    from closedloop.adapters.online import pick_online
+    """The config of a process that answers requests; its only secret may be the online store's password."""
+    from closedloop.adapters.feast_store import read_store_config
+    from closedloop.adapters.online_store import pick_online
     from closedloop.serving.config import WorkerConfig
 
-    names = {field.name for field in msgspec.structs.fields(WorkerConfig)}
-    values = {name: value for name, value in run.settings.serving.model_dump().items() if name in names}
     return WorkerConfig(
-        **values,
         model_name=run.dataset.model_name,
-        state_dir=str(locate_serving_state(run)),
-        bundled_dir=str(bundled_dir.resolve()) if bundled_dir else None,
+        state_dir=locate_serving_state(run),
+        settings=run.settings.serving,
+        bundled_dir=bundled_dir.resolve() if bundled_dir else None,
         online=pick_online(read_store_config(run.settings, run.dataset.model_name)),
         feature_max_age_days=run.dataset.feature_max_age_days,
         as_of=as_of,
-        clock=str(clock.resolve()) if clock else None,
+        clock=clock.resolve() if clock else None,
+        params=run.params_path.resolve(),
+        agent=agent,
     )
 
 
 def write_stream_config(run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, agent: bool) -> Path:
-    """Write what the stream worker reads, and set what it reads of the environment."""
-    from closedloop.serving.stream import StreamConfig
+    """Write the stream worker's config file; its secrets stay in the environment."""
+    from closedloop.scoring.stream import StreamConfig
 
-    topics = run.settings.stream.model_dump(exclude={"properties"})
-    name = run.dataset.model_name
-    topics |= {key: value.format(model_name=name) for key, value in topics.items() if isinstance(value, str)}
-    worker = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir)
-    return _hand_over(run, "stream.json", StreamConfig(**topics, worker=worker, params=_name_params(run), agent=agent))
+    worker = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, agent=agent)
+    stream = run.settings.stream.name_topics(run.dataset.model_name)
+    return _hand_over(run, "stream.json", StreamConfig(**dict(worker), stream=stream))
 
 
 def write_serving_config(
     run: RunContext, *, as_of: dt.date | None, bundled_dir: Path | None, clock: Path | None = None
 ) -> Path:
-    """Write what the service's processes read, and set what they read of the environment."""
-    import msgspec
-
+    """Write the config file of the service's processes; their secrets stay in the environment."""
     from closedloop.serving.config import CONFIG_FILE
 
-    settings = run.settings.serving
-    config = build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, clock=clock)
-    server = {"host": settings.host, "port": settings.port, "workers": settings.workers, "params": _name_params(run)}
-    return _hand_over(run, CONFIG_FILE, {**msgspec.to_builtins(config), **server})
+    return _hand_over(run, CONFIG_FILE, build_worker_config(run, as_of=as_of, bundled_dir=bundled_dir, clock=clock))
 
 
-def _name_params(run: RunContext) -> str:
-    """The file by which the agent is started as well: it says whose model is served."""
-    return str(run.params_path.resolve())
-
-
-def _hand_over(run: RunContext, name: str, config: Any) -> Path:
-    import msgspec
-
-    from closedloop.environment import export_secrets
+def _hand_over(run: RunContext, name: str, config: WorkerConfig) -> Path:
     from closedloop.files import write_text
 
-    export_secrets(run.settings.serving, run.settings.stream)
     path = locate_serving_state(run) / name
-    write_text(path, msgspec.json.format(msgspec.json.encode(config)).decode() + "\n", private=True)
+    write_text(path, config.model_dump_json(indent=2) + "\n", private=True)
     return path
 
 
 def with_accuracy_min(dataset: DatasetConfig, accuracy_min: float) -> DatasetConfig:
-    """The config with another least accuracy."""
+    """Return the config with another minimum accuracy."""
     return dataset.model_copy(update={"gates": dataset.gates.model_copy(update={"accuracy_min": accuracy_min})})

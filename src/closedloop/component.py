@@ -1,6 +1,6 @@
-"""What the components of pipelines/retrain.py call: a stage's command, and its end on record in the operations store.
+"""Entry points of the components in pipelines/retrain.py: run a stage's command, and record how the retraining ended.
 
-They run in processes of their own, here or in a cluster's pods; where the stores are, the settings say.
+Each component is a process of its own, on this machine or in a pod. The settings say where the stores are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from closedloop.environment import set_environment
+from closedloop.config.environment import set_environment
+from closedloop.config.layout import list_paths
+from closedloop.config.params import PARAMS_FILE
 from closedloop.errors import ClosedloopError, ConfigError, DataError, GateFailed
-from closedloop.params import PARAMS_FILE
+from closedloop.processes import end_with_starter
 
 if TYPE_CHECKING:
-    from closedloop.adapters.checks import State
+    from closedloop.store.checks import RetrainingState
 
 LAST_STAGE = "package"
 
@@ -27,27 +29,27 @@ LAST_STAGE = "package"
 def plan_run(
     params: str, as_of: str, data_start_date: str, data_end_date: str, model_name: str, trigger_id: str
 ) -> str:
-    """The values that all stages of a run work by, as a text for `run_stage`.
+    """Return the parameters that all stages of a run share, as JSON for `run_stage`.
 
     Parameters
     ----------
     params
-        All of params.yaml, as JSON or YAML; empty: the file here.
+        All of params.yaml, as JSON or YAML; empty: the file in the working directory.
     as_of, data_start_date, data_end_date
-        Dates that win over it; empty ones are chosen as `closedloop retrain` does.
+        Dates that override those of ``params``; empty ones are chosen as `closedloop retrain` does.
     model_name
-        Must be the data set's, where it is given.
+        Must be the data set's model name, or empty.
 
     Raises
     ------
     ConfigError
         If a value or the model's name is wrong.
     DataError
-        If this trigger's retraining has ended.
+        If the retraining of this trigger id has already ended.
     """
-    from closedloop.adapters.checks import Retraining
-    from closedloop.bootstrap import build_checks, load_newest
-    from closedloop.loop.retrain import ENDED, choose_dates, override_dates
+    from closedloop.bootstrap import build_checks, build_retraining_plan, load_newest
+    from closedloop.loop.retrain import ENDED, override_dates
+    from closedloop.store.checks import Retraining
 
     with tempfile.TemporaryDirectory() as folder:
         path = _write_params(folder, params) if params else PARAMS_FILE
@@ -55,10 +57,10 @@ def plan_run(
     name = context.dataset.model_name
     if model_name not in ("", name):
         raise ConfigError(f"model_name is {model_name!r}, but data set {context.dataset.name} has {name!r}")
-    planned = choose_dates(context.params, context.dataset, window_days=context.settings.retraining.window_days)
+    planned = build_retraining_plan(context)(context.params)
     checks, now = build_checks(context), dt.datetime.now(dt.UTC)
-    checks.upgrade()
-    # there is a request, unless somebody started the pipeline by itself
+    context.database.upgrade()
+    # a request is on record unless the pipeline was started directly, not by `closedloop retrain`
     asked = Retraining(trigger_id, name, "pipeline", "a run of the pipeline", planned.as_of_at, now)
     found = checks.request_retraining(asked)
     if found.state in ENDED:
@@ -70,29 +72,29 @@ def plan_run(
 
 
 def run_stage(command: str, given: Mapping[str, Any]) -> None:
-    """Run a stage's command; a gate that says no, an error and the last stage's success are recorded.
+    """Run a stage's command; record a gate's refusal, an error, and the success of the last stage.
 
     Parameters
     ----------
     given
-        ``run``, as `plan_run` made it, and artifacts (with a ``path``) by the option that they are for. A file stands
-        in its artifact's folder, under its name in dvc.yaml.
+        ``run``, the text from `plan_run`, and artifacts (with a ``path``) by the layout's names. An artifact's path is
+        a folder; a single file lies in it under its name in dvc.yaml.
     """
-    from closedloop import cli
     from closedloop.bootstrap import build_checks, load_run, locate_retraining_state
+    from closedloop.cli import main as cli
     from closedloop.files import hold_lock
     from closedloop.loop.retrain import record_end
 
     set_environment()
-    os.environ["CLOSEDLOOP_RELEASE__AUTO_PROMOTE"] = "false"  # what retrains by itself must not release by itself
+    end_with_starter()
+    os.environ["CLOSEDLOOP_RELEASE__AUTO_PROMOTE"] = "false"  # a retraining never makes a champion
     cli.configure_logging()
     run = json.loads(given["run"])
     claim = (run["trigger_id"], dt.datetime.fromisoformat(run["claimed_at"]))
-    options = {name: Path(str(value)) for name, value in cli.list_defaults(command).items()}
     paths = {
-        name: Path(artifact.path) / options[name].name if options[name].suffix else Path(artifact.path)
-        for name, artifact in given.items()
-        if name in options and hasattr(artifact, "path")
+        name: Path(given[name].path) / (usual.name if usual.suffix else "")
+        for name, usual in list_paths(command.replace("-", "_")).items()
+        if name in given
     }
     with tempfile.TemporaryDirectory() as folder:
         params = _write_params(folder, run["params"])
@@ -104,19 +106,19 @@ def run_stage(command: str, given: Mapping[str, Any]) -> None:
             check_id = checks.read_retraining(run["trigger_id"]).check_id or ""
             arguments += [f"--trigger-id={run['trigger_id']}", f"--check-id={check_id}"]
         try:
-            # a killed retraining's last stage may still be running
+            # wait: the last stage of a killed retraining may still run for a moment
             with hold_lock(locate_retraining_state(context) / "stage.lock"):
                 cli.app(arguments, standalone_mode=False)
         except BaseException as error:
-            state: State = "refused" if isinstance(error, GateFailed) else "failed"
+            state: RetrainingState = "refused" if isinstance(error, GateFailed) else "failed"
             detail = f"{command}: {error or type(error).__name__}"
             record_end(checks, *claim, state, now=dt.datetime.now(dt.UTC), detail=detail)
             if isinstance(error, ClosedloopError):
                 sys.exit(f"{type(error).__name__}: {error}")
             raise
     if command == LAST_STAGE:
-        version = str(json.loads(paths["registration"].read_text(encoding="utf-8"))["version"])
-        record_end(checks, *claim, "registered", now=dt.datetime.now(dt.UTC), model_version=version)
+        made, now = json.loads(paths["registration"].read_text(encoding="utf-8")), dt.datetime.now(dt.UTC)
+        record_end(checks, *claim, "registered", now=now, model_version=str(made["version"]), detail=made["kind"])
 
 
 def _write_params(folder: str, text: str) -> Path:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from closedloop.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from closedloop.rules import Rules
 
 CONTRACT_VERSION = "1.0"
 MODEL_FILE = "model.onnx"
@@ -95,7 +95,7 @@ class Lineage(_Frozen):
 
 
 class ModelContract(_Frozen):
-    """What a model takes, returns and comes from."""
+    """What a model takes, returns and comes from; ``reasons`` has features that are summed into one reason."""
 
     contract_version: str = CONTRACT_VERSION
     model_name: str
@@ -108,11 +108,18 @@ class ModelContract(_Frozen):
     lineage: Lineage
     golden_rows: tuple[GoldenRow, ...]
     reference: dict[str, ReferenceStatistics]
+    reasons: dict[str, tuple[str, ...]] = {}
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features, in the order of the packed vector."""
         return tuple(feature.name for feature in self.features)
+
+    def read_rules(self, range_margin: float = 0.0, *, explains: bool = False) -> Rules:
+        """What rows must hold, and how they are packed; the parameters are those of `closedloop.rules.Rules`."""
+        from closedloop.rules import Rules
+
+        return Rules([feature.model_dump() for feature in self.features], range_margin, explains=explains)
 
 
 def read_contract(folder: Path) -> ModelContract:
@@ -177,17 +184,3 @@ def check_digest(folder: Path, registered: str | None) -> str:
         said = f"{registered[:12]}…" if registered else "nothing"
         raise DataError(f"digest: {folder.name} is {found[:12]}…, the registry says {said}")
     return found
-
-
-def encode_row(features: tuple[Feature, ...], row: dict[str, float | str | None]) -> np.ndarray:
-    """One customer's features as the packed float32 vector, shape (1, n_features), that the graph takes."""
-    import numpy as np
-
-    packed = np.empty((1, len(features)), dtype=np.float32)
-    for position, feature in enumerate(features):
-        value = row.get(feature.name)
-        if isinstance(feature, CategoricalFeature):
-            packed[0, position] = feature.categories.index(value) if value in feature.categories else -1
-        else:
-            packed[0, position] = np.nan if value is None else float(value)
-    return packed

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by what the operator does next."""
+"""Error classes, one for each thing that the operator does next, and the formatting of counts in messages."""
 
 import re
 
@@ -18,13 +18,35 @@ class DataError(ClosedloopError):
 
 
 class GateFailed(ClosedloopError):
-    """A gate said no: the line stops, and the report says which figure missed which limit."""
+    """A gate said no: the run stops, and the report says which figure missed which limit."""
 
     exit_status = 2
 
 
+class Undecided(ClosedloopError):
+    """Too little is known to say yes or no: see what keeps the rows away, or wait for more."""
+
+    exit_status = 3
+
+
+class StageFailed(ClosedloopError):
+    """A stage ended with an error, which it has already printed."""
+
+
 class ServiceUnavailable(ClosedloopError):
-    """Something this process talks to is not there: start it, or try again later."""
+    """A service that this process needs does not answer: start it, or try again later."""
+
+
+def count_noun(number: float, noun: str, plural: str = "") -> str:
+    """A number with its noun, which is plural unless the number is 1.
+
+    >>> count_noun(1, "row"), count_noun(1200, "row"), count_noun(2, "entry")
+    ('1 row', '1,200 rows', '2 entries')
+    """
+    if not plural:
+        plural = re.sub(r"(?<![aeou])y$", "ie", noun) if noun.endswith("y") else re.sub(r"(ch|s|x)$", r"\1e", noun)
+        plural += "s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def hide_passwords(text: str) -> str:

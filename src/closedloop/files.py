@@ -1,4 +1,4 @@
-"""Whole files or none: write beside, then rename."""
+"""Write files and folders whole or not at all: write beside the target, then rename."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from closedloop.errors import DataError
 
 logger = logging.getLogger(__name__)
+SQLITE = "sqlite:///"
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     try:
         yield beside
         if path.exists():
-            # moved away whole: a process that is killed while it deletes must not leave half of the old folder
+            # rename before deleting: a process killed while it deletes must not leave half of the old folder
             path.replace(before)
         beside.replace(path)
     finally:
@@ -52,20 +54,50 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file; the system lets go of it if this process dies. Without ``wait`` False: another one holds it."""
+    """Hold a lock file, which the system frees if this process dies; with ``wait=False`` yield False if it is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        lock = take_lock(path, wait=wait)
+    except BlockingIOError:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        os.close(lock)
+
+
+def take_lock(path: Path, *, wait: bool = False) -> int:
+    """Lock a file, made if it is missing, for as long as the returned descriptor stays open.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it and ``wait`` is false.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock on a file."""
+    try:
+        os.close(take_lock(path))
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; whoever has to wait for it says so."""
+    """Hold a lock file; log a warning if this process has to wait for it."""
     with hold_lock(path, wait=False) as held:
         if held:
             yield
@@ -76,7 +108,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a text file whole or not at all; a ``private`` one can be read by this user alone, from the beginning."""
+    """Write a text file whole or not at all; only this user can ever read a ``private`` one."""
     with replace_file(path) as beside:
         if private:
             beside.touch()
@@ -103,3 +135,23 @@ def read_json(path: Path, *, made_by: str) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror}); '{made_by}' writes it") from error
     except ValueError as error:
         raise DataError(f"{path}: is not JSON ({error}); run '{made_by}' again") from error
+
+
+def locate_sqlite(address: str, folder: Path) -> str:
+    """A SQLite address whose relative file is made absolute; any other address is returned as it is.
+
+    An address is a URL, which SQLAlchemy decodes: a folder called ``a%2Fb`` must stand there as ``a%252Fb``. Nothing
+    else is encoded, since MLflow makes the file's folder without decoding: ``my%20project`` beside ``my project``.
+    """
+    if not address.startswith(SQLITE) or address.startswith(f"{SQLITE}/"):
+        return address
+    file, *query = address.removeprefix(SQLITE).split("?", 1)
+    path = str((folder / unquote(file)).resolve()).replace("%", "%25").replace("?", "%3F")
+    return "?".join([f"{SQLITE}{path}", *query])
+
+
+def find_sqlite_file(address: str) -> Path | None:
+    """The file of an absolute SQLite address; None for an address of another kind, or with options."""
+    if not address.startswith(SQLITE) or "?" in address:
+        return None
+    return Path(unquote(address.removeprefix(SQLITE)))

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from closedloop.bootstrap import build_tracking, load_run
-from closedloop.dataset import FileSource, SqlSource, load_dataset, read_yaml
-from closedloop.errors import ConfigError
+from closedloop import waiting
+from closedloop.bootstrap import build_tracking, load_run, write_start_page
+from closedloop.config.calls import list_calls
+from closedloop.config.dataset import load_dataset
+from closedloop.config.layout import READS, Layout
+from closedloop.config.params import PARAMS_FILE, Choices, Params, merge_values, parse_params
+from closedloop.config.sections import depend_on_sections
+from closedloop.config.sources import FileSource, SqlSource
+from closedloop.config.yaml import format_yaml, read_yaml
+from closedloop.errors import ConfigError, GateFailed, StageFailed, count_noun
+from closedloop.extras import has_module
 from closedloop.files import write_text
-from closedloop.params import PARAMS_FILE, merge_values, parse_params
+from closedloop.processes import run_process
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 WORKSPACES = Path("workspaces")
+START_PAGE = Layout().card.parent / "index.html"
+WIN = "champion_challenger"
 LINKED = ("configs", "src")
-METRICS = Path("metrics")
 
 
-def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None) -> None:
-    """Run the graph in the project, or for other data in a workspace of their own, and print the summary.
+def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None, until: str | None = None) -> None:
+    """Run the graph in the project folder, or for other data in a workspace, and print the summary.
+
+    ``until`` is the last stage to run; without BentoML the package is left out.
 
     Raises
     ------
     GateFailed
-        If a gate stopped the line.
+        If a gate stopped the run.
     StageFailed
         If a stage ended with an error.
     ConfigError
-        If this is no project folder, or a config is wrong.
+        If the working directory is no project folder, or a config is wrong.
     """
     from rich.console import Console
 
-    from closedloop.adapters.dvc import reproduce
-
+    if until not in (None, *READS):
+        raise ConfigError(f"--until {until}: a stage, one of {', '.join(READS)}")
     if not Path("dvc.yaml").is_file():
         raise ConfigError(f"{Path.cwd()}: there is no dvc.yaml; run this in the project's folder")
     started = time.monotonic()
@@ -52,29 +64,60 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None) 
     here = Path.cwd()
     os.chdir(folder)
     try:
-        load_run(PARAMS_FILE)  # a config error before the first stage, not inside it
-        ran = reproduce(Path())
-        stale = find_stale_stage()
+        # report a wrong config before the first stage runs
+        _require_hyper_parameters(load_run(PARAMS_FILE).params)
+        until = until or (None if has_module("bentoml") else "register")
+        ran = _reproduce(until) if has_module("dvc") else _run_stages(until)
+        stale = find_stale_stage() if has_module("dvc") else None
         if stale is not None:
             stage, reason = stale
             console.print(f"{reason}; running again from '{stage}'.")
-            ran += reproduce(Path(), force_from=stage)
+            ran += _reproduce(until, force_from=stage)
         seconds = time.monotonic() - started
         if not ran:
             console.print(f"Nothing changed: all stages are up to date (checked in {seconds:.1f} s).")
         else:
-            console.print(f"{len(ran)} stages ran in {seconds:.0f} s: {', '.join(ran)}.")
-        print_summary(console, folder)
+            console.print(f"{count_noun(len(ran), 'stage')} ran in {seconds:.0f} s: {', '.join(ran)}.")
+        write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
+        if until in (None, "register", "package"):
+            print_summary(console, folder)
+        else:
+            console.print(f"Ended after {until}. The runs are in MLflow: make ui, or mlflow ui. More: docs/levels.md.")
+    except GateFailed as error:
+        write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
+        raise GateFailed(f"{error}; figures and pictures so far are in {folder / Layout().card.parent}") from error
     finally:
         os.chdir(here)
+
+
+def _reproduce(until: str | None, *, force_from: str | None = None) -> list[str]:
+    from closedloop.adapters.dvc import import_dvc, reproduce
+
+    with waiting.show_clock("stages", 5):
+        import_dvc()
+    return reproduce(Path(), force_from=force_from, until=until)
+
+
+def _run_stages(until: str | None) -> list[str]:
+    """Run the stages one after the other, all of them each time: DVC, which knows what changed, is not installed."""
+    ran = []
+    for stage in READS:
+        command = [sys.executable, "-m", "closedloop.cli.main", stage.replace("_", "-")]
+        status = run_process(command, check=False).returncode
+        if status:
+            raise (GateFailed if status == 2 else StageFailed)(f"stage {stage} exited with {status}")
+        ran.append(stage)
+        if stage == until:
+            break
+    return ran
 
 
 def prepare_workspace(
     root: Path, *, dataset: str | None, source: str | None, as_of: str | None, folder: Path | None = None
 ) -> Path:
-    """A folder with the project's code and configs linked, and params and results of its own; returns it.
+    """Make a folder that links to the project's code and configs and has its own params and results; return it.
 
-    The tracked params.yaml and dvc.lock stay as they are: other data never overwrite them.
+    Runs on other data never change the project's tracked params.yaml and dvc.lock.
     """
     base = read_yaml(root / PARAMS_FILE)
     name = dataset or str(base.get("dataset"))
@@ -91,33 +134,51 @@ def prepare_workspace(
     folder = folder or root / WORKSPACES / name
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     for link in LINKED:
-        if not (folder / link).is_symlink():
+        if (root / link).exists() and not (folder / link).is_symlink():  # an installed package has no sources here
             (folder / link).symlink_to(os.path.relpath((root / link).absolute(), folder.absolute()))
     cache = os.path.relpath((root / ".dvc/cache").absolute(), (folder / ".dvc").absolute())
     dvc_config = (root / ".dvc/config").read_text(encoding="utf-8").replace("[core]", "[core]\n    no_scm = true", 1)
     _write_if_changed(folder / ".dvc/config", f"{dvc_config}[cache]\n    dir = {cache}\n")
     _write_if_changed(folder / ".dvcignore", "__pycache__\n")
-    _write_if_changed(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
-    graph = read_yaml(root / "dvc.yaml")
-    for role, described in sources.items():
-        if isinstance(described, FileSource) and params["data"][role] is not None:
-            # so that a changed file is noticed, and with a pattern a new one as well
-            graph["stages"]["ingest"]["deps"] += _list_dependencies(params["data"][role], described.type)
-        elif isinstance(described, SqlSource):
-            graph["stages"]["ingest"]["always_changed"] = True  # what a query returns is known only by asking
-    _write_if_changed(folder / "dvc.yaml", yaml.safe_dump(graph, sort_keys=False))
-    shutil.copytree(root / "feature_repo", folder / "feature_repo", dirs_exist_ok=True)
-    store = (folder / "feature_repo/feature_store.yaml").read_text(encoding="utf-8")
-    # one registry and store for all data sets, a project for each
-    store = store.replace("../state/", "../../../state/").replace(
-        f"project: {read_yaml(root / 'feature_repo/feature_store.yaml')['project']}", f"project: {config.model_name}"
-    )
-    _write_if_changed(folder / "feature_repo/feature_store.yaml", store)
+    _write_if_changed(folder / PARAMS_FILE, format_yaml(params))
+    graph = _describe_graph(read_yaml(root / "dvc.yaml"), params["data"], sources)
+    sections = read_yaml(root / f"configs/datasets/{name}.yaml")
+    depend_on_sections(graph, "configs/datasets/${dataset}.yaml", sections)
+    _write_if_changed(folder / "dvc.yaml", format_yaml(graph))
+    _copy_feature_repo(root, folder, config.model_name)
     return folder
 
 
+def _describe_graph(graph: dict[str, Any], data: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the source files to the dependencies of ingest, so that DVC notices changed files and new matching ones."""
+    for role, described in sources.items():
+        if isinstance(described, FileSource) and data[role] is not None:
+            graph["stages"]["ingest"]["deps"] += _list_dependencies(data[role], described.type)
+        elif isinstance(described, SqlSource):
+            graph["stages"]["ingest"]["always_changed"] = True  # DVC cannot tell whether a query's result changed
+    return graph
+
+
+def _copy_feature_repo(root: Path, folder: Path, model_name: str) -> None:
+    """Copy the feature repository: data sets share one registry and store, and each has its own Feast project."""
+    shutil.copytree(root / "feature_repo", folder / "feature_repo", dirs_exist_ok=True)
+    path = folder / "feature_repo/feature_store.yaml"
+    store = path.read_text(encoding="utf-8").replace("../state/", "../../../state/")
+    project = read_yaml(root / "feature_repo/feature_store.yaml")["project"]
+    _write_if_changed(path, store.replace(f"project: {project}", f"project: {model_name}"))
+
+
+def _require_hyper_parameters(params: Params) -> None:
+    """Build the estimator with these hyper-parameters, or the search's lowest, before the stages take their time."""
+    from closedloop.core.training.estimators import require_hyper_parameters
+
+    space = params.tuning.space.get(params.model.type, {}) if params.tuning.trials else {}
+    searched = {name: one.choices[0] if isinstance(one, Choices) else one.low for name, one in space.items()}
+    require_hyper_parameters(params.model.type, {**params.model.params, **searched})
+
+
 def _locate_sources(given: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, str | None]:
-    """Paths of files made absolute, those of the config too, since a workspace is another folder."""
+    """Make the paths of source files absolute: a workspace is another folder, where relative ones would not hold."""
     located: dict[str, str | None] = {}
     for role, described in sources.items():
         path = given.get(role) or (described.path if isinstance(described, FileSource) else None)
@@ -126,20 +187,20 @@ def _locate_sources(given: Mapping[str, Any], sources: Mapping[str, Any]) -> dic
 
 
 def _list_dependencies(path: str, suffix: str) -> list[str]:
-    from closedloop.adapters.sources import list_files
+    from closedloop.tabular.sources import list_files
 
     return [path] if Path(path).exists() else [str(file) for file in list_files(path, f".{suffix}")]
 
 
 def find_stale_stage() -> tuple[str, str] | None:
-    """The stage to run from, and why, if the tracking store changed since in a way that DVC cannot know.
+    """Return the stage to run again from, and the reason, after a change of the tracking store that DVC cannot see.
 
-    It lost the run or the version; or the champion is neither this result nor the one it was compared with, as after
-    parameters went back to earlier ones, whose results DVC takes from its cache.
+    The store may have lost the run or the version. Or the champion is neither this result nor the version that it was
+    compared with: DVC took the result of earlier parameters from its cache.
     """
     try:
-        folder_sha256 = json.loads((METRICS / "registration.json").read_text(encoding="utf-8"))["folder_sha256"]
-        judged_against = json.loads((METRICS / "gates.json").read_text(encoding="utf-8"))["champion"]
+        folder_sha256 = _read(Layout().registration)["folder_sha256"]
+        judged_against = _read(Layout().gates)["champion"]
     except (OSError, ValueError, KeyError):
         return None
     tracking = build_tracking(load_run(PARAMS_FILE))
@@ -154,33 +215,12 @@ def find_stale_stage() -> tuple[str, str] | None:
 
 
 def print_summary(console: Console, folder: Path) -> None:
-    """Rows, gates, the model against the champion, its version, and what to open next."""
-    from rich.table import Table
+    """Print rows, gates, the comparison with the champion, the version, and the pages to open next."""
+    from rich.markup import escape
 
-    def read(name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((METRICS / f"{name}.json").read_text(encoding="utf-8"))
-        return content
-
-    ingested, quality, training = read("ingest"), read("data_quality"), read("training_set")
-    verdict, registered = read("gates"), read("registration")
-    table = Table(title="Gates", title_justify="left", show_edge=False)
-    for column in ("gate", "result", "figure and limit"):
-        table.add_column(column)
-    held = quality["expectations"] - quality["failed_critical"] - quality["failed_warning"]
-    result = "[green]passed" if not quality["failed_critical"] else "[red]failed"
-    table.add_row(
-        "data", result, f"{held} of {quality['expectations']} expectations hold, {quality['failed_warning']} warnings"
-    )
-    serving = training["serving"]
-    compared = (
-        f"{serving['compared']:,} customers online = offline"
-        if serving["materialized"]
-        else "not materialised: older than the store"
-    )
-    table.add_row("skew", "[green]passed", f"{compared}; features of {serving['snapshot']}")
-    for name, gate in verdict["gates"].items():
-        mark = "[green]passed" if gate["passed"] else ("[red]failed" if gate["blocking"] else "[yellow]no win")
-        table.add_row(name, mark, gate["sentence"].removeprefix(f"{name} "))
+    layout = Layout()
+    ingested, training = _read(layout.ingest_metrics), _read(layout.training_set_metrics)
+    verdict, registered = _read(layout.gates), _read(layout.registration)
     parts = ", ".join(f"{name} {part['rows']:,}" for name, part in training["parts"].items())
     console.print(f"\n[bold]Rows[/bold]   {ingested['rows_read']:,} read, {ingested['rows_kept']:,} kept; {parts}")
     for entry in ingested["dropped"]:
@@ -188,21 +228,60 @@ def print_summary(console: Console, folder: Path) -> None:
             f"       dropped for {entry['rule']}: {entry['rows']:,} ({entry['first_reason']:,} for this first)"
         )
     for column, count in ingested.get("blank_values", {}).items():
-        console.print(f"       blank {column}: {count:,}")
+        console.print(f"       blank {column}: {count:,}", markup=False)
     console.print()
-    console.print(table)
-    console.print(f"\n[bold]Model[/bold]  {describe_comparison(verdict)}")
+    console.print(tabulate_gates(_read(layout.data_quality), training["serving"], verdict["gates"]))
+    console.print(f"\n[bold]Model[/bold]  {escape(describe_comparison(verdict))}")
+    if (baseline := verdict["baseline"])["verdict"] == "lose":
+        reason = escape(baseline["reason"])
+        console.print(f"       [yellow]a simple {baseline['model_type']} is better[/yellow]: {reason}")
     console.print(
         f"       {registered['model_name']} version {registered['version']}, alias [bold]{registered['alias']}"
     )
-    where = "" if folder == Path() else f"{folder}/"
-    console.print(
-        f"[bold]Open[/bold]   make ui (MLflow), {where}reports/model_card.html, {where}reports/data_quality.html"
+    where = "" if folder == Path() else escape(f"{folder}/")
+    console.print(f"[bold]Open[/bold]    {where}{START_PAGE}, which links to the others; make ui (MLflow)")
+    newest = folder / layout.features / f"{training['serving']['snapshot']}.parquet"
+    name = None if folder == Path() else folder.name
+    for title, call in list_calls(name, newest, by_make="MAKELEVEL" in os.environ).items():
+        console.print(f"[bold]{title:7}[/bold] {escape(call)}", soft_wrap=True)  # so that it can be copied
+
+
+def tabulate_gates(quality: dict[str, Any], serving: dict[str, Any], gates: dict[str, Any]) -> Table:
+    """Return a table with one line for each gate: the data gate, the skew gate, and the model gates."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Gates", title_justify="left", show_edge=False)
+    for column in ("gate", "result", "figure and limit"):
+        table.add_column(column)
+    held = quality["expectations"] - quality["failed_critical"] - quality["failed_warning"]
+    hold = f"{held} of {count_noun(quality['expectations'], 'expectation')} hold"
+    result = "[green]passed" if not quality["failed_critical"] else "[red]failed"
+    table.add_row(
+        "data",
+        result,
+        f"{hold}, {count_noun(quality['failed_warning'], 'warning')}",
     )
+    compared = (
+        f"{count_noun(serving['compared'], 'customer')} online = offline"
+        if serving["materialized"]
+        else f"not materialised: {serving['reason']}"
+    )
+    table.add_row("skew", "[green]passed", f"{compared}; features of {serving['snapshot']}")
+    for name, gate in gates.items():
+        unmet = "[red]failed" if gate["blocking"] else f"[yellow]{'no win' if name == WIN else 'reported'}"
+        mark = "[green]passed" if gate["passed"] else unmet
+        table.add_row(name, mark, escape(gate["sentence"].removeprefix(f"{name} ")))
+    return table
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def describe_comparison(verdict: dict[str, Any]) -> str:
-    """The model against the champion, in one sentence."""
+    """Return one sentence on how the model compares with the champion."""
     champion, comparison = verdict["champion"], verdict["comparison"]
     if champion is None:
         return "there was no champion to compare with"

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
+from typing import cast
 
-import click
 import numpy as np
 import pytest
 import typer
 import yaml
 from pydantic import BaseModel
+from typer.core import TyperGroup
 
-from closedloop.cli import app
-from closedloop.core.limits import GateLimits
-from closedloop.core.metrics import measure_classification
-from closedloop.core.rollout import STEPS, RolloutPolicy
-from closedloop.environment import TELEMETRY_OFF
-from closedloop.loop.exporter import GAUGES
-from closedloop.params import Params
-from closedloop.serving.app import Application
+from closedloop.cli.main import app
+from closedloop.config.environment import TELEMETRY_OFF
+from closedloop.config.params import Params
+from closedloop.config.settings import Settings
+from closedloop.core.evaluation.gates import REMEDIES
+from closedloop.core.evaluation.limits import GateLimits
+from closedloop.core.evaluation.metrics import measure_classification
+from closedloop.core.features.windows import AGGREGATIONS
+from closedloop.core.release.policy import ReleasePolicy
+from closedloop.core.training.estimators import DEFAULT_PARAMS
+from closedloop.loop.status.exporter import GAUGES
 from closedloop.serving.config import WorkerConfig
-from closedloop.serving.metrics import METRICS
+from closedloop.serving.http.app import Application
+from closedloop.serving.metric_docs import METRICS
 from closedloop.serving.worker import Worker
-from closedloop.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,16 +53,16 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 def list_commands() -> list[str]:
     """As they are typed; hidden ones are for other processes."""
 
-    def walk(group: click.Group, prefix: str = "") -> list[str]:
+    def walk(group: TyperGroup, prefix: str = "") -> list[str]:
         found = []
         for name, command in group.commands.items():
-            if isinstance(command, click.Group):
+            if isinstance(command, TyperGroup):  # Typer carries a click of its own
                 found += walk(command, f"{prefix}{name} ")
             elif not command.hidden:
                 found.append(f"{prefix}{name}")
         return found
 
-    return walk(typer.main.get_command(app))
+    return walk(cast(TyperGroup, typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("command", list_commands())
@@ -71,8 +74,19 @@ def test_no_command_is_documented_that_does_not_exist():
     pages = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))
     named = re.findall(r"`closedloop ([a-z][a-z-]+(?: [a-z][a-z-]+)?)", pages)
     assert len(named) > 50
+    assert find_unknown(named) == []
+    assert find_unknown(["run shop", "release", "release undo", "relase"]) == ["release undo", "relase"]
+
+
+def find_unknown(named: list[str]) -> list[str]:
+    """Commands that do not exist; the second word may be an argument, but not of a group."""
     commands = set(list_commands())
-    assert [name for name in named if name not in commands and name.split()[0] not in commands] == []
+    groups = {name.split()[0] for name in commands if " " in name}
+    return [
+        name
+        for name in named
+        if name not in commands | groups and (name.split()[0] in groups or name.split()[0] not in commands)
+    ]
 
 
 @pytest.mark.parametrize("key", list_keys(Params))
@@ -86,6 +100,12 @@ def test_every_parameter_is_in_the_reference_and_in_params_yaml(key):
             section = section[part]
 
 
+@pytest.mark.parametrize("name", [*DEFAULT_PARAMS, *AGGREGATIONS])
+def test_every_model_type_and_aggregation_is_in_the_reference(name):
+    rows = re.findall(r"^\| `(?:model\.type|features\.window_days)`.*$", REFERENCE, flags=re.MULTILINE)
+    assert re.search(rf"\b{name}\b", " ".join(rows))
+
+
 @pytest.mark.parametrize("key", [key for key in list_keys(Settings) if key not in ("profile", "root")])
 def test_every_setting_is_in_the_reference(key):
     assert f"`{key}`" in REFERENCE
@@ -97,10 +117,18 @@ def test_every_gate_limit_is_in_the_reference_with_its_default(name):
     assert f"| `{name}` | {'null' if default is None else default} |" in REFERENCE
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(RolloutPolicy), ids=lambda field: field.name)
-def test_every_rule_of_a_rollout_is_documented_with_its_default(field):
-    default = f"{len(STEPS)} steps" if field.name == "steps" else field.default
-    assert f"| `{field.name}` | {default} |" in EXPERIMENTS
+def test_every_gate_has_a_remedy_and_the_reference_says_when_it_blocks():
+    limits, rest = REFERENCE.split("\n## Gates\n")[1].split("\n| gate | blocks |\n")
+    judged = {gate for cell in re.findall(r"\| `([\w, ]+)`: ", limits) for gate in cell.split(", ")}
+    blocking = set(re.findall(r"`(\w+)`", rest.split("\n\n")[0]))
+    assert judged <= set(REMEDIES) <= blocking
+
+
+@pytest.mark.parametrize("name", list(ReleasePolicy.model_fields))
+def test_every_rule_of_a_release_is_documented_with_its_default(name):
+    default = ReleasePolicy.model_fields[name].default
+    shown = ", ".join(default) if name == "steps" else "null" if default is None else default
+    assert f"| `{name}` | {shown} |" in EXPERIMENTS
 
 
 @pytest.mark.parametrize("figure", [*measure_classification(np.array([0, 1]), np.array([0.2, 0.7]), 0.5), "intervals"])
@@ -126,9 +154,9 @@ def test_every_figure_of_the_loop_is_documented_as_it_is_shown(name):
 
 
 def test_the_routes_are_documented(tmp_path):
-    application = Application(Worker(WorkerConfig("test_churn", str(tmp_path))))
+    application = Application(Worker(WorkerConfig(model_name="test_churn", state_dir=tmp_path)))
     documented = dict(reversed(route) for route in re.findall(r"^\| `(GET|POST) (/\S+)` \|", SERVING, re.MULTILINE))
-    assert documented == {path: method for path, (method, *_) in application._routes.items()}
+    assert documented == {path: method for path, (method, *_) in application.routes.items()}
 
 
 def test_the_stage_table_has_the_stages_of_the_graph_in_order():
@@ -183,6 +211,80 @@ def find_missing_tests(page: str) -> list[str]:
         if not named:
             missing.append(row)
     return missing
+
+
+def test_every_gate_is_in_the_readme_with_a_test_that_is_there():
+    table = README.split("\n## Gates\n")[1].split("\n## ")[0]
+    assert find_missing_tests(table) == []
+    assert find_missing_tests(table.replace("::test_labels_that_say", "::test_no_labels_say")) == [
+        "tests/e2e/test_model_gates.py::test_no_labels_say_nothing"
+    ]
+    named = {name for row in table.splitlines() if row.startswith("| ") for name in re.findall(r"`(\w+)`", row)}
+    assert set(REMEDIES) | {"data", "skew", "champion_challenger"} <= named
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 250
+
+
+def read_code(page: str) -> list[tuple[str, ...]]:
+    """What the blocks of a page hold, without comments: shell lines as they stand, of the tree the names alone."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [tuple(filter(None, (read_line(kind, line) for line in text.splitlines()))) for kind, text in blocks]
+
+
+def read_line(kind: str, line: str) -> str:
+    if kind == "sh":
+        return line.partition(" # ")[0].strip()
+    return re.split(r"\s{2,}", line.strip())[0] if not kind and not line.startswith("    ") else kind and line
+
+
+def test_the_japanese_readme_has_the_same_commands_files_and_links():
+    japanese = (ROOT / "README.ja.md").read_text(encoding="utf-8")
+    assert read_code(japanese) == read_code(README)
+    assert len(read_code(README)) == 7
+
+    def list_links(page: str) -> list[str]:
+        return [link for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("README")]
+
+    assert sorted(list_links(japanese)) == sorted(list_links(README))
+    assert set(list_words(japanese)) == set(list_words(README))
+    for page in (README, japanese):
+        for link in re.findall(r"\]\(([^)#]+)", page):
+            assert (ROOT / link).exists(), link
+
+
+def list_headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def find_dead_links(page: Path) -> list[str]:
+    dead = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.exists() or (heading and heading not in list_headings(target)):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
+def test_every_link_between_the_pages_leads_to_a_file_and_a_heading(page):
+    assert find_dead_links(page) == []
+
+
+def test_every_page_that_the_code_names_is_there():
+    files = [file for folder in ("src", "k8s", "tests") for file in (ROOT / folder).rglob("*") if file.is_file()]
+    named = {page for file in files for page in re.findall(rb"\bdocs/[a-z0-9/-]+\.md", file.read_bytes())}
+    assert len(named) > 10
+    assert [page for page in sorted(named) if not (ROOT / page.decode()).exists()] == []
+
+
+def list_words(page: str) -> list[str]:
+    """What stands between backticks outside of blocks: commands, files, gates."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL))
 
 
 def test_every_threat_points_at_a_test_that_is_there():
@@ -247,6 +349,7 @@ RUN_BY = {
 # which test runs what else stands there, a block by section and name, a command in the text by how it begins
 READ_BY = {
     ("On one machine", "a first version"): "tests/e2e/test_images.py",
+    ("First model in a cluster", "a first model"): "tests/e2e/test_job_secrets.py",
     ("Deploy", "make the Secrets"): "tests/integration/test_secrets.py",
     ("Roll out images", "roll out"): "tests/integration/test_manifests.py",
     ("Give the service a role of its own", ""): "tests/integration/test_roles.py",
@@ -331,3 +434,21 @@ def test_a_function_of_that_name_is_no_run_of_a_command():
     assert is_run("closedloop store erase", 'run("store", "erase", "--customer-id", "anna")')
     assert is_run("closedloop store erase", 'sh("store erase --customer-id anna")')
     assert not is_run("closedloop store erase", 'Store(url).erase("anna"); "store"; "erase"')
+
+
+def list_alerts() -> dict[str, dict]:
+    groups = yaml.safe_load((ROOT / "k8s/base/observability/rules.yaml").read_text(encoding="utf-8"))["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+@pytest.mark.parametrize(("name", "rule"), list_alerts().items())
+def test_every_alert_has_a_severity_a_page_in_the_runbook_and_cases(name, rule):
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    assert f"\n## {name}\n" in read_runbook()
+    assert f'\n    "{name}": [' in (ROOT / "tests/integration/test_alerts.py").read_text(encoding="utf-8")
+
+
+def test_the_runbook_has_no_alert_that_does_not_exist():
+    alerts = read_runbook().split("# Alerts")[1].split("\n# ")[0]
+    assert re.findall(r"^## (\w+)$", alerts, re.MULTILINE) == list(list_alerts())

@@ -11,7 +11,7 @@ from closedloop.contract import digest_folder
 
 SAME = (
     "data/raw",
-    "data/rollup",
+    "data/daily",
     "data/features",
     "data/training",
     "models/candidate",

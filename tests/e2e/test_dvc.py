@@ -57,7 +57,7 @@ def test_lineage_names_the_data_that_dvc_recorded(committed):
 
 
 def test_lineage_digests_the_parameters_whatever_their_order(committed):
-    from closedloop.params import parse_params
+    from closedloop.config.params import parse_params
 
     lineage = committed.read_json("models/candidate/contract.json")["lineage"]
     path = committed.root / "params.yaml"
@@ -101,7 +101,7 @@ def test_plots_open_without_a_network(committed, tmp_path):
         page.wait_for_function(
             f"document.querySelectorAll('.vega-embed svg.marks').length == {len(DRAWN)}", timeout=120_000
         )
-        titles = page.locator(".vega-embed svg.marks .role-title-text").all_text_contents()
+        titles = page.locator("h2").all_text_contents()
         # the extent in pixels of a plot's lines and rectangles
         drawn = page.eval_on_selector_all(
             ".vega-embed svg.marks",

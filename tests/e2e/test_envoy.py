@@ -17,7 +17,7 @@ import pytest
 
 from closedloop.bootstrap import build_releases, load_run
 from closedloop.contract import digest_folder
-from closedloop.loop.rollback import promote
+from closedloop.release.by_hand import promote
 from tests.http_service import HttpService, Load, wait_until
 from tests.istio import DELAY_SECONDS, run_envoy
 from tests.manifests import render
@@ -117,6 +117,7 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
     place = tmp_path / "mesh"
     place.mkdir()
     monkeypatch.setenv("PATH", str(place), prepend=":")
+    monkeypatch.setenv("CLOSEDLOOP_SERVING__COUNT_SENT_FEATURES", "true")
     with contextlib.ExitStack() as stack:
         stable, canary = stack.enter_context(run_two(project, monkeypatch))
         pods = {"serving": [(labels[0], stable.port), (labels[1], canary.port)]}
@@ -126,6 +127,7 @@ def test_the_split_is_the_virtual_services_and_a_canary_that_errs_is_rolled_back
             "TRAFFIC": "istio",
             "PROMETHEUS": prometheus,
             "REQUESTS_MIN": "200",
+            "REQUESTS_A_DAY": "100000",  # those of the seconds before would not fill a canary of 5%
             "LATENCY_SLACK_MS": "5000",  # the machine may be busy
         }.items():
             monkeypatch.setenv(f"CLOSEDLOOP_RELEASE__{name}", value)

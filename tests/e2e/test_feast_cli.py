@@ -19,7 +19,8 @@ import pytest
 
 from closedloop.adapters.feast import Features
 from closedloop.bootstrap import build_features, load_run
-from closedloop.featureset import FeatureSet
+from closedloop.config.featureset import FeatureSet
+from tests import online_rows
 
 pytestmark = pytest.mark.thorough
 
@@ -34,7 +35,7 @@ VOLATILE = re.compile(
 
 def describe_registry(features: Features) -> dict[str, str]:
     """Every definition in this project's registry, as text."""
-    store = features._store()
+    store = features.open_store()
     found = [*store.list_entities(), *store.list_data_sources(), *store.list_feature_views()]
     protos = {f"{type(item).__name__} {item.name}": item for item in [*found, *store.list_feature_services()]}
     return {name: VOLATILE.sub("", str(item.to_proto())) for name, item in protos.items()}
@@ -43,7 +44,7 @@ def describe_registry(features: Features) -> dict[str, str]:
 def read_online(features: Features) -> pd.DataFrame:
     """What the online store answers for everybody in the newest published snapshot."""
     rows = pd.read_parquet(features.offline_dir / f"{NEWEST}.parquet")
-    answer = features.read_online(rows["customer_id"].tolist(), as_of=MOMENT)
+    answer = online_rows.read_online(features, rows["customer_id"].tolist(), as_of=MOMENT)
     return answer.features.assign(state=answer.state, snapshot_at=answer.snapshot_at).set_index(rows["customer_id"])
 
 
@@ -55,7 +56,7 @@ def read_published(features: Features) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Told:
+class FeastRun:
     """What was there before `feast apply` and after each command, and what the commands printed."""
 
     earlier: Features
@@ -81,7 +82,7 @@ def empty_tables(database: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(small_shop: Any, tmp_path_factory: pytest.TempPathFactory) -> Told:
+def feast_run(small_shop: Any, tmp_path_factory: pytest.TempPathFactory) -> FeastRun:
     """A shop that changed its windows after it was trained, and shares its store with another data set."""
     shop = small_shop.copy(tmp_path_factory.mktemp("feast") / "project")
 
@@ -116,37 +117,40 @@ def told(small_shop: Any, tmp_path_factory: pytest.TempPathFactory) -> Told:
         printed |= dict(zip(lists, pool.map(lambda what: feast(repo, what, "list"), lists), strict=True))
     for name, described in registries.items():
         described.append(describe_registry(projects[name]))
-    return Told(earlier, current, other, registries, online, emptied, printed)
+    return FeastRun(earlier, current, other, registries, online, emptied, printed)
 
 
-def test_lists_show_the_current_definition_and_the_earlier_one(told: Told) -> None:
-    both = {told.earlier.features.service, told.current.features.service}
+def test_lists_show_the_current_definition_and_the_earlier_one(feast_run: FeastRun) -> None:
+    both = {feast_run.earlier.features.service, feast_run.current.features.service}
     assert len(both) == 2
     for what in ("feature-views", "feature-services"):
-        lines = told.printed[what].splitlines()[1:]
+        lines = feast_run.printed[what].splitlines()[1:]
         assert {line.split()[0] for line in lines if line.startswith("shop_churn_")} == both
-    assert f"{told.current.features.service}:purchase_count_14d" in told.printed["feature-services"]
-    assert f"{told.earlier.features.service}:purchase_sum_30d" in told.printed["feature-services"]
+    assert f"{feast_run.current.features.service}:purchase_count_14d" in feast_run.printed["feature-services"]
+    assert f"{feast_run.earlier.features.service}:purchase_sum_30d" in feast_run.printed["feature-services"]
 
 
-def test_apply_and_materialize_change_no_definition(told: Told) -> None:
-    for before, after in told.registries.values():
+def test_apply_and_materialize_change_no_definition(feast_run: FeastRun) -> None:
+    for before, after in feast_run.registries.values():
         assert after == before
-    assert {name for name in told.registries["current"][1] if name.startswith("FeatureView ")} == {
-        f"FeatureView {features.features.service}" for features in (told.earlier, told.current)
+    assert {name for name in feast_run.registries["current"][1] if name.startswith("FeatureView ")} == {
+        f"FeatureView {features.features.service}" for features in (feast_run.earlier, feast_run.current)
     }
 
 
-def test_apply_leaves_what_is_online_and_how_new_it_is(told: Told) -> None:
-    for before, after, _ in told.online.values():
+def test_apply_leaves_what_is_online_and_how_new_it_is(feast_run: FeastRun) -> None:
+    for before, after, _ in feast_run.online.values():
         assert set(before["state"]) == {"fresh"}
         pd.testing.assert_frame_equal(before, after, check_exact=True)
         assert set(before["snapshot_at"]) == {MOMENT}
 
 
-def test_materialize_brings_both_definitions_online_to_the_last_bit(told: Told) -> None:
-    assert set(told.emptied["state"]) == {"unknown"}
-    for features, frames in ((told.earlier, told.online["earlier"]), (told.current, told.online["current"])):
+def test_materialize_brings_both_definitions_online_to_the_last_bit(feast_run: FeastRun) -> None:
+    assert set(feast_run.emptied["state"]) == {"unknown"}
+    for features, frames in (
+        (feast_run.earlier, feast_run.online["earlier"]),
+        (feast_run.current, feast_run.online["current"]),
+    ):
         published = read_published(features)
         assert len(published) > 1000
         pd.testing.assert_frame_equal(frames[-1], published, check_exact=True, check_like=True)

@@ -10,14 +10,16 @@ import sqlite3
 
 import pandas as pd
 
-from closedloop.adapters.tables import write_table
+from closedloop.config.layout import Layout
+from closedloop.tabular.tables import write_table
 
 
 def compute_leaking_features(shop, days):
     """Every snapshot's features from events up to ``days`` after it: the engine runs with a clock that is ahead."""
     from closedloop.bootstrap import build_engine, load_run
-    from closedloop.featureset import build_window_spec
-    from closedloop.stages.features import build_features, list_feature_snapshots
+    from closedloop.config.featureset import build_window_spec
+    from closedloop.stages.features import write_window_features
+    from closedloop.stages.parts.snapshots import list_feature_snapshots
 
     run, data = load_run(shop.root / "params.yaml", root=shop.root), shop.root / "data"
     spec = build_window_spec(run.params, run.dataset)
@@ -28,16 +30,13 @@ def compute_leaking_features(shop, days):
     columns = run.dataset.columns
     attributes = dict.fromkeys(columns.numeric, "numeric") | dict.fromkeys(columns.categorical, "categorical")
     with build_engine(run) as engine:
-        build_features(
-            data / "raw/events",
-            data / "raw/customers.parquet",
-            data / "rollup",
-            data / "ahead",
+        write_window_features(
+            Layout(raw=data / "raw", daily=data / "daily", features=data / "ahead"),
+            engine,
             spec=spec,
             snapshots=[snapshot + ahead for snapshot in snapshots],
             attributes=attributes,
             since_column=columns.since,
-            engine=engine,
         )
     for snapshot in snapshots:
         rows = pd.read_parquet(data / f"ahead/{snapshot + ahead:%Y-%m-%d}.parquet")
@@ -58,7 +57,7 @@ def test_features_that_know_one_day_of_the_future(shop_copy):
     gates = shop_copy.read_json("metrics/gates.json")["gates"]
     assert {name for name, gate in gates.items() if gate["blocking"] and not gate["passed"]} == {"feature_cutoff"}
     assert gates["feature_cutoff"]["figure"] > 100
-    assert "GateFailed: 1 of 13 gates failed" in output
+    assert "GateFailed: 1 of 18 gates failed" in output
     assert "must be <= 0 (rows that differ, 500 checked; first: customer C" in output
     assert "from the events before the snapshot" in output
 
@@ -113,7 +112,7 @@ def test_an_online_store_that_answers_otherwise_than_it_was_told(shop_copy):
     before = (shop_copy.root / "metrics/training_set.json").read_bytes()
     output = " ".join(shop_copy.run("training-set", status=2).output.split())
     assert customers > 1000
-    assert "GateFailed: skew gate: 1000 of 1000 customers differ online (limit 0); first: customer C" in output
+    assert "GateFailed: skew gate: 1000 of 1,000 customers differ online (limit 0); first: customer C" in output
     assert "column age: offline" in output
     assert "online 1.0" in output
     assert (shop_copy.root / "metrics/training_set.json").read_bytes() == before

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from closedloop.params import merge_values
+from closedloop.config.params import merge_values
 from tests.compose import run_compose
 from tests.conftest import SMALL_SHOP
 from tests.docker_engine import run_engine
@@ -114,7 +114,7 @@ def test_an_image_holds_no_tools_no_caches_and_says_what_it_is(engine, images, t
     assert found["Labels"]["org.opencontainers.image.version"] == "1.2.3"
     assert found["Labels"]["org.opencontainers.image.revision"] == "abc123"
     assert run_once(engine, f"closedloop-{target}", "-c", LEFT_OVERS, options=["--entrypoint=sh"]) == ""
-    assert "closedloop: train, gate and register" in run_once(engine, f"closedloop-{target}", "--help")
+    assert "monitor and retrain a churn model" in run_once(engine, f"closedloop-{target}", "--help")
 
 
 def test_the_serving_image_holds_what_serving_imports_alone(engine, images):
@@ -197,7 +197,7 @@ def test_the_container_answers_is_healthy_and_drains_without_a_failed_request_or
 def test_the_jobs_image_works_as_nobody_on_a_read_only_root(engine, images, tmp_path):
     options = ["--volume=/state", "--memory=2g"]
     assert "is up to date" in run_once(engine, "closedloop-jobs", "store", "upgrade", options=options)
-    command = ["ingest", "--raw=/state/raw", "--metrics=/state/ingest.json"]
+    command = ["ingest", "--raw=/state/raw", "--ingest-metrics=/state/ingest.json"]
     assert "rows read" in run_once(engine, "closedloop-jobs", *command, options=options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import http.server
+import re
 import subprocess
 import threading
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from closedloop.adapters.store import Store
+from closedloop.bootstrap import build_features, load_run
 from closedloop.records import Prediction
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
 from tests.cluster import Cluster, build_image
+from tests.docs.test_docs import read_commands
 from tests.manifests import ROOT
 from tests.production import run_production
 from tests.releases import NAME, register_versions
@@ -71,7 +75,7 @@ class Place:
 
     def log_predictions(self, customers):
         """As the service does."""
-        store = Store(self.store)
+        store = Predictions(Database(self.store))
         store.insert(
             [
                 Prediction(
@@ -81,7 +85,7 @@ class Place:
                 for one in customers
             ]
         )  # fmt: skip
-        store.close()
+        store.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +100,12 @@ def place(tmp_path_factory, make_project):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in given.items():
                 patch.setenv(name, value)
-            register_versions(project.root, {"1": 0.0, "2": 0.01})
+            service = build_features(load_run(project.root / "params.yaml", root=project.root)).features.service
+            register_versions(project.root, {"1": 0.0, "2": 0.01}, service)
         secrets = {
             "closedloop-store": {"url": given["CLOSEDLOOP_OPERATIONS__URL"]},
             "closedloop-features": {"overrides": given["CLOSEDLOOP_FEATURES__OVERRIDES"]},
+            "closedloop-release": {"journal-key": given["CLOSEDLOOP_RELEASE__JOURNAL_KEY"]},
             "closedloop-tracking": {
                 "username": given["MLFLOW_TRACKING_USERNAME"],
                 "password": given["MLFLOW_TRACKING_PASSWORD"],
@@ -123,14 +129,14 @@ def test_every_command_does_its_work_with_the_secrets_that_it_is_given(place):
     customers = pd.read_parquet(published)["customer_id"].tolist()[:5]
     place.log_predictions(customers)
     said = place.run("CronJob", "outcomes", CLOSED)
-    assert "0 predictions and 0 outcomes are gone" in said
-    assert "5 outcomes of 1 snapshots stored" in said
+    assert "deleted: 0 predictions and 0 outcomes" in said
+    assert "5 outcomes of 1 snapshot stored" in said
     working = [[*place.cluster.folder.glob(f"claims/*/{name}/{NAME}/raw")] for name in ("refresh", "outcomes")]
     assert list(map(len, working)) == [1, 1]
     said = place.run("CronJob", "erase", CUSTOMER=customers[0])
     assert not any(folder.exists() for (folder,) in working)
-    assert "1 online and 1 published rows of features are gone, in " in said
-    assert "1 predictions and 1 outcomes are gone" in said
+    assert "deleted rows of features: online 1, published 1, in " in said
+    assert "deleted: 1 prediction and 1 outcome" in said
     assert customers[0] not in set(pd.read_parquet(published)["customer_id"])
 
     assert "champion 1; version 2 in shadow" in place.run("CronJob", "release-start", MODEL_VERSION="2")
@@ -140,3 +146,13 @@ def test_every_command_does_its_work_with_the_secrets_that_it_is_given(place):
 
     # what a command would have made, had it opened a store whose address it was not given
     assert [*place.cluster.folder.rglob("*.db")] == []
+
+
+def test_the_first_model_of_a_cluster_becomes_champion_by_the_runbooks_jobs(place):
+    """Two versions are registered in place of the training; the Job promotes the second, since the first one serves."""
+    retrain, refresh, promote = read_commands("First model in a cluster")["a first model"].splitlines()
+    assert (retrain, refresh) == ("make cluster-job JOB=retrain", "make cluster-job JOB=refresh")
+    job, version = re.fullmatch(r"make cluster-job JOB=(\S+) MODEL_VERSION=(\d+)", promote).groups()
+    assert version == "1"
+    place.run("CronJob", "refresh")
+    assert "champion 2" in place.run("CronJob", job, MODEL_VERSION="2")

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import signal
 import struct
 import subprocess
-import time
-from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from closedloop.adapters.mlflow import Tracking
+from closedloop.config.settings import Settings
 from tests.browser import keep_pictures, open_browser, require_chromium
-from tests.services import find_free_port
+from tests.programs import run_mlflow_ui
 
 pytestmark = pytest.mark.thorough
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
-# One worker: the default four take three times as long to start on two cores.
-SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_WORKERS": "1"}
-READY_SECONDS = 150
 SEEN_MILLISECONDS = 120_000
 READ_PICTURE = "async picture => Array.from(new Uint8Array(await (await fetch(picture.src)).arrayBuffer()))"
 CHAMPION_RUN, CHALLENGER_RUN = "hist_gradient_boosting 2024-01-01", "logistic_regression 2024-01-01"
@@ -51,40 +46,11 @@ def challenged(small_shop, tmp_path_factory):
     return copied
 
 
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection, suppress(OSError):
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        with suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"mlflow ui ended with status {server.wait(timeout=0.3)}:\n{log.read_text()}")
-    pytest.fail(f"mlflow ui did not answer within {READY_SECONDS} s:\n{log.read_text()}")
-
-
 @pytest.fixture(scope="module")
 def address(chromium, challenged, tmp_path_factory):
     """Plain `mlflow ui` in the project's folder: it has to find mlflow.db there by itself."""
-    port, log = find_free_port(), tmp_path_factory.mktemp("server") / "mlflow_ui.log"
-    # the stages, which ran in this process, have set MLFLOW_TRACKING_URI
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            ["mlflow", "ui", "--port", str(port)],
-            cwd=challenged.root,
-            env=inherited | SERVER,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_until_healthy(server, port, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)  # it only reads
-        server.wait()
+    with run_mlflow_ui(challenged.root, tmp_path_factory.mktemp("server") / "mlflow_ui.log") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +107,7 @@ def test_run_page_shows_every_metric(page, small_shop, kept):
         f"{part}_{name}": float(value)
         for part, values in parts.items()
         for name, value in values.items()
-        if name != "intervals"
+        if name not in ("intervals", "next_period")
     }
     open_run(page, CHAMPION_RUN)
     expect(page.get_by_text(f"Metrics ({len(expected)})")).to_be_visible()
@@ -216,14 +182,11 @@ def test_trials_are_nested_in_their_run(page, kept):
     expect(page.get_by_role("link", name=CHALLENGER_RUN)).to_be_visible()
 
 
-@pytest.mark.parametrize(("given", "port"), [([], 5000), (["PORT=5123"], 5123)])
-def test_make_ui_starts_the_same_server_on_the_port(tmp_path, given, port):
-    """MLflow's own command line parser, given what `make ui` typed, sees the store that plain `mlflow ui` finds."""
-    from mlflow.cli import server
-
-    command = tmp_path / ".venv/bin/mlflow"
+@pytest.mark.parametrize(("given", "options"), [([], ""), (["PORT=5123"], "--port=5123")])
+def test_make_ui_hands_the_port_on(tmp_path, given, options):
+    command = tmp_path / ".venv/bin/closedloop"
     command.parent.mkdir(parents=True)
-    command.write_text('#!/bin/sh\necho "$MLFLOW_DISABLE_TELEMETRY $MLFLOW_SERVER_ENABLE_JOB_EXECUTION $@"\n')
+    command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
     typed = subprocess.run(
         ["make", "--file", MAKEFILE, "--assume-old", "install", "ui", *given],
@@ -233,8 +196,38 @@ def test_make_ui_starts_the_same_server_on_the_port(tmp_path, given, port):
         text=True,
         check=True,
     ).stdout
-    no_telemetry, jobs, name, *arguments = typed.split()
-    assert (no_telemetry, jobs, name) == ("true", "false", "ui")
-    parsed = server.make_context(name, arguments).params
-    assert (parsed["host"], parsed["port"]) == ("127.0.0.1", port)
-    assert parsed["backend_store_uri"] == "sqlite:///mlflow.db"
+    assert typed.split() == ["ui", *options.split()]
+
+
+def test_the_ui_is_that_of_the_projects_store(small_shop):
+    """MLflow's own command line parser, given what `closedloop ui` starts."""
+    from mlflow.cli import server
+
+    tracking = Tracking(Settings(root=small_shop.root), "shop_churn")
+    address, command = tracking.list_ui_command(5123)
+    assert command is not None
+    assert command[1:4] == ["-m", "mlflow", "ui"]
+    parsed = server.make_context("ui", command[4:]).params
+    assert (parsed["host"], parsed["port"], address) == ("127.0.0.1", 5123, "http://127.0.0.1:5123")
+    assert parsed["backend_store_uri"] == f"sqlite:///{small_shop.root / 'mlflow.db'}"
+
+
+@pytest.mark.browser
+def test_the_address_that_is_told_opens_on_the_runs_which_are_described(browser, address, challenged, kept):
+    expect.set_options(timeout=SEEN_MILLISECONDS)
+    tracking = Tracking(Settings(root=challenged.root), "shop_churn")
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.goto(address + tracking.find_experiment_page())
+    page.get_by_role("link", name=CHAMPION_RUN, exact=True).click()
+    page.get_by_text("Show more", exact=True).click()
+    expect(page.get_by_text("closedloop release start VERSION")).to_be_visible()
+    for name in ("lift", "calibration"):  # MLflow leaves the alternative text out
+        picture = page.locator(f"img[src$='path=evaluation/figures/{name}.png']")
+        expect(picture).to_have_js_property(
+            "naturalWidth", read_png_size(challenged.root / f"reports/test/{name}.png")[0]
+        )
+    page.screenshot(path=kept / "mlflow_run.png", full_page=True)
+    page.close()
+    described = [tracking.read_version(number).description for number in ("1", "2")]
+    assert "No champion yet" in described[0]
+    assert " version 1: " in described[1]

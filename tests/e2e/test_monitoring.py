@@ -12,14 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from closedloop.adapters.checks import Checks, Retraining
 from closedloop.adapters.mlflow import Tracking
 from closedloop.adapters.onnxruntime import OnnxScorer
-from closedloop.adapters.store import Store
+from closedloop.config.settings import load_settings
 from closedloop.contract import MODEL_FILE, read_contract
-from closedloop.core.estimators import encode_frame
+from closedloop.core.training.estimators import encode_frame
+from closedloop.processes import start_process
 from closedloop.records import Outcome, Prediction, digest_position
-from closedloop.settings import load_settings
+from closedloop.store.checks import Checks, Retraining
+from closedloop.store.database import Database
+from closedloop.store.journal import Journal
+from closedloop.store.predictions import Predictions
 from tests.conftest import Project
 
 pytestmark = pytest.mark.thorough
@@ -55,12 +58,12 @@ def log_predictions(project: Project, rows: pd.DataFrame, at: dt.datetime, versi
     ]
     store = open_store(project)
     assert store.insert(records).predictions == len(records)
-    store.close()
+    store.database.close()
     return records
 
 
-def open_store(project: Project) -> Store:
-    return Store(f"sqlite:///{project.root / 'state/operations.db'}")
+def open_store(project: Project) -> Predictions:
+    return Predictions(Database(f"sqlite:///{project.root / 'state/operations.db'}"))
 
 
 def list_churned(project: Project, customers: set[str]) -> dict[str, int]:
@@ -76,8 +79,8 @@ def list_churned(project: Project, customers: set[str]) -> dict[str, int]:
 
 def read_champion(project: Project) -> str:
     store = open_store(project)
-    deployed = store.read_deployment("shop_churn")
-    store.close()
+    deployed = Journal(store.database).read_deployment("shop_churn")
+    store.database.close()
     assert deployed is not None
     return deployed.champion_version
 
@@ -95,24 +98,28 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project) -> None:
     log_predictions(shop_copy, shifted, SNAPSHOT + 1.5 * DAY, version)
     noticed = shop_copy.run("monitor", "--as-of", "2024-01-03", "--fail-on", "watch", status=2)
     assert "age (" in noticed.output
-    assert "GateFailed: monitor: the verdict is" in noticed.output
+    assert "GateFailed: the verdict is" in noticed.output
     assert shop_copy.run("monitor", "--as-of", "2024-01-03").output.splitlines()[0] == noticed.output.splitlines()[0]
+    told = json.loads(shop_copy.run("monitor", "--as-of", "2024-01-03", "--json").stdout)
+    assert noticed.output.startswith(f"{told['check']['verdict']}: version {told['check']['model_version']}")
+    assert "age" in told["check"]["evidence"]["drift"]["drifted"]
+    assert told["report"].startswith("report: ")
 
     too_early = shop_copy.run("outcomes", "--as-of", "2024-01-30")
     assert too_early.output.count("0 outcomes of 0 snapshots stored")
     labelled = shop_copy.run("outcomes", "--as-of", "2024-01-31").output
     expected = list_churned(shop_copy, set(rows["customer_id"]))
-    assert f"{len(expected):,} outcomes of 1 snapshots stored; left out: {len(rows):,} of customers" in labelled
-    assert "0 outcomes of 1 snapshots stored" in shop_copy.run("outcomes", "--as-of", "2024-02-02").output
+    assert f"{len(expected):,} outcomes of 1 snapshot stored; left out: {len(rows):,} of customers" in labelled
+    assert "0 outcomes of 1 snapshot stored" in shop_copy.run("outcomes", "--as-of", "2024-02-02").output
     store = open_store(shop_copy)
     found = store.list_outcomes("shop_churn", as_of=SNAPSHOT + 30 * DAY, horizon_days=30)
-    store.close()
+    store.database.close()
     assert dict(zip(found["customer_id"], found["outcome"], strict=True)) == expected
 
     shop_copy.run("monitor", "--as-of", "2024-01-31")
-    checks = Checks(f"sqlite:///{shop_copy.root / 'state/operations.db'}")
+    checks = Checks(Database(f"sqlite:///{shop_copy.root / 'state/operations.db'}"))
     newest, *before = checks.list_checks("shop_churn")
-    checks.close()
+    checks.database.close()
     assert [check.until for check in before] == [SNAPSHOT + 2 * DAY, SNAPSHOT + DAY]
     assert newest.since == SNAPSHOT + 2 * DAY
     few = "0 customers since the last window, 500 are needed"
@@ -137,9 +144,9 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project) -> None:
 
 
 def list_retrainings(project: Project) -> list[Retraining]:
-    checks = Checks(f"sqlite:///{project.root / 'state/operations.db'}")
+    checks = Checks(Database(f"sqlite:///{project.root / 'state/operations.db'}"))
     found = checks.list_retrainings("shop_churn")
-    checks.close()
+    checks.database.close()
     return found
 
 
@@ -157,11 +164,11 @@ def test_a_breach_retrains_once_whatever_dies_and_however_often_it_is_looked_at(
     answered = log_predictions(shop_copy, rows, SNAPSHOT + DAY / 2, version)
     store = open_store(shop_copy)
     store.insert([Outcome(one.prediction_id, 1 - one.decision, SNAPSHOT + 30 * DAY) for one in answered])
-    store.close()
+    store.database.close()
     monitor = ["closedloop", "monitor", "--as-of", "2024-01-31", "--no-report"]
     run = {"cwd": shop_copy.root, "env": os.environ | {"CLOSEDLOOP_MONITORING__RETRAIN": "true"}, "text": True}
 
-    with subprocess.Popen(monitor, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **run) as first:
+    with start_process(monitor, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **run) as first:
         assert first.stderr
         for line in first.stderr:  # the first word of a stage
             if "ingest  " in line:
@@ -170,9 +177,9 @@ def test_a_breach_retrains_once_whatever_dies_and_however_often_it_is_looked_at(
     [open_one] = list_retrainings(shop_copy)
     assert open_one.state == "running"
     assert open_one.requested_by == "monitor"
-    assert "outcomes: Brier score" in open_one.reason
+    assert "outcomes: a recalibration would win back" in open_one.reason
 
-    begun = [subprocess.Popen(monitor, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **run) for _ in range(2)]
+    begun = [start_process(monitor, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **run) for _ in range(2)]
     told = [process.communicate()[0] for process in begun]
     assert [process.returncode for process in begun] == [0, 0], told
     assert all(f"retrain: version {version}" in output for output in told)

@@ -18,7 +18,7 @@ from collections import Counter
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.online import encode_key
+from closedloop.adapters.online_format import encode_key
 from tests.http_service import HttpService, Load, run_service, wait_until
 from tests.model_folders import ROWS, pack_value, write_model_folder
 from tests.services import require, run_postgres, run_redis
@@ -92,7 +92,7 @@ def test_a_spool_that_is_full_while_the_store_is_away_is_answered_503_until_it_d
                     answered.add(answer["prediction_id"])
                     return True
                 assert (status, answer["error"]["code"]) == (503, "unavailable")
-                assert "bytes wait for the operations store, 100000 may" in answer["error"]["message"]
+                assert "bytes wait for the operations store, 100000 are allowed" in answer["error"]["message"]
                 return False
 
             def read_stored():
@@ -159,11 +159,11 @@ def test_an_online_store_that_is_away_stops_requests_by_id_alone(root, tmp_path)
                 status, after = ask()
                 assert (status, after["probability"]) == (200, before["probability"])
             write_redis_row(redis, "ben")
-            erase = [sys.executable, "-m", "closedloop.cli", "store", "erase", "--customer-id", "anna"]
+            erase = [sys.executable, "-m", "closedloop.cli.main", "store", "erase", "--customer-id", "anna"]
             environment = os.environ | {"CLOSEDLOOP_FEATURES__OVERRIDES": online}
             ran = subprocess.run(erase, cwd=root, env=environment, capture_output=True, text=True, check=False)
             assert ran.returncode == 1, ran.stderr  # nobody published what is online here
-            assert "1 online rows of features are gone; nothing is published in " in ran.stderr
+            assert "deleted rows of features: online 1; nothing is published in " in ran.stderr
             assert ask()[0] == 400
             assert service.call("POST", "/predict", {"customer_id": "ben"})[0] == 200
         assert load.failures == []

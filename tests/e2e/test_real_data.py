@@ -95,7 +95,7 @@ def test_online_retail_is_predicted_as_well_as_is_honest(retail):
     assert retail.read_json("metrics/registration.json")["model_name"] == "online_retail_churn"
 
 
-def test_online_retail_dirt_is_counted_and_kept_to_the_row(retail):
+def test_online_retail_broken_rules_are_counted_and_kept_to_the_row(retail):
     report = retail.read_json("metrics/ingest.json")
     rows = {entry["rule"]: entry["rows"] for entry in report["dropped"]}
     assert report["rows_read"] == 541_909

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from closedloop.bootstrap import build_features, load_run
+from tests import online_rows
 
 FIRST, NEXT, LATER, OLDER, REFUSED = "2023-05-20", "2023-05-21", "2023-08-01", "2023-06-20", "2023-08-02"
 WORK = Path("state/refresh/shop_churn")
@@ -22,10 +23,10 @@ NEVER_SEEN = "nobody"
 
 @dataclass(frozen=True)
 class Step:
-    """What a refresh printed; the files of the roll-up by name, with inode and time; the feature rows that it made."""
+    """What a refresh printed; its daily aggregates by file name, with inode and time; its feature rows."""
 
     output: str
-    rollup: dict[str, tuple[int, int]]
+    daily: dict[str, tuple[int, int]]
     rows: pd.DataFrame
     online: pd.DataFrame
 
@@ -33,7 +34,7 @@ class Step:
 def read_online(root: Path, ids: list[str], as_of: str) -> pd.DataFrame:
     """Features, ``snapshot_at`` and ``state`` at ``as_of``, by customer."""
     run = load_run(root / "params.yaml", root=root, overrides={"as_of": as_of})
-    answer = build_features(run).read_online(ids, as_of=run.params.as_of_at)
+    answer = online_rows.read_online(build_features(run), ids, as_of=run.params.as_of_at)
     return answer.features.assign(snapshot_at=answer.snapshot_at, state=answer.state).set_axis(ids)
 
 
@@ -48,7 +49,7 @@ def steps(young_shop: Any) -> dict[str, Step]:
         output = young_shop.run("refresh", "--as-of", as_of, status=2 if as_of == REFUSED else 0).output
         files = {
             path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
-            for path in (young_shop.root / WORK / "rollup").iterdir()
+            for path in (young_shop.root / WORK / "daily").iterdir()
         }
         rows = pd.read_parquet(young_shop.root / WORK / "features")
         ids = ids or sorted(rows["customer_id"])
@@ -85,7 +86,7 @@ def test_refresh_brings_the_snapshot_online_without_training(young_shop, steps):
 
 
 def test_refresh_rolls_up_new_days_only(steps):
-    before, after = steps[FIRST].rollup, steps[NEXT].rollup
+    before, after = steps[FIRST].daily, steps[NEXT].daily
     assert after.keys() - before.keys() == {f"{FIRST}.parquet"}
     assert {name for name in before if after.get(name) != before[name]} == set()
 

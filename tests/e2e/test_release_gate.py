@@ -24,7 +24,7 @@ def make_champion(shop, version):
     import datetime as dt
 
     from closedloop.bootstrap import build_releases, load_run
-    from closedloop.stages.deploy import deploy_champion
+    from closedloop.release.moves import deploy_champion
 
     releases = build_releases(load_run(shop.root / "params.yaml", root=shop.root))
     deploy_champion(releases, version, now=dt.datetime.now(dt.UTC), actor="a test", reason="for the test")
@@ -32,9 +32,9 @@ def make_champion(shop, version):
 
 @pytest.fixture(scope="module")
 def weak_shop(small_shop, tmp_path_factory):
-    """Version 2 saw a tenth of the iterations of the champion, version 1; every other gate passes."""
+    """Version 2 saw a fiftieth of the iterations of the champion, version 1; every other gate passes."""
     shop = small_shop.copy(tmp_path_factory.mktemp("weak") / "project")
-    shop.change_params({"model": {"params": {"max_iter": 12}}})
+    shop.change_params({"model": {"params": {"max_iter": 3}}})
     shop.run("train")
     shop.run("evaluate")
     return shop

@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from closedloop.processes import start_process
+
 pytestmark = pytest.mark.thorough
 
 # A process that has imported everything and forks one child a command: a child starts at once, and is killed as any
 # process is. Numbers of a child's file operations follow from the code alone, unlike times.
 SPAWNER = """
 import glob, json, os, sqlite3, sys, time
-from closedloop.environment import set_environment
+from closedloop.config.environment import set_environment
 set_environment()
 for name in sys.argv[1:]:
     __import__(name)
@@ -81,7 +83,7 @@ for line in sys.stdin:
         output = os.open(task["output"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(output, 1), os.dup2(output, 2)
         watch(task)
-        from closedloop import cli
+        from closedloop.cli import main as cli
         sys.argv, code = ["closedloop", *task["arguments"]], 0
         try:
             cli.main()
@@ -100,7 +102,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 IMPORTED = (
-    "closedloop.cli",
+    "closedloop.cli.main",
     "feast.infra.offline_stores.duckdb",
     "great_expectations",
     "ibis",
@@ -119,13 +121,13 @@ DIFFERENT_EACH_TIME = {
     "reports/data_docs",
     "reports/model_card.html",
 }
-FILE_BY_FILE = {"data/rollup"}  # DVC keeps it between runs; each file in it is replaced on its own
+FILE_BY_FILE = {"data/daily"}  # DVC keeps it between runs; each file in it is replaced on its own
 FIRST_PARTIAL = ("os.mkdir", ".partial")
 # Where each stage is killed: just before an operation on a path, by words of both, or once a file is there ("seen").
 MOMENTS: dict[str, list[tuple[Any, ...]]] = {
     "ingest": [FIRST_PARTIAL, ("os.rename", "data/raw"), ("os.rename", "metrics/ingest.json")],
     "validate": [("os.rename", "reports/data_docs"), ("os.rename", "metrics/data_quality.json")],
-    "features": [("os.rename", "data/rollup/"), FIRST_PARTIAL, ("os.rename", "data/features")],
+    "features": [("os.rename", "data/daily/"), FIRST_PARTIAL, ("os.rename", "data/features")],
     "training-set": [
         FIRST_PARTIAL,
         ("seen", "state/feast/online.db-wal", None, 1_000_000),
@@ -170,7 +172,7 @@ class Spawner:
 
 @pytest.fixture(scope="module")
 def spawner(tmp_path_factory):
-    process = subprocess.Popen(
+    process = start_process(
         [sys.executable, "-W", "ignore", "-c", SPAWNER, *IMPORTED],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -179,7 +181,7 @@ def spawner(tmp_path_factory):
     assert process.stdout.readline() == "ready\n"
     yield Spawner(process, tmp_path_factory.mktemp("spawner"))
     process.stdin.close()
-    process.wait(60)
+    process.wait(300)
     process.stdout.close()
 
 
@@ -266,7 +268,7 @@ def test_a_killed_stage_leaves_whole_outputs_and_the_next_run_makes_it_good(stag
         if name not in FILE_BY_FILE:
             age_output(shop.root, name)
     if stage == "features":
-        next((shop.root / "data/rollup").iterdir()).unlink()  # so that there is something to roll up
+        next((shop.root / "data/daily").iterdir()).unlink()  # so that there is something to roll up
     if stage == "training-set":
         (shop.root / "state/feast/online.db").unlink()  # the same rows would be written over without a trace
     old = {name: read_output(shop.root, name) for name in new}

@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from closedloop.adapters.mlflow import Tracking
+from closedloop.config.settings import load_settings
 from closedloop.contract import digest_folder, read_contract
-from closedloop.settings import load_settings
+from closedloop.processes import start_process
 from tests.conftest import SMALL_SHOP, SOURCE_ROOT, Project
+from tests.http_service import wait_until
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
 TRIGGER = "0123456789abcdef"
@@ -60,6 +62,12 @@ def run(shop: Project, *arguments: str, status: int = 0, answer: str | None = No
     return ran.stderr
 
 
+def count_stages(shop: Project) -> int:
+    """Processes that work for the project's retraining."""
+    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return sum(str(shop.root) in line and "executor_main" in line for line in lines)
+
+
 def list_stages(told: str) -> list[str]:
     """Those that ran, in the stages' order."""
     return [stage for stage in STAGES if f"{stage:>12}  " in told]
@@ -79,12 +87,14 @@ def find_model(shop: Project) -> Path:
 
 
 def test_killed_and_repeated_it_registers_one_challenger_with_its_cause(shop):
-    with subprocess.Popen(COMMAND, cwd=shop.root, stderr=subprocess.PIPE, text=True) as process:
+    with start_process(COMMAND, cwd=shop.root, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        for line in process.stderr:  # the stage that is running goes on alone
+        for line in process.stderr:
             if "checking" in line:
+                assert count_stages(shop) > 0
                 process.send_signal(signal.SIGKILL)
                 break
+    wait_until(lambda: count_stages(shop) == 0, "the end of the stage that was running")
     assert execute(shop, "SELECT state FROM retrainings") == [("running",)]
     told = run(shop, *COMMAND, answer="1\n")
     assert "is registered, version 1" in told
@@ -107,20 +117,25 @@ def test_the_same_trigger_again_does_nothing(shop):
     assert len(list_versions(shop)) == 1
 
 
-def test_it_took_the_last_ninety_days_of_closed_snapshots(shop):
+def test_killed_before_it_could_record_its_version_it_registers_nothing_twice(shop):
+    execute(shop, "UPDATE retrainings SET state = 'running', model_version = NULL")
+    assert "is registered, version 1" in run(shop, *COMMAND)
+    assert len(list_versions(shop)) == 1
+
+
+def test_it_used_as_many_snapshots_as_a_run_and_tested_the_newest_on_who_was_held_out(shop):
     lineage = read_contract(find_model(shop)).lineage
-    assert [f"{day}" for day in lineage.train_snapshots] == ["2023-09-03", "2023-10-03"]
-    assert [f"{day}" for day in lineage.validation_snapshots] == ["2023-11-02"]
-    assert [f"{day}" for day in lineage.test_snapshots] == ["2023-12-02"]
+    newest = "2023-12-02"
+    assert [f"{day}" for day in lineage.validation_snapshots + lineage.test_snapshots] == [newest, newest]
+    assert [f"{day}" for day in lineage.train_snapshots] == ["2023-09-03", "2023-10-03", "2023-11-02", newest]
 
 
 def test_the_model_is_the_one_that_dvc_repro_makes(shop):
     """Other processes, another hash seed, other folders: the same bytes."""
     before = digest_folder(find_model(shop))
-    dates = {"start_date": "2023-09-03", "end_date": "2023-12-02"}
     path = shop.root / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    shop.change_params({"data": dates})
+    shop.change_params({"split": {"by": "customer"}})
     # the contract says whether the code was as committed: params.yaml has its own digest there, and may not differ
     subprocess.run(["git", "update-index", "--assume-unchanged", "params.yaml"], cwd=shop.root, check=True)
     try:
@@ -132,19 +147,13 @@ def test_the_model_is_the_one_that_dvc_repro_makes(shop):
     assert len(list_versions(shop)) == 1
 
 
-def test_killed_before_it_could_record_its_version_it_registers_nothing_twice(shop):
-    execute(shop, "UPDATE retrainings SET state = 'running', model_version = NULL")
-    assert "is registered, version 1" in run(shop, *COMMAND)
-    assert len(list_versions(shop)) == 1
-
-
 def test_a_gate_that_says_no_is_on_record_with_its_sentence(shop):
     path = shop.root / "configs/datasets/shop.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["expectations"][0]["kwargs"]["min_value"] = 1_000_000
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     told = run(shop, "closedloop", "retrain", "--trigger-id", "t-2", "--reason", "a test", status=2)
-    assert "GateFailed: retraining t-2 is refused: validate: data gate: 1 critical expectation" in told
+    assert "GateFailed: retraining t-2 is refused: validate: data gate: failed critical expectations: 1 of 19" in told
     [(state, detail)] = execute(shop, "SELECT state, detail FROM retrainings WHERE trigger_id = 't-2'")
     assert state == "refused"
     assert "1000000" in detail.replace(",", "")

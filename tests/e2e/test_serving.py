@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+import os
+import signal
 import sqlite3
+import time
 import urllib.request
 from contextlib import closing
 
 import pytest
 
-from closedloop.bootstrap import build_store, build_tracking, load_run, locate_serving_state
+from closedloop.bootstrap import build_tracking, load_run, locate_serving_state
 from closedloop.contract import MODEL_FILE, NumericFeature, digest_folder
-from closedloop.serving.drain import measure_depth
-from closedloop.serving.slots import Slot, Slots, write_slots
-from closedloop.serving.spool import list_spools
+from closedloop.serving.log.progress import measure_waiting, read_progress
+from closedloop.serving.log.segments import list_spools
+from closedloop.serving.slots.slots import Slot, Slots
+from tests.deployments import deploy
 from tests.http_service import FullLoad, HttpService, Load, OpenRequests, run_service, wait_until
-from tests.model_folders import FEATURES, ROWS, expected_score, write_model_folder
+from tests.model_folders import FEATURES, ROWS, expected_score, write_model_folder, write_slots
 
 pytestmark = pytest.mark.thorough
 
@@ -38,8 +43,8 @@ def state(root):
     The service's own, over a store without a schema, would write its note of that into slots as it read them before.
     """
     run = load_run(root / "params.yaml", root=root)
-    with closing(build_store(run)) as store:
-        store.upgrade()
+    with closing(run.database) as database:
+        database.upgrade()
     return locate_serving_state(run)
 
 
@@ -76,7 +81,7 @@ def test_what_was_answered_is_stored_once_however_often_the_server_is_killed(roo
         service.stop()
     stored = read_stored(root)
     assert len(stored) == len(set(stored)) >= len(answered) >= KILLS * 500
-    assert measure_depth(spool_root) == 0
+    assert measure_waiting(spool_root, read_progress(spool_root)) == 0
     assert "Traceback" not in service.read_log()
 
 
@@ -111,6 +116,25 @@ def test_workers_end_with_the_server_that_started_them(root, tmp_path):
         service.stop()
     stored = read_stored(root)
     assert len(stored) == len(set(stored))
+
+
+def test_workers_without_a_processor_for_longer_than_a_health_check_allows_go_on(root, tmp_path):
+    """As where the processors are busy: nothing asks a worker for a sign of life, so that none is ended for want of it.
+
+    uvicorn's own supervisor would end one that says nothing for 5 seconds, and start the next, which is no faster.
+    """
+    with run_service(root, "--model", str(tmp_path / "model"), CLOSEDLOOP_SERVING__WORKERS="2") as service:
+        workers = service.find_children("closedloop.serving.process.server")
+        assert len(workers) == 2
+        for worker in workers:  # one of them, and then both
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(7)
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        for _ in range(20):
+            assert service.call("POST", "/predict", {"features": ROWS[0]})[0] == 200
+        assert service.find_children("closedloop.serving.process.server") == workers
+    assert "is started again" not in service.read_log()
 
 
 def test_versions_are_swapped_under_load_and_no_answer_is_of_two(root, state, tmp_path):
@@ -188,11 +212,11 @@ def test_versions_that_do_not_hold_are_refused_and_the_old_one_goes_on(root, sta
 def test_the_registered_champion_serves_customers_of_the_online_store_and_a_release_is_taken_up(shop_copy):
     import pandas as pd
 
-    from closedloop.adapters.store import Deployment
-    from closedloop.serving.metrics import METRICS
+    from closedloop.core.release.entries import Deployment
+    from closedloop.serving.metric_docs import METRICS
 
     run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
-    tracking, store = build_tracking(run), build_store(run)
+    tracking = build_tracking(run)
     snapshots = list((shop_copy.root / "data/features").glob("*.parquet"))
     customers = pd.read_parquet(shop_copy.root / "data/features/2024-01-01.parquet")["customer_id"]
     with run_service(shop_copy.root) as service:
@@ -202,14 +226,13 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
         assert (status, refused["error"]["details"][0]["field"]) == (400, "customer_id")
         first = tracking.client.get_model_version(NAME, "1")
         tracking.register(first.source, first.run_id, first.tags)
-        row = store.read_deployment(NAME)
-        store.write_deployment(Deployment(NAME, 0, "2", "salt-2", row.updated_at), expected_revision=row.revision)
+        deploy(run.database, Deployment(NAME, 0, "2", "salt-2", dt.datetime.now(dt.UTC)))
         wait_until(lambda: service.call("GET", "/health")[1]["model_version"] == "2", "the release")
         again = service.call("POST", "/predict", {"customer_id": customers[0]})[1]
         assert again["probability"] == pytest.approx(answer["probability"], abs=1e-6)
         gone = shop_copy.run("store", "erase", "--customer-id", customers[0]).output
         published = sum(customers[0] in set(pd.read_parquet(path)["customer_id"]) for path in snapshots)
-        assert f"1 online and {published} published rows of features are gone" in gone
+        assert f"deleted rows of features: online 1, published {published}, in" in gone
         status, refused = service.call("POST", "/predict", {"customer_id": customers[0]})
         assert (status, refused["error"]["details"][0]["value"]) == (400, customers[0])
         assert service.call("POST", "/predict", {"customer_id": customers[1]})[0] == 200
@@ -220,4 +243,4 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
         with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics") as page:
             shown = page.read().decode()
         assert {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")} == set(METRICS)
-    store.close()
+    run.database.close()

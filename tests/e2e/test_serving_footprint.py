@@ -46,5 +46,5 @@ def test_the_worker_imports_no_training_library_and_stays_small(project, tmp_pat
         assert service.call("GET", "/model/info")[0] == 200
         assert read_memory_mb(worker) <= MEMORY_MB_MAX
     own = set((seen / f"{worker}.txt").read_text().splitlines())  # the agent, which may import them, has its own
-    assert {"numpy", "onnxruntime", "msgspec", "closedloop.serving.app"} <= own
+    assert {"numpy", "onnxruntime", "msgspec", "closedloop.serving.http.app"} <= own
     assert not own & TRAINING

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.adapters.store import Store
 from closedloop.errors import ClosedloopError
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
 from tests.http_service import run_service, wait_until
 from tests.model_folders import ROWS, write_model_folder, write_online_rows
 
@@ -376,7 +377,7 @@ def test_poisoned_outcomes_never_reach_the_store(make_project, tmp_path):
         statuses = {call(own, "o", "/outcomes", {"prediction_id": made_up[0], "outcome": 0})[0] for _ in range(400)}
         assert statuses == {404, 429}
 
-        store = Store(f"sqlite:///{roots[0] / 'state/operations.db'}")
+        store = Predictions(Database(f"sqlite:///{roots[0] / 'state/operations.db'}"))
         later = dt.datetime.now(dt.UTC) + dt.timedelta(days=40)
 
         def read_outcomes():
@@ -388,5 +389,5 @@ def test_poisoned_outcomes_never_reach_the_store(make_project, tmp_path):
         wait_until(lambda: len(read_outcomes()) == len(known), "the outcomes")
         wait_until(lambda: own.read_metric("spool_depth_bytes") == 0, "an empty spool")
         assert read_outcomes() == dict.fromkeys(known, 1)  # corrections are kept, and count for nothing
-        store.close()
+        store.database.close()
     assert "Traceback" not in own.read_log()

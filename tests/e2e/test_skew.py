@@ -9,8 +9,9 @@ import msgspec
 import pandas as pd
 import pytest
 
-from closedloop.adapters.online import encode_key
-from closedloop.adapters.store import Store
+from closedloop.adapters.online_format import encode_key
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
 from tests.http_service import run_service, wait_until
 from tests.model_folders import pack_value
 
@@ -41,7 +42,8 @@ def wait_for_rows(project, ids):
 
 def score_elsewhere(project):
     """A file that was scored brings features of its own, which nobody was served."""
-    with contextlib.closing(Store(f"sqlite:///{project.root / 'state/operations.db'}")) as store:
+    with contextlib.closing(Database(f"sqlite:///{project.root / 'state/operations.db'}")) as database:
+        store = Predictions(database)
         [one, *_] = next(iter(store.read_predictions(NAME)))
         changes = {"prediction_id": "elsewhere", "source": "batch", "features": (1e9, *one.features[1:])}
         assert store.insert([msgspec.structs.replace(one, **changes)]).predictions == 1
@@ -63,7 +65,7 @@ def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_
         wait_for_rows(shop_copy, [inline["prediction_id"]])
         score_elsewhere(shop_copy)
         same = shop_copy.run("skew")
-        assert f"{CUSTOMERS + 1} requests were served {CUSTOMERS} rows, all as in training" in same.output
+        assert f"{CUSTOMERS + 1:,} requests were served {CUSTOMERS:,} rows, all as in training" in same.output
         victim, right = customers[7], float(rows["age"].iloc[7])
         with contextlib.closing(sqlite3.connect(shop_copy.root / "state/feast/online.db")) as online, online:
             (table,) = [
@@ -77,7 +79,7 @@ def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_
         assert "all as in training" in shop_copy.run("skew").output  # nobody was served it yet
         wait_for_rows(shop_copy, ask(service, customers))
     found = shop_copy.run("skew", status=2)
-    assert f"skew gate: 1 of {CUSTOMERS + 1} rows that were served differ (limit 0)" in found.output
+    assert f"skew gate: 1 of {CUSTOMERS + 1:,} rows that were served differ (limit 0)" in found.output
     assert f"customer {victim}, column age: offline {right}, online {right + 1}" in found.output
     assert "no request by customer" in shop_copy.run("skew", "--since", "2999-01-01", status=1).output
     for file in (shop_copy.root / "state/feast/offline" / NAME).rglob("2024-01-01.parquet"):

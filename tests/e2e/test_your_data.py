@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 import sqlalchemy
 import yaml
 from pydantic import BaseModel
+from rich.console import Console
 
-from closedloop import dataset as config_module
 from closedloop.bootstrap import build_features, load_run
-from closedloop.dataset import DatasetConfig
-from closedloop.workflow import prepare_workspace
+from closedloop.config.dataset import DatasetConfig
+from closedloop.workflow import prepare_workspace, print_summary
+from tests.http_service import HttpService
+from tests.online_rows import read_online
 
 SOURCE_ROOT = Path(__file__).parents[2]
 PAGE = (SOURCE_ROOT / "docs/your-data.md").read_text(encoding="utf-8")
@@ -87,7 +91,7 @@ def test_the_pages_sample_lines_have_the_columns_of_the_generated_files(page_pro
             assert all(len(line.split(",")) == len(text.splitlines()[0].split(",")) for line in text.splitlines())
 
 
-def test_the_example_shows_every_kind_of_dirt(trained):
+def test_the_example_shows_every_kind_of_broken_rule(trained):
     report = trained["coffee"].read_json("metrics/ingest.json")
     hits = {entry["rule"]: entry["rows"] for entry in report["dropped"]}
     assert hits["missing_id"] == 1
@@ -102,15 +106,12 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> set[str]:
     keys = set()
     for name, field in model.model_fields.items():
         keys.add(f"{prefix}{name}")
-        inner = field.annotation
-        for found in (*re.findall(r"closedloop\.dataset\.(\w+)", str(inner)), getattr(inner, "__name__", "")):
-            nested = getattr(config_module, found, None)
-            if (
-                isinstance(nested, type)
-                and issubclass(nested, BaseModel)
-                and name in ("columns", "cleaning", "label", "source")
-            ):
-                keys |= list_keys(nested, f"{name}.") if not prefix else set()
+        kinds = [*get_args(field.annotation), field.annotation]
+        nested = [part for kind in kinds for part in (*get_args(kind), kind)]
+        if not prefix and name in ("columns", "cleaning", "label", "source"):
+            for kind in nested:
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    keys |= list_keys(kind, f"{name}.")
     return keys
 
 
@@ -263,15 +264,15 @@ def read_newest(workspace) -> pd.DataFrame:
     return pd.read_parquet(newest).set_index("customer_id").drop(columns="event_timestamp")
 
 
-def read_online(workspace, ids: list[str], monkeypatch):
+def ask(workspace, ids: list[str], monkeypatch):
     run = load(workspace, monkeypatch)
-    return build_features(run).read_online(ids, as_of=run.params.as_of_at)
+    return read_online(build_features(run), ids, as_of=run.params.as_of_at)
 
 
 def test_an_id_that_both_have_is_two_customers_online(trained, page_project, monkeypatch):
     coffee, members = trained["coffee"], trained["members"]
     both, stranger = read_newest(coffee).index[:2]
-    before = read_online(coffee, [both], monkeypatch).features
+    before = ask(coffee, [both], monkeypatch).features
     csv = page_project.root / "members.csv"
     original = csv.read_text(encoding="utf-8")
     try:
@@ -280,19 +281,19 @@ def test_an_id_that_both_have_is_two_customers_online(trained, page_project, mon
     finally:
         csv.write_text(original, encoding="utf-8")
     for workspace in (coffee, members):
-        answer = read_online(workspace, [both], monkeypatch)
+        answer = ask(workspace, [both], monkeypatch)
         assert answer.state.tolist() == ["fresh"]
         expected = read_newest(workspace).loc[both].to_dict()
         assert answer.features.iloc[0].to_dict() == pytest.approx(expected, nan_ok=True)
-    pd.testing.assert_frame_equal(read_online(coffee, [both], monkeypatch).features, before)
-    assert read_online(members, [stranger], monkeypatch).state.tolist() == ["unknown"]
+    pd.testing.assert_frame_equal(ask(coffee, [both], monkeypatch).features, before)
+    assert ask(members, [stranger], monkeypatch).state.tolist() == ["unknown"]
 
 
 def test_each_has_its_own_project_in_one_feature_store(trained, monkeypatch):
     views = {}
     for name, workspace in trained.items():
         features = build_features(load(workspace, monkeypatch))
-        store = features._store()
+        store = features.open_store()
         assert store.project == f"{name}_churn"
         views[name] = {view.name for view in store.list_feature_views()}
         stored = yaml.safe_load((workspace.root / "feature_repo/feature_store.yaml").read_text(encoding="utf-8"))
@@ -307,3 +308,40 @@ def test_tracked_files_stay_as_they_were(trained, page_project):
         assert (page_project.root / name).read_bytes() == (SOURCE_ROOT / name).read_bytes()
     assert not (page_project.root / "data").exists()
     assert not (page_project.root / "metrics").exists()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["coffee", "members"])
+def test_the_last_lines_of_a_run_name_commands_that_work_as_they_stand(trained, page_project, monkeypatch, name):
+    """In the project's folder, in this order; the service of the first line goes on meanwhile."""
+    console = Console(file=io.StringIO(), width=80)
+    with contextlib.chdir(trained[name].root):
+        print_summary(console, Path("workspaces") / name)
+    lines = console.file.getvalue().splitlines()[-4:]
+    calls = dict(line.split(maxsplit=1) for line in lines)
+    assert list(calls) == ["Serve", "Score", "Watch", "Release"]
+    program, *before, command = calls.pop("Serve").split()
+    assert (program, command) == ("closedloop", "serve")
+    service = HttpService(page_project.root, before=tuple(before))
+    try:
+        service.start()
+        assert service.call("GET", "/health")[1]["model_name"] == f"{name}_churn"
+        shown = {title: run_line(page_project.root, call) for title, call in calls.items()}
+    finally:
+        service.stop()
+    scores = pd.read_parquet(trained[name].root / "data/scores.parquet")
+    assert scores["score"].between(0, 1).all()
+    assert len(scores) > 100
+    assert f"{name}_churn" in shown["Watch"]
+    assert "answers with version 1" in shown["Watch"]
+    # a table's outcomes are reported; those of events close by themselves
+    due = {"coffee": "nothing is due", "members": "report to the service what became of the customers"}
+    assert f"Next: {due[name]}" in shown["Watch"]
+    assert "promote: champion 1" in shown["Release"]
+
+
+def run_line(root: Path, line: str) -> str:
+    ran = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, check=False, timeout=300)  # noqa: S602
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.adapters.store import Store
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
 from tests.services import PostgresServer, run_postgres
 
 
@@ -28,9 +29,9 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path) -> Iterator[Predictions]:
     """A store in a file of the test's own; tests of the store itself take a `database`."""
-    made = Store(f"sqlite:///{tmp_path / 'operations.db'}")
-    made.upgrade()
+    made = Predictions(Database(f"sqlite:///{tmp_path / 'operations.db'}"))
+    made.database.upgrade()
     yield made
-    made.close()
+    made.database.close()

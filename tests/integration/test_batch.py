@@ -24,25 +24,25 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from closedloop.adapters.onnx import export_model
-from closedloop.adapters.onnxruntime import OnnxScorer
-from closedloop.adapters.row_tables import find_table, insert_rows, read_rows
-from closedloop.adapters.store import Deployment, Store
-from closedloop.adapters.trees import split_trees
-from closedloop.contract import NumericFeature, digest_file, digest_folder, encode_row, read_contract
-from closedloop.core.estimators import build_pipeline, describe_features, encode_frame, round_thresholds
+from closedloop.contract import CategoricalFeature, NumericFeature, digest_file, digest_folder, read_contract
+from closedloop.core.release.entries import Deployment
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.files import take_lock
 from closedloop.records import digest_position, is_issued, seal_id
-from closedloop.serving.batch import BatchOptions, score_batch
-from closedloop.serving.champion import open_champion
-from closedloop.serving.chunks import ChunkScorer, seal_rows
-from closedloop.serving.columns import ColumnChecker
-from closedloop.serving.jobs import LOCK_FILE
+from closedloop.rules import CUSTOMER_ID_RULE, Breach, RefusedRequest
+from closedloop.scoring.batch import BatchOptions, score_batch
+from closedloop.scoring.champion import open_champion
+from closedloop.scoring.chunks import ChunkScorer, seal_rows
+from closedloop.scoring.columns import ColumnChecker
+from closedloop.scoring.jobs import LOCK_FILE
+from closedloop.serving.clock import WALL_CLOCK
 from closedloop.serving.models import load_model
-from closedloop.serving.requests import RefusedRequest, RequestChecker
-from closedloop.serving.slots import Slot, Slots, write_slots
-from closedloop.serving.spool import take_lock
-from tests.model_folders import FEATURES, expected_score, write_model_folder
+from closedloop.serving.requests import RequestChecker
+from closedloop.serving.slots.slots import Slot, Slots
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.tabular.row_tables import find_table, insert_rows, read_rows
+from tests.model_folders import FEATURES, expected_score, pack_row, write_model_folder, write_slots
 from tests.services import PASSWORD, run_postgres
 
 pytestmark = pytest.mark.thorough
@@ -79,7 +79,7 @@ def score(source, target, slot, tmp_path, **options):
     return score_batch(str(source), str(target), slot, BatchOptions(**chosen), state_dir=tmp_path / "state")
 
 
-def read_ids(store: Store) -> Counter[str]:
+def read_ids(store: Predictions) -> Counter[str]:
     return Counter(found.prediction_id for some in store.read_predictions("test_churn") for found in some)
 
 
@@ -130,6 +130,23 @@ def test_rows_without_customers_are_named_by_number(tmp_path, slot):
     assert found["row"].tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
+@pytest.mark.parametrize("also", [True, False])
+def test_the_output_has_the_ids_of_the_data_sets_own_column(tmp_path, slot, also):
+    """A raw file as it is trained on; a column customer_id beside it means something else."""
+    rows = make_rows(6).rename(columns={"customer_id": "member"})
+    rows["member"] = [7.0, 8.0, None, 9.0, 10.0, 11.0]
+    rows = rows.assign(customer_id="other") if also else rows
+    rows.to_csv(tmp_path / "in.csv", index=False)
+    rows.to_parquet(tmp_path / "in.parquet")
+    with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection:
+        rows.to_sql("members", connection, index=False)
+    for source in ("in.csv", "in.parquet", f"sqlite:///{tmp_path / 'club.db'}#members"):
+        place = source if "#" in source else tmp_path / source
+        score(place, tmp_path / "out.parquet", slot, tmp_path, id_column="member")
+        found = pd.read_parquet(tmp_path / "out.parquet")
+        assert sorted(map(str, found["customer_id"])) == sorted(["7", "8", "None", "9", "10", "11"])
+
+
 def test_other_types_and_columns_that_mean_the_same(tmp_path, slot):
     rows = make_rows(9).assign(customer_id=range(9), colour="red")
     rows = rows.astype({"age": "int32", "plan": "category"})
@@ -165,8 +182,11 @@ ROWS = st.lists(
     st.tuples(
         NUMBERS,
         NUMBERS,
-        st.none() | st.sampled_from(["basic", "plus", "Plus", "", "basic ", "pläs"]),
-        st.none() | st.sampled_from(["", "C1", "C\n", "é", "\u200b", "x" * 200, "x" * 201, "\x7f", " "]),
+        st.none() | st.sampled_from(["basic", "plus", "Plus", "", "basic ", "pläs", " "]),
+        st.none()
+        | st.sampled_from(
+            ["", "C1", "C\n", "é", "\u200b", "x" * 200, "x" * 201, "\x7f", " ", "7.0", " C1", "007", "2e+16"]
+        ),
     ),
     min_size=1,
     max_size=30,
@@ -184,23 +204,25 @@ def test_every_row_gets_the_verdict_of_the_service(slot, rows, nullable):
     table = pa.Table.from_arrays(arrays, names)
     checked = ColumnChecker(contract, MARGIN, table.schema, is_text=False, place="rows").check(table)
     service = RequestChecker(contract, MARGIN)
-    kept, packed, values, breaches = [], [], [], []
+    kept, packed, values, customers, breaches = [], [], [], [], []
     for place, row in enumerate(rows):
-        # files say NaN where JSON can only say null
-        features = [None if value is None or value != value else value for value in row[:3]]
-        body = {"features": dict(zip(names, features, strict=False)), "customer_id": row[3]}
+        # files say NaN, or leave a text blank, where JSON can only say null
+        given_ = [None if value != value or value in ("", " ") else value for value in row]
+        body = {"features": dict(zip(names, given_[:3], strict=False)), "customer_id": given_[3]}
         try:
             request = service.check(body, "")
         except RefusedRequest as refused:
             breaches += [(place, breach) for breach in refused.breaches]
         else:
             kept.append(place)
-            packed.append(encode_row(contract.features, dict(zip(names, request.values, strict=False)))[0])
+            customers.append(request.customer_id)
+            packed.append(pack_row(contract.features, dict(zip(names, request.values, strict=False)))[0])
             values.append(request.values)
     assert checked.kept.tolist() == kept
     expected = np.array(packed, dtype=np.float32).reshape(-1, 3)
     np.testing.assert_array_equal(checked.matrix, expected)
     assert checked.list_values(0, len(kept)) == values
+    assert checked.customers.to_pylist() == customers
     assert list(checked.breaches) == breaches
 
 
@@ -224,8 +246,81 @@ def test_the_verdict_on_a_cell_of_text_does_not_depend_on_the_others(slot, cells
         assert (place in together) == (0 in alone), cell
         if alone:
             number = together[place]
-            assert alone[0] == number or (math.isnan(alone[0]) and math.isnan(number) and cell is None)
-            assert cell is None or number == np.float32(cell)  # Python reads it so, too
+            if cell is None or not cell.strip():
+                assert math.isnan(alone[0])
+                assert math.isnan(number)
+            else:
+                assert alone[0] == number == np.float32(cell)  # Python reads it so, too
+
+
+CODES = [0, 1, 2, None]
+COLUMNS_OF_CODES = {
+    "int64": pa.array(CODES, pa.int64()),
+    "int8": pa.array(CODES, pa.int8()),
+    "double": pa.array(CODES, pa.float64()),
+    "float": pa.array(CODES, pa.float32()),
+    "NaN": pa.array([0.0, 1.0, 2.0, math.nan], from_pandas=False),
+    "decimal": pa.array(["0.00", "1.00", "2.00", None]).cast(pa.decimal128(9, 2)),
+    "text": pa.array(["0", "1", "2", None]),
+    "text of floats": pa.array(["0.0", "1.0", "2.0", None]),
+    "large text": pa.array(["0.0", " 1", "2", ""], pa.large_string()),
+    "dictionary": pa.array(["0", "1.0", "2", None]).dictionary_encode(),
+    "dictionary of numbers": pa.array(CODES, pa.float64()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS_OF_CODES)
+def test_codes_and_ids_are_read_alike_whatever_type_their_column_has(slot, name):
+    level = CategoricalFeature(name="level", categories=("0", "1", "2"))
+    contract = read_contract(Path(slot.folder)).model_copy(update={"features": (level,)})
+    table = pa.table({"level": COLUMNS_OF_CODES[name], "customer_id": COLUMNS_OF_CODES[name]})
+    checked = ColumnChecker(contract, MARGIN, table.schema, is_text=False, place="rows").check(table)
+    assert list(checked.breaches) == []
+    assert checked.matrix[:, 0].tolist() == [0, 1, 2, -1]
+    assert checked.list_values(0, 4) == [("0",), ("1",), ("2",), (None,)]
+    assert checked.customers.to_pylist() == ["0", "1", "2", None]
+
+
+def test_a_boolean_is_one_category_at_every_door(slot):
+    """As training reads it (`parse_codes`): its text, and neither a number nor one's text."""
+    features = (
+        CategoricalFeature(name="paid", categories=("False", "True")),
+        CategoricalFeature(name="level", categories=("0", "1")),
+        NumericFeature(name="age", minimum=0.0, maximum=1.0),
+    )
+    contract = read_contract(Path(slot.folder)).model_copy(update={"features": features})
+    asked = RequestChecker(contract, MARGIN)
+    for value, taken in ((True, "True"), ("True", "True"), (False, "False")):
+        row = {"paid": value, "level": "1", "age": 1}
+        for request in (asked.check({"features": row}, ""), asked.read(json.dumps({"features": row}).encode(), "")):
+            assert request.values == (taken, "1", 1.0)
+    refused = {"paid": "true", "level": True, "age": True}  # a CSV file's "true" is another text
+    with pytest.raises(RefusedRequest) as found:
+        asked.read(json.dumps({"features": refused}).encode(), "")
+    assert {breach.field for breach in found.value.breaches} == {f"features.{name}" for name in refused}
+    for paid, level in (([True, False], [True, False]), (["True", "true"], ["0", "True"])):
+        table = pa.table({"paid": paid, "level": level, "age": [1.0, 1.0]})
+        checked = ColumnChecker(contract, MARGIN, table.schema, is_text=False, place="rows").check(table)
+        bad = {(row, breach.field.removeprefix("features.")) for row, breach in checked.breaches}
+        assert bad == ({(0, "level"), (1, "level")} if level[0] is True else {(1, "paid"), (1, "level")})
+
+
+@pytest.mark.parametrize(
+    ("ids", "value"),
+    [
+        (pa.array([1.0, 2e16]), 2e16),
+        (pa.array([1.0, 2.0**24], pa.float32()), 2.0**24),
+        (pa.array(["1", "2e+16"]), "2e+16"),
+        (pa.array([1.0, 1.5]), 1.5),
+    ],
+)
+def test_an_id_that_has_lost_digits_is_refused(slot, ids, value):
+    level = CategoricalFeature(name="level", categories=("0",))
+    contract = read_contract(Path(slot.folder)).model_copy(update={"features": (level,)})
+    table = pa.table({"level": ["0", "0"], "customer_id": ids})
+    checked = ColumnChecker(contract, MARGIN, table.schema, is_text=False, place="rows").check(table)
+    assert checked.breaches == [(1, Breach("customer_id", value, CUSTOMER_ID_RULE))]
+    assert (checked.kept.tolist(), checked.customers.to_pylist()) == ([0], ["1"])
 
 
 def test_bad_rows_are_named_and_not_scored(tmp_path, slot):
@@ -239,10 +334,10 @@ def test_bad_rows_are_named_and_not_scored(tmp_path, slot):
     assert (result.scored, result.rejected, result.rejects) == (36, 4, tmp_path / "out.rejects.jsonl")
     assert [json.loads(line) for line in result.rejects.read_text().splitlines()] == [
         {"row": 5, "field": "features.visits_30d", "value": 31.0, "rule": "from 0 to 30"},
-        {"row": 18, "field": "features.plan", "value": "gold", "rule": "one of basic, plus or null"},
-        {"row": 23, "field": "customer_id", "value": "C\x00", "rule": "a text of 1 to 200 printable characters"},
+        {"row": 18, "field": "features.plan", "value": "gold", "rule": 'one of "basic", "plus" or null'},
+        {"row": 23, "field": "customer_id", "value": "C\x00", "rule": CUSTOMER_ID_RULE},
         {"row": 40, "field": "features.age", "value": None, "rule": "number"},
-        {"row": 40, "field": "features.plan", "value": "gold", "rule": "one of basic, plus or null"},
+        {"row": 40, "field": "features.plan", "value": "gold", "rule": 'one of "basic", "plus" or null'},
     ]
     found = pd.read_parquet(tmp_path / "out.parquet")
     good = rows.drop(index=[4, 17, 22, 39])
@@ -283,8 +378,14 @@ BAD_FILES = {
     "missing column": (lambda path: make_rows(3).drop(columns="age").to_parquet(path), "no column age; its columns: c"),
     "text": (lambda path: make_rows(3).astype({"age": str}).to_parquet(path), "column age holds .*, expected numbers"),
     "truth": (lambda path: make_rows(3).assign(age=True).to_parquet(path), "column age holds bool, expected numbers"),
-    "numbers": (lambda path: make_rows(3).assign(plan=1).to_parquet(path), "column plan holds int64, expected text"),
-    "ids": (lambda path: make_rows(3).assign(customer_id=1.5).to_parquet(path), "customer_id holds double, expected"),
+    "codes": (
+        lambda path: make_rows(3).assign(plan=NOON).to_parquet(path),
+        "column plan holds .*, expected text or nu",
+    ),
+    "ids": (
+        lambda path: make_rows(3).assign(customer_id=True).to_parquet(path),
+        "customer_id holds bool, expected tex",
+    ),
     "times": (lambda path: make_rows(3).assign(event_timestamp="x").to_parquet(path), "event_timestamp holds .* times"),
     "twice": (write_twice, "more than one column age"),
     "no Parquet": (lambda path: path.write_bytes(b"PAR1 no"), "cannot be read"),
@@ -303,10 +404,10 @@ def test_a_file_that_cannot_be_scored(tmp_path, slot, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "Empty CSV"),
+        (b"", "the file is empty; a header line"),
         (b"age,plan\n1,basic\n", "no column visits_30d; its columns: age, plan"),
-        (b"age,plan,visits_30d\n40,basic,1\n40,basic\n", "Expected 3 columns, got 2"),
-        (b"age,plan,visits_30d\n40,b\xff,1\n", "UTF8"),
+        (b"age,plan,visits_30d\n40,basic,1\n40,basic\n", "line 3: the number of cells is 2, but 3 in the header"),
+        (b"age,plan,visits_30d\n40,b\xff,1\n", "line 2: holds bytes that are not utf-8"),
         (b"age,plan,visits_30d,event_timestamp\n40,basic,1,soon\n", "event_timestamp.*allowed: times as 2025-01-31T"),
     ],
 )
@@ -334,73 +435,34 @@ def test_wrong_arguments(tmp_path, slot):
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def make_training(rows: int = 600) -> tuple[pd.DataFrame, np.ndarray]:
-    draw = np.random.default_rng(3)
-    frame = pd.DataFrame({"a": draw.normal(size=rows), "b": draw.normal(size=rows), "c": draw.choice(["x", "y"], rows)})
-    frame.loc[::9, "a"] = np.nan
-    return frame, (frame["b"] + (frame["c"] == "x") + draw.normal(size=rows)).to_numpy() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("model_type", "params"),
-    [
-        ("random_forest", {"n_estimators": 20, "max_depth": 6}),
-        ("gradient_boosting", {"n_estimators": 20}),
-        ("hist_gradient_boosting", {"max_iter": 20}),
-    ],
-)
-def test_an_operator_a_tree_gives_the_same_scores(tmp_path, model_type, params):
-    frame, labels = make_training()
-    features = describe_features(frame, ["a", "b"], ["c"])
-    pipeline = build_pipeline(
-        features, model_type=model_type, model_params=params, normalize=False, feature_selection=None, seed=1
-    )
-    pipeline = round_thresholds(pipeline.fit(frame, labels))
-    export_model(pipeline, tmp_path / "model.onnx", 3)
-    assert split_trees(tmp_path / "model.onnx", tmp_path / "split.onnx")
-    packed = encode_frame(features, frame)
-    expected = OnnxScorer(tmp_path / "model.onnx").score(packed)
-    np.testing.assert_allclose(OnnxScorer(tmp_path / "split.onnx").score(packed), expected, rtol=0, atol=2e-7)
-    assert np.ptp(expected) > 0.3
-
-
-def test_a_model_without_trees_is_left_alone(tmp_path, slot):
-    assert not split_trees(Path(slot.folder) / "model.onnx", tmp_path / "split.onnx")
-    assert not (tmp_path / "split.onnx").exists()
-
-
-def test_the_quicker_form_of_a_model_has_to_prove_itself(tmp_path, slot, monkeypatch):
-    other = write_model_folder(tmp_path / "other", bias=-0.4)
-    monkeypatch.setattr(
-        "closedloop.serving.batch.split_trees", lambda _, target: bool(shutil.copy(other / "model.onnx", target))
-    )
-    make_rows(3).to_csv(tmp_path / "in.csv", index=False)
-    with pytest.raises(DataError, match="golden rows"):
-        score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path)
-
-
 def test_a_model_that_gives_no_probability_stops_the_run(slot):
-    model = SimpleNamespace(contract=read_contract(Path(slot.folder)), version="7", folder_sha256="0" * 64, scorer=None)
-    many = SimpleNamespace(score=lambda _: np.array([0.1, np.nan]))
+    scorer = SimpleNamespace(score=lambda _: np.array([0.1, np.nan]))
+    contract = read_contract(Path(slot.folder))
+    model = SimpleNamespace(contract=contract, version="7", folder_sha256="0" * 64, scorer=scorer)
     table = pa.table({"visits_30d": [1.0, 0.0], "age": [40.0, 41.0], "plan": ["basic", "basic"]})
     checker = ColumnChecker(model.contract, MARGIN, table.schema, is_text=False, place="rows")
-    scorer = ChunkScorer(model, many, checker, input_sha256="0" * 64, id_key=KEY)
+    chunks = ChunkScorer(model, checker, input_sha256="0" * 64, id_key=KEY, clock=WALL_CLOCK)
     with pytest.raises(DataError, match="row 22: the model gives nan, which is no probability"):
-        scorer.score(21, table)
+        chunks.score(21, table)
 
 
 def test_a_close_decision_is_the_one_of_a_lone_request(slot):
     """Scores may differ in their last digits among many rows, decisions may not."""
+
+    def score_rows(matrix):
+        if len(matrix) == 1:
+            return 0.5 - 1e-7 * matrix[:, 0].astype(np.float64)
+        return np.array([0.5 + 4e-7, 0.5 - 4e-7, 0.500002, 0.1])
+
     model = SimpleNamespace(
         contract=read_contract(Path(slot.folder)),
         version="7",
         folder_sha256="0" * 64,
-        scorer=SimpleNamespace(score=lambda matrix: 0.5 - 1e-7 * matrix[:, 0].astype(np.float64)),
+        scorer=SimpleNamespace(score=score_rows),
     )
-    many = SimpleNamespace(score=lambda _: np.array([0.5 + 4e-7, 0.5 - 4e-7, 0.500002, 0.1]))
     table = pa.table({"visits_30d": [1.0, 0.0, 1.0, 1.0], "age": [40.0] * 4, "plan": ["basic"] * 4})
     checker = ColumnChecker(model.contract, MARGIN, table.schema, is_text=False, place="rows")
-    found = ChunkScorer(model, many, checker, input_sha256="0" * 64, id_key=KEY).score(1, table).table
+    found = ChunkScorer(model, checker, input_sha256="0" * 64, id_key=KEY, clock=WALL_CLOCK).score(1, table).table
     assert found["decision"].to_pylist() == [0, 1, 1, 0]
     assert found["score"].to_pylist() == [0.5 - 1e-7, 0.5, 0.500002, 0.1]
 
@@ -470,7 +532,7 @@ def test_another_version_gives_other_ids(tmp_path, slot, store):
 
 def test_a_store_that_refuses_stops_the_run(tmp_path, slot):
     refused = SimpleNamespace(refused=(("an-id", "no room"),))
-    refusing = SimpleNamespace(name="a store", insert=lambda _: refused)
+    refusing = SimpleNamespace(database=SimpleNamespace(name="a store"), insert=lambda _: refused)
     make_rows(5).to_parquet(tmp_path / "in.parquet")
     with pytest.raises(DataError, match=r"the operations store refuses prediction an-id: no room"):
         score(tmp_path / "in.parquet", tmp_path / "out.parquet", slot, tmp_path, store=refusing)
@@ -489,16 +551,20 @@ KILL = """
 import os, shutil, sys, threading
 from itertools import count
 from pathlib import Path
-from closedloop.adapters import row_tables, rows
-from closedloop.adapters.store import Store
-from closedloop.serving import batch, jobs
-from closedloop.serving.slots import Slot
+from closedloop.tabular import row_tables
+from closedloop.tabular import rows
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.scoring import batch
+from closedloop.scoring import jobs
+from closedloop.serving.slots.slots import Slot
+from closedloop.store.database import Database
 
 folder, target, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sources = {module.__file__ for module in (batch, jobs, row_tables, rows)}
 
 def run(case, tracing=None):
-    store = Store(f"sqlite:///{case / 'operations.db'}")
+    store = Predictions(Database(f"sqlite:///{case / 'operations.db'}"))
     options = batch.BatchOptions(0.5, b"a secret", store, chunk_rows=10, resume=True, rejected_share_max=0.1)
     sys.settrace(tracing)
     batch.score_batch(str(case / "in.parquet"), target.format(case), Slot("7", str(folder / "model"), ""), options,
@@ -544,9 +610,9 @@ def kill_everywhere(tmp_path, slot, target: str, every: int) -> list[Path]:
     rows = make_rows(25)
     rows.loc[12, "plan"] = "gold"
     rows.to_parquet(template / "in.parquet")
-    made = Store(f"sqlite:///{template / 'operations.db'}")
-    made.upgrade()
-    made.close()
+    made = Predictions(Database(f"sqlite:///{template / 'operations.db'}"))
+    made.database.upgrade()
+    made.database.close()
     subprocess.run([sys.executable, "-c", KILL, str(tmp_path), target, str(every)], check=True)
     return [path for path in tmp_path.iterdir() if path.name.isdigit()]
 
@@ -560,8 +626,8 @@ def test_a_run_killed_anywhere_and_resumed_writes_the_same_file(tmp_path, slot):
     for case in cases:
         assert [(case / name).read_bytes() for name in ("out.parquet", "out.rejects.jsonl")] == expected, case.name
         assert not list(case.glob(".*")), case.name
-        with contextlib.closing(Store(f"sqlite:///{case / 'operations.db'}")) as store:
-            assert read_ids(store) == Counter(ids), case.name
+        with contextlib.closing(Database(f"sqlite:///{case / 'operations.db'}")) as database:
+            assert read_ids(Predictions(database)) == Counter(ids), case.name
 
 
 def test_a_run_killed_anywhere_and_resumed_fills_a_table_once(tmp_path, slot):
@@ -596,7 +662,7 @@ def interrupt(tmp_path, slot, store, *, after: int, source=None, target=None):
 
     files = source or tmp_path / "in.csv", target or tmp_path / "out.csv"
     with pytest.raises(Interrupted):
-        score(*files, slot, tmp_path, store=SimpleNamespace(name=store.name, insert=insert))
+        score(*files, slot, tmp_path, store=SimpleNamespace(database=store.database, insert=insert))
 
 
 def test_what_is_finished_is_not_scored_again(tmp_path, slot, store):
@@ -617,7 +683,7 @@ def test_a_full_disk_stops_a_run_that_can_be_resumed(tmp_path, slot):
         return SimpleNamespace(refused=())
 
     logged, room = [], 2
-    store = SimpleNamespace(name="a store", insert=insert)
+    store = SimpleNamespace(database=SimpleNamespace(name="a store"), insert=insert)
     make_rows(45).to_csv(tmp_path / "in.csv", index=False)
     files = tmp_path / "in.csv", tmp_path / "out.csv"
     with pytest.raises(ServiceUnavailable, match="No space left on device; what is finished stays there for --resume"):
@@ -628,7 +694,9 @@ def test_a_full_disk_stops_a_run_that_can_be_resumed(tmp_path, slot):
 
 
 def make_store(name: str) -> SimpleNamespace | None:
-    return SimpleNamespace(name=name, insert=lambda _: SimpleNamespace(refused=())) if name else None
+    if not name:
+        return None
+    return SimpleNamespace(database=SimpleNamespace(name=name), insert=lambda _: SimpleNamespace(refused=()))
 
 
 @pytest.mark.parametrize(("before", "after"), [("", "a store"), ("a store", ""), ("a store", "another store")])
@@ -842,17 +910,17 @@ def test_the_champion_is_downloaded_for_as_long_as_it_is_needed(tmp_path, slot):
 
 
 def test_the_services_own_copy_of_the_champion_is_taken_if_it_is_that_version(tmp_path, slot):
-    write_slots(tmp_path, Slots(1, "salt", Slot("3", slot.folder, slot.folder_sha256)))
+    own = write_slots(tmp_path, Slots(1, "salt", Slot("3", slot.folder, slot.folder_sha256))).champion
     with open_champion(tmp_path, "test_churn", make_champion(), SimpleNamespace()) as found:
-        assert found.folder == slot.folder
+        assert found == own
     registry = make_registry(slot, slot.folder_sha256)
     with open_champion(tmp_path, "test_churn", make_champion("4"), registry) as found:
-        assert (found.version, found.folder == slot.folder) == ("4", False)
+        assert (found.version, found.folder == own.folder) == ("4", False)
 
 
 def test_no_champion(tmp_path, slot):
     with (
-        pytest.raises(ConfigError, match="no version of other is released; give --model FOLDER"),
+        pytest.raises(ConfigError, match="no version of other is released: 'closedloop run' makes a first one"),
         open_champion(tmp_path, "other", make_champion(), SimpleNamespace()),
     ):
         pass

@@ -20,11 +20,11 @@ GROWTH_MB_MAX = 40
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from closedloop.adapters import rows
-from closedloop.serving.batch import BatchOptions, score_batch
-from closedloop.serving.slots import Slot
+from closedloop.tabular import csv_files
+from closedloop.scoring.batch import BatchOptions, score_batch
+from closedloop.serving.slots.slots import Slot
 
-rows._CSV_READ.block_size = 1 << 18  # PyArrow reads several ahead: 60 MB of 8 MB blocks, which a small file has not
+csv_files.BLOCK_BYTES = 1 << 18  # PyArrow reads several ahead: 60 MB of 8 MB blocks, which a small file has not
 source, model = Path(sys.argv[1]), sys.argv[2]
 options = BatchOptions(0.5, b"a secret")
 found = score_batch(str(source), str(source.with_name("out" + source.suffix)), Slot("7", model, ""), options,
@@ -36,7 +36,9 @@ print(found.scored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def measure_mb(source: Path, model: Path, rows: int) -> float:
     """The most memory that a process held which scored a file."""
     command = [sys.executable, "-c", MEASURE, str(source), str(model)]
-    scored, megabytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    scored, megabytes = ran.stdout.split()
     assert int(scored) == rows
     return float(megabytes)
 

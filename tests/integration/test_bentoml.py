@@ -25,8 +25,8 @@ from closedloop.adapters.bentoml import (
     open_bento,
 )
 from closedloop.contract import digest_folder
-from closedloop.environment import ID_KEY_VARIABLE, TOKENS_VARIABLE
 from closedloop.errors import ConfigError, DataError
+from closedloop.processes import start_process
 from closedloop.serving import bento
 from closedloop.serving.config import CONFIG_VARIABLE
 from closedloop.serving.worker import Worker
@@ -45,9 +45,6 @@ def sources(tmp_path, monkeypatch):
     """What BentoML enters before it starts a Bento: its sources, with a small model."""
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
-    for name in (TOKENS_VARIABLE, ID_KEY_VARIABLE):  # what the start sets is undone
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     write_model_folder(tmp_path / MODEL_DIR)
     return tmp_path
@@ -83,12 +80,12 @@ def test_without_a_token_only_probes_answer_where_tokens_are_configured(sources,
 
 
 def test_the_config_that_the_environment_names_counts_with_the_bentos_model(sources, monkeypatch):
-    config = {"model_name": "test_churn", "state_dir": str(sources / "shared"), "queue_max": 7}
+    config = {"model_name": "test_churn", "state_dir": str(sources / "shared"), "settings": {"queue_max": 7}}
     (sources / "config.json").write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setenv(CONFIG_VARIABLE, str(sources / "config.json"))
     found = bento.find_config()
-    assert (found.state_dir, found.queue_max) == (str(sources / "shared"), 7)
-    assert found.bundled_dir == str(sources / MODEL_DIR)
+    assert (found.state_dir, found.settings.queue_max) == (sources / "shared", 7)
+    assert found.bundled_dir == sources / MODEL_DIR
 
 
 def test_the_file_for_builds_by_hand_names_the_same_service():
@@ -147,7 +144,7 @@ class BentoServer(HttpService):
         environment = {**os.environ, "BENTOML_HOME": str(self.root / "home"), **self.environment}
         command = [sys.executable, "-m", "bentoml", "serve", *self.arguments, "--port", str(self.port)]
         with (self.root / "service.log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=log, stderr=log)
+            self.process = start_process(command, cwd=self.root, env=environment, stdout=log, stderr=log)
         wait_until(self._is_ready, "readiness of bentoml serve")
 
 
@@ -249,8 +246,8 @@ def test_the_bento_imports_its_own_source(small_shop, tmp_path):
     """An installed package of the same name is not what serves."""
     copy = tmp_path / "bento"
     shutil.copytree(small_shop.root / "models/bento", copy)
-    path = copy / "src/closedloop/serving/app.py"
-    path.write_text(path.read_text(encoding="utf-8").replace('{"status":"ready"}', '{"status":"changed"}'))
+    path = copy / "src/closedloop/serving/http/app.py"
+    path.write_text(path.read_text(encoding="utf-8").replace('Ready("ready")', 'Ready("changed")'))
     with serve_bento(tmp_path / "server", str(copy)) as server:
         assert server.call("GET", "/readyz")[1] == {"status": "changed"}
 

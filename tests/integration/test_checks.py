@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from closedloop.adapters.checks import NEXT_STATES, Check, Checks, Retraining, RetrainingChanged, name_check
 from closedloop.errors import DataError, ServiceUnavailable
+from closedloop.store.checks import NEXT_STATES, Check, Checks, Retraining, RetrainingChanged, name_check
+from closedloop.store.database import Database
+from closedloop.store.migrations.tables import RETRAININGS
 
 pytestmark = pytest.mark.thorough
 
@@ -25,13 +28,13 @@ MODEL = "shop_churn"
 
 @pytest.fixture
 def checks(database: str) -> Iterator[Checks]:
-    made = Checks(database)
-    made.upgrade()
-    with made._begin() as connection:
+    made = Checks(Database(database))
+    made.database.upgrade()
+    with made.database.begin() as connection:
         connection.exec_driver_sql("DELETE FROM retrainings")
         connection.exec_driver_sql("DELETE FROM checks")
     yield made
-    made.close()
+    made.database.close()
 
 
 def check(day: int = 0, **changes: Any) -> Check:
@@ -75,9 +78,9 @@ def test_a_check_and_its_retraining_come_back_as_they_were(checks: Checks) -> No
 
 
 def test_what_nobody_closes_lets_go_of_its_connections(checks: Checks, database: str) -> None:
-    forgotten = Checks(database)
+    forgotten = Checks(Database(database))
     forgotten.list_checks(MODEL)
-    pool: Any = forgotten._engine.pool
+    pool: Any = forgotten.database.engine.pool
     assert pool.checkedin() == 1
     del forgotten
     gc.collect()
@@ -113,13 +116,13 @@ def test_ten_monitors_at_once_record_one_check_and_one_retraining(checks: Checks
     together = threading.Barrier(10)
 
     def record(number: int) -> tuple[Check, Retraining | None]:
-        mine = Checks(database)
+        mine = Checks(Database(database))
         found = check(evidence={"monitor": number})
         together.wait()
         try:
             return mine.record_check(found, ask(found, reason=f"monitor {number}"))
         finally:
-            mine.close()
+            mine.database.close()
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(record, range(10)))
@@ -132,13 +135,13 @@ def test_monitors_of_different_moments_at_once_start_one_retraining(checks: Chec
     together = threading.Barrier(8)
 
     def record(day: int) -> Retraining | None:
-        mine = Checks(database)
+        mine = Checks(Database(database))
         found = check(day)
         together.wait()
         try:
             return mine.record_check(found, ask(found))[1]
         finally:
-            mine.close()
+            mine.database.close()
 
     with ThreadPoolExecutor(8) as pool:
         caused = [retraining for retraining in pool.map(record, range(8)) if retraining]
@@ -167,17 +170,6 @@ def test_checks_are_listed_from_the_newest_up_to_a_moment(checks: Checks) -> Non
     assert [found.as_of for found in checks.list_checks(MODEL, limit=2)] == [NOW + 2 * DAY, NOW + DAY]
     assert [found.trigger_id for found in checks.list_retrainings(MODEL, until=NOW + DAY)] == ["t1", "t0"]
     assert [found.trigger_id for found in checks.list_retrainings(MODEL, limit=1)] == ["t2"]
-
-
-def test_the_newest_check_that_could_judge_a_version_is_found(checks: Checks) -> None:
-    checks.record_check(check(0, evidence={"window_rows": 12}))
-    assert checks.read_judged_at(MODEL, "7") is None
-    for day in (2, 1):
-        checks.record_check(check(day, evidence={"drift": {"breach": False}}, recorded_at=NOW + day * DAY))
-    checks.record_check(check(3, evidence={"drift": {}}, model_version="8"))
-    checks.record_check(check(4, evidence={"realised": {"brier": 0.1}}, recorded_at=NOW + 4 * DAY))
-    checks.record_check(check(5, model_name="other_churn", evidence={"drift": {}}))
-    assert checks.read_judged_at(MODEL, "7") == NOW + 2 * DAY
 
 
 def test_a_trigger_id_is_requested_once(checks: Checks) -> None:
@@ -215,14 +207,14 @@ def test_of_runners_that_claim_at_once_one_wins(checks: Checks, database: str, s
     together = threading.Barrier(8)
 
     def claim(number: int) -> bool:
-        mine = Checks(database)
+        mine = Checks(Database(database))
         together.wait()
         try:
             mine.advance_retraining(asked, "running", now=NOW, detail=f"runner {number}")
         except RetrainingChanged:
             return False
         finally:
-            mine.close()
+            mine.database.close()
         return True
 
     with ThreadPoolExecutor(8) as pool:
@@ -236,7 +228,19 @@ def test_a_retraining_that_is_not_there_cannot_be_moved(checks: Checks) -> None:
 
 def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "operations.db").write_bytes(b"this is not a database " * 50)
-    away = Checks(f"sqlite:///{tmp_path / 'operations.db'}")
+    away = Checks(Database(f"sqlite:///{tmp_path / 'operations.db'}"))
     with pytest.raises(ServiceUnavailable):
         away.record_check(check())
-    away.close()
+    away.database.close()
+
+
+@pytest.mark.parametrize("wrong", ["../../x", "-rf", "a/b", "$(id)", "a b", "", "a\n", "x" * 200])
+def test_an_id_that_becomes_a_path_or_a_command_is_checked_where_it_is_read(checks: Checks, wrong: str) -> None:
+    """Whoever can write the store alone gives no process another folder or option."""
+    with pytest.raises(DataError, match="a trigger id is up to 128 letters"):
+        checks.request_retraining(ask(trigger_id=wrong))
+    asked = checks.request_retraining(ask(trigger_id="by-hand-1.a_b"))
+    with checks.database.begin() as connection:
+        connection.execute(sa.update(RETRAININGS).values(model_version=wrong))
+    with pytest.raises(DataError, match="is no number of the registry"):
+        checks.read_retraining(asked.trigger_id)

@@ -27,7 +27,9 @@ JOB = {
     },
 }
 WORKFLOW = ROOT / ".github/workflows/mlops-pipeline.yml"
-POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [{"name": "one"}]}}
+REQUESTS = {"cpu": "500m", "memory": "2Gi"}
+BOX = {"name": "one", "resources": {"requests": REQUESTS}}
+POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [BOX]}}
 # A Job told in moments, each a question for its conditions later; what it is asked for shows the real kubectl.
 KUBECTL = f"""#!{sys.executable}
 import json, pathlib, subprocess, sys
@@ -62,7 +64,10 @@ match words[:2]:
             sys.exit("Error from server (NotFound): pods not found")
         show({POD} | dict(status=now["pods"][pod.removeprefix("pod/")]))
     case ["logs", _]:
-        if not now["pods"][words[-1].removeprefix("pod/")]:
+        pod = now["pods"][words[-1].removeprefix("pod/")]
+        if pod.get("phase") == "Pending" and not pod.get("containerStatuses"):
+            sys.exit()  # the real one tells nothing of a pod that has no node, and has no complaint
+        if pod.get("phase") == "Pending":
             sys.exit("Error from server (BadRequest): container is waiting to start: ContainerCreating")
         print("the log of", words[-1])
 """
@@ -75,7 +80,19 @@ def end(*kinds, **said):
 
 def leave(status, message=""):
     """A pod's status once its container has ended."""
-    return {"containerStatuses": [{"name": "one", "state": {"terminated": {"exitCode": status, "message": message}}}]}
+    box = {"name": "one", "state": {"terminated": {"exitCode": status, "message": message}}}
+    return {"phase": "Failed" if status else "Succeeded", "containerStatuses": [box]}
+
+
+NO_NODE = "0/1 nodes are available: 1 Insufficient cpu."
+UNSCHEDULED = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_NODE}],
+}
+STARTING = {
+    "phase": "Pending",
+    "containerStatuses": [{"name": "one", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such"}}}],
+}
 
 
 COMPLETE = {"job": end("SuccessCriteriaMet", "Complete"), "pods": {"one": leave(0, "7\n")}}
@@ -124,10 +141,20 @@ def test_a_workflows_job_runs_in_the_cluster_and_its_end_is_the_workflows(tmp_pa
 
 
 def test_a_job_is_waited_for_from_before_it_has_a_pod(tmp_path):
-    making = [{"job": {}, "pods": {}}, {"job": {}, "pods": {"one": {}}}]
+    making = [{"job": {}, "pods": {}}, {"job": {}, "pods": {"one": STARTING}}]
     status, output, calls, _ = run_make(tmp_path, [*making, COMPLETE])
     assert status == 0
     assert calls.count("sleep") == 2
+    assert output.count("the log of pod/one") == 1
+
+
+def test_a_pod_that_no_node_takes_is_told_with_its_reason_and_its_log_once_it_has_run(tmp_path):
+    unscheduled, starting = ({"job": {}, "pods": {"one": pod}} for pod in (UNSCHEDULED, STARTING))
+    status, output, _, _ = run_make(tmp_path, [unscheduled, unscheduled, starting, COMPLETE])
+    assert status == 0
+    assert output.count(f"pod/one waits: {NO_NODE}") == 1
+    assert json.dumps(REQUESTS, separators=(",", ":")) in output
+    assert output.count("ImagePullBackOff no such") == 1
     assert output.count("the log of pod/one") == 1
 
 
@@ -252,7 +279,7 @@ def test_an_id_is_taken_as_it_is_before_make_starts_any_shell():
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
     used = [line for line in lines if not line.startswith("#")]
     first = next(number for number, line in enumerate(used) if "$(shell" in line)
-    assert used.index("export CUSTOMER") < first
+    assert next(number for number, line in enumerate(used) if "$(eval $(call take," in line) < first
 
 
 @pytest.mark.parametrize("told", [{}, {"CUSTOMER": ""}])

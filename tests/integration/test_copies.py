@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.serving.drain import QUARANTINE_SUFFIX, WAITING_PREFIX
-from closedloop.settings import load_settings
+from closedloop.config.settings import load_settings
+from closedloop.serving.log.drain import QUARANTINE_SUFFIX
 from tests.docs.test_docs import ROOT, read_commands, read_inline
 from tests.http_service import wait_until
 from tests.services import run_redis
@@ -85,8 +85,8 @@ def test_redis_forgets_what_was_erased_once_its_file_is_rewritten(tmp_path: Path
 def test_quarantine_is_emptied_and_what_waits_for_the_store_is_not(tmp_path: Path) -> None:
     settings = load_settings("local", folder=ROOT / "configs")
     spool = tmp_path / settings.serving.state / "shop_churn/spool"
-    kept = {spool / "worker/00000001.log", spool / f"{WAITING_PREFIX}1700000000.log"}
-    gone = {spool / f"worker-00000001.log{QUARANTINE_SUFFIX}", spool / f"{WAITING_PREFIX}1600000000{QUARANTINE_SUFFIX}"}
+    kept = {spool / "worker/00000001.log"}
+    gone = {spool / f"worker-00000001.log{QUARANTINE_SUFFIX}", spool / f"worker-00000002.log{QUARANTINE_SUFFIX}"}
     (spool / "worker").mkdir(parents=True)
     for path in kept | gone:
         path.touch()

@@ -17,10 +17,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.store import Deployment, Store
 from closedloop.bootstrap import build_probes, load_run
+from closedloop.core.release.entries import Deployment
 from closedloop.errors import ClosedloopError, ServiceUnavailable
-from closedloop.loop.doctor import Probe, describe_skew, examine
+from closedloop.loop.status.doctor import Probe, describe_skew, examine
+from closedloop.processes import start_process
+from closedloop.store.database import Database
+from closedloop.store.journal import Journal
+from tests.deployments import deploy
 from tests.http_service import wait_until
 from tests.manifests import ROOT
 from tests.production import ACCOUNT, Bucket
@@ -101,7 +105,7 @@ def start_mlflow(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
     }
     command = ["mlflow", "server", "--app-name=basic-auth", "--workers=1", f"--port={port}", *places]
     with (folder / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        process = start_process(command, env=environment, stdout=log, stderr=log, cwd=folder)
 
     def answers() -> bool:
         assert process.poll() is None, (folder / "mlflow.log").read_text(encoding="utf-8")
@@ -149,11 +153,11 @@ def ask(services, tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_services_that_are_well(ask, services):
-    store = Store(services["store"])
-    store.upgrade()
+    database = Database(services["store"])
+    database.upgrade()
     now = dt.datetime.now(dt.UTC)
-    if store.read_deployment("shop_churn") is None:
-        store.write_deployment(Deployment("shop_churn", 0, "7", "salt", now), 0)
+    if Journal(database).read_deployment("shop_churn") is None:
+        deploy(database, Deployment("shop_churn", 0, "7", "salt", now))
     found = ask()
     assert [name for name, one in found.items() if one.remedy] == ["Feast's registry"]  # nothing was published yet
     assert "holds no feature service" in found["Feast's registry"].text
@@ -223,8 +227,7 @@ def test_wrong_passwords(ask, services):
 
 @pytest.mark.thorough
 def test_an_old_schema(ask, services):
-    store = Store(services["store"])
-    store.upgrade()
+    Database(services["store"]).upgrade()
     with sa.create_engine(services["store"].replace("postgresql", "postgresql+psycopg")).connect() as connection:
         newest = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
@@ -316,7 +319,7 @@ class Scraped(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.end_headers()
-        self.wfile.write(b'model_errors_total{model_version="7",variant="champion"} 0\n')
+        self.wfile.write(b'model_failed_customers_total{model_version="7",variant="champion"} 0\n')
 
     def log_message(self, *_):
         pass
@@ -328,19 +331,19 @@ def test_a_prometheus_that_a_release_can_ask_or_cannot(ask, services, tmp_path):
         settings = {"CLOSEDLOOP_RELEASE__PROMETHEUS": address, "CLOSEDLOOP_RELEASE__PROMETHEUS_MATCHERS": matchers}
         return ask(**places, **settings)["Prometheus"]
 
-    store = Store(services["store"])
-    store.upgrade()
-    if store.read_deployment("shop_churn") is None:
-        store.write_deployment(Deployment("shop_churn", 0, "7", "salt", dt.datetime.now(dt.UTC)), 0)
+    database = Database(services["store"])
+    database.upgrade()
+    if Journal(database).read_deployment("shop_churn") is None:
+        deploy(database, Deployment("shop_churn", 0, "7", "salt", dt.datetime.now(dt.UTC)))
     with ThreadingHTTPServer(("127.0.0.1", 0), Scraped) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with run_prometheus(tmp_path, {"serving": f"127.0.0.1:{server.server_port}"}) as address:
-            query = f"{address}/api/v1/query?query=increase(model_errors_total[1m])"
+            query = f"{address}/api/v1/query?query=increase(model_failed_customers_total[1m])"
             wait_until(lambda: "model_version" in (fetch(query) or ""), "two scrapes")
             found = probe(address)
             assert (found.text, found.remedy) == ("reachable, and knows version 7", "")
             found = probe(address, 'namespace="elsewhere"')
-            assert 'it knows no model_errors_total{namespace="elsewhere"} of version 7' in found.text
+            assert 'it knows no model_failed_customers_total{namespace="elsewhere"} of version 7' in found.text
             assert "let it scrape the service" in found.remedy
             assert "400" in probe(address, "namespace=").text
             nowhere = services["store"].replace("127.0.0.1:", "127.0.0.1:1/")

@@ -18,16 +18,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from closedloop import edge_script
-from closedloop.adapters.store import Store
-from closedloop.contract import digest_file, digest_folder, encode_row, read_contract
+from closedloop import rules
+from closedloop.contract import digest_file, digest_folder, read_contract
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.records import digest_position, is_issued, seal_id
-from closedloop.serving.edge import export_edge, import_records
+from closedloop.rules import CUSTOMER_ID_RULE, RefusedRequest, ScoringRequest
+from closedloop.scoring import edge_script
+from closedloop.scoring.edge import export_edge, import_records
 from closedloop.serving.models import load_model
-from closedloop.serving.requests import RefusedRequest, RequestChecker
-from closedloop.serving.slots import Slot
-from tests.model_folders import REFERENCE_COPIES, ROWS, expected_score, write_model_folder
+from closedloop.serving.requests import RequestChecker
+from closedloop.serving.slots.slots import Slot
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from tests.model_folders import ROWS, expected_score, pack_row, write_model_folder
 
 pytestmark = pytest.mark.thorough
 
@@ -101,7 +104,7 @@ def read_records(edge: Path) -> list[dict]:
     return [json.loads(line) for line in (edge / "records.jsonl").read_text().splitlines()]
 
 
-def read_store(store: Store) -> dict:
+def read_store(store: Predictions) -> dict:
     return {found.prediction_id: found for some in store.read_predictions("test_churn") for found in some}
 
 
@@ -138,7 +141,7 @@ def test_bad_lines_are_answered_one_by_one_and_not_recorded(bare_python, edge):
     assert [answer["line"] for answer in answers] == list(range(1, 10))
     assert [answer.get("error", {}).get("code") for answer in answers] == [
         *["invalid_json"] * 4,
-        *["invalid_request"] * 3,
+        *("invalid_request", "no_features", "invalid_request"),
         None,
         "invalid_request",
     ]
@@ -146,10 +149,10 @@ def test_bad_lines_are_answered_one_by_one_and_not_recorded(bare_python, edge):
         "code": "invalid_request",
         "message": "5 rules are broken",
         "details": [
-            {"field": "customer_id", "value": "", "rule": "a text of 1 to 200 printable characters"},
+            {"field": "customer_id", "value": "", "rule": CUSTOMER_ID_RULE},
             {"field": "features.visits_30d", "value": 31, "rule": "from 0 to 30"},
             {"field": "features.age", "value": None, "rule": "is required; null where it is unknown"},
-            {"field": "features.plan", "value": "gold", "rule": "one of basic, plus or null"},
+            {"field": "features.plan", "value": "gold", "rule": 'one of "basic", "plus" or null'},
             {"field": "features.colour", "value": 1, "rule": "is not known"},
         ],
     }
@@ -176,13 +179,11 @@ def test_nothing_is_answered_that_is_not_recorded(bare_python, edge):
 
 def test_the_real_model_gives_the_golden_scores(bare_python, small_shop, tmp_path):
     folder = small_shop.root / "models/candidate"
-    export = export_edge(Slot("1", str(folder), ""), tmp_path / "edge", range_margin=1.0)
+    export_edge(Slot("1", str(folder), ""), tmp_path / "edge", range_margin=1.0)
     golden = read_contract(folder).golden_rows
     answers, _ = run(bare_python, tmp_path / "edge", [{"features": row.features} for row in golden])
     found = [answer["probability"] for answer in answers]
     np.testing.assert_allclose(found, [row.score for row in golden], rtol=0, atol=1e-6)
-    assert export["quantised"]["reason"].startswith("quantisation changes nothing")
-    assert export["quantised"]["rows"] > 1000
 
 
 def flip_model(edge: Path) -> None:
@@ -250,6 +251,7 @@ def break_model(edge: Path) -> None:
         (break_model, "ONNX Runtime cannot load the model"),
         (lambda edge: (edge / "contract.json").unlink(), "contract.json: cannot be read (No such file"),
         (lambda edge: (edge / "edge.json").write_text("{}"), "is damaged"),
+        (lambda edge: (edge / "edge.json").write_text('{"files": {"../../../evil": {}}}'), "only names of files in"),
     ],
 )
 def test_what_was_not_exported_like_that_is_refused(bare_python, edge, tamper, message):
@@ -277,36 +279,44 @@ BODIES = VALUES | st.fixed_dictionaries(
 
 @given(body=BODIES)
 @settings(deadline=None, max_examples=400)
-def test_the_script_checks_as_the_service_does(exported, slot, body):
+def test_the_script_reads_as_the_service_does(exported, slot, body):
     """But for requests by customer, which need the online store."""
     model = edge_script.EdgeModel(exported)
     line = msgspec.json.encode(body)
     checker = RequestChecker(read_contract(Path(slot.folder)), MARGIN)
     if isinstance(body, dict) and body.get("features") is None:
-        with pytest.raises(edge_script.RefusedLineError):
-            model.check(line)
-    elif (refused := find_refusal(checker, line)) is not None:
-        with pytest.raises(edge_script.RefusedLineError) as found:
-            model.check(line)
-        said = found.value.args[0]
-        assert (said["code"], said["message"]) == (refused.code, refused.message)
-        breaches = [msgspec.to_builtins(breach) for breach in refused.breaches]
-        assert sorted(map(repr, said["details"])) == sorted(map(repr, breaches))
-    else:
-        expected, (request, row) = checker.check(msgspec.json.decode(line), ""), model.check(line)
-        assert tuple(request["features"]) == expected.values
-        names = ("visits_30d", "age", "plan")
-        packed = encode_row(checker.contract.features, dict(zip(names, expected.values, strict=True)))
-        np.testing.assert_array_equal([row], packed.astype(np.float64))
-        assert (request["customer_id"], request["request_id"] or "") == (expected.customer_id, expected.request_id)
+        with pytest.raises(RefusedRequest):
+            model.read(line, "own")
+        return
+    expected, found = outcome(lambda: checker.read(line, "own")), outcome(lambda: model.read(line, "own"))
+    assert found == expected
+    if isinstance(found, ScoringRequest):
+        row = dict(zip(("visits_30d", "age", "plan"), expected.values, strict=True))
+        np.testing.assert_array_equal(model.rules.pack([found.values]), pack_row(checker.contract.features, row))
 
 
-def find_refusal(checker: RequestChecker, line: bytes) -> RefusedRequest | None:
+def outcome(read):
+    """A request, or the words and breaches of a refusal."""
     try:
-        checker.check(msgspec.json.decode(line), "")
+        return read()
     except RefusedRequest as refused:
-        return refused
-    return None
+        return refused.code, refused.message, sorted(map(repr, refused.breaches))
+
+
+LINES = [
+    b"", b"{", b"[" * 100_000, b"\xff", b'"\\ud800"', b"NaN", b"Infinity", b"1e999", b"9" * 5000,
+    *(b'{"features": {"visits_30d": %s, "age": 40, "plan": null}}' % value for value in (b"NaN", b"-1e999", b"1e-999")),
+    b'{"customer_id": "\\ud800", "features": {"visits_30d": 1, "age": 40, "plan": null}}',
+    b'{"features": {"visits_30d": 1, "visits_30d": 2, "age": 40, "plan": null}} ',
+    b'\xef\xbb\xbf{"features": {"visits_30d": 1, "age": 40, "plan": null}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_the_script_takes_and_refuses_the_json_that_the_service_does(exported, slot, line):
+    model, checker = edge_script.EdgeModel(exported), RequestChecker(read_contract(Path(slot.folder)), MARGIN)
+    expected, found = outcome(lambda: checker.read(line, "own")), outcome(lambda: model.read(line, "own"))
+    assert found == expected if isinstance(expected, ScoringRequest) else not isinstance(found, ScoringRequest)
 
 
 # --- the export -------------------------------------------------------------------------------------------------------
@@ -314,64 +324,20 @@ def find_refusal(checker: RequestChecker, line: bytes) -> RefusedRequest | None:
 
 def test_what_is_exported(exported, slot):
     assert {path.name for path in exported.iterdir()} == {
-        *("model.onnx", "model.quantised.onnx", "contract.json", "edge.json", "score.py"),
+        *("model.onnx", "contract.json", "edge.json", "score.py", "rules.py"),
     }
     source = Path(slot.folder)
     for name in ("model.onnx", "contract.json"):
         assert (exported / name).read_bytes() == (source / name).read_bytes()
+    assert (exported / "rules.py").read_bytes() == Path(rules.__file__).read_bytes()
+    assert (exported / "score.py").read_bytes() == Path(edge_script.__file__).read_bytes()
     export = json.loads((exported / "edge.json").read_text())
     assert (export["model_name"], export["model_version"]) == ("test_churn", "7")
     assert (export["folder_sha256"], export["range_margin"]) == (slot.folder_sha256, MARGIN)
     for name, described in export["files"].items():
         assert described["bytes"] == (exported / name).stat().st_size
         assert described["sha256"] == digest_file(exported / name)
-    assert set(export["files"]) == {"contract.json", "model.onnx", "model.quantised.onnx"}
-    assert min(export["files"]["model.onnx"]["single_row_ms"], export["quantised"]["single_row_ms"]) > 0
-
-
-def quantise_by_hand(row: dict, bias: float = 0.0) -> float:
-    """The score with 8 bits: the row's numbers share a scale, and so do the weights, the largest of which is 0.5."""
-    numbers = np.array([row["visits_30d"], row["age"], {"basic": 0, "plus": 1, None: -1}[row["plan"]]])
-    low, high = min(numbers.min(), 0), max(numbers.max(), 0)
-    scale = (high - low) / 255
-    zero = np.rint(-low / scale)
-    numbers = (np.rint(numbers / scale) + zero - zero) * scale
-    weights = np.rint(np.array([0.1, -0.02, 0.5]) / (0.5 / 127)) * (0.5 / 127)
-    return float(1 / (1 + np.exp(-(numbers @ weights + bias))))
-
-
-def test_a_quantised_variant_that_passes_is_kept_and_scores(bare_python, edge):
-    described = json.loads((edge / "edge.json").read_text())["quantised"]
-    by_hand = [quantise_by_hand(row) for row in ROWS]
-    worst = max(abs(expected_score(row) - found) for row, found in zip(ROWS, by_hand, strict=True))
-    assert described["kept"]
-    assert described["score_difference_max"] == pytest.approx(worst, abs=2e-4)
-    assert 0.005 < worst < 0.01
-    assert described["rows"] == 3 * REFERENCE_COPIES
-    answers, _ = run(bare_python, edge, [{"features": row} for row in ROWS], "--quantised")
-    np.testing.assert_allclose([answer["probability"] for answer in answers], by_hand, rtol=0, atol=2e-4)
-
-
-def test_a_quantised_variant_whose_decisions_differ_is_left_out(bare_python, tmp_path):
-    bias = -0.285
-    folder = write_model_folder(tmp_path / "model", bias=bias)
-    assert expected_score(ROWS[0], bias) > 0.5 > quantise_by_hand(ROWS[0], bias)
-    described = export_edge(Slot("7", str(folder), ""), tmp_path / "edge", range_margin=MARGIN)["quantised"]
-    assert not described["kept"]
-    assert described["score_difference_max"] < 0.01
-    assert described["reason"] == "a share of 0.3333 of the decisions differs, allowed is 0.005"
-    assert not (tmp_path / "edge/model.quantised.onnx").exists()
-    _, said = run(bare_python, tmp_path / "edge", [GOOD], "--quantised", status=1)
-    assert "has no model.quantised.onnx; edge.json says why" in said
-
-
-def test_a_quantised_variant_whose_scores_differ_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.model_folders.WEIGHTS", (0.1, -0.02, 5.0))
-    folder = write_model_folder(tmp_path / "model")
-    described = export_edge(Slot("7", str(folder), ""), tmp_path / "edge", range_margin=MARGIN)["quantised"]
-    assert not described["kept"]
-    assert described["score_difference_max"] > 0.05
-    assert described["reason"].startswith("a score differs by 0.0")
+    assert set(export["files"]) == {"contract.json", "model.onnx", "score.py", "rules.py"}
 
 
 def test_nothing_is_overwritten(slot, edge):
@@ -414,18 +380,16 @@ def test_records_are_imported_once(bare_python, edge, store, registry):
         assert stored.predicted_at.isoformat() == record["predicted_at"]
 
 
-def test_records_say_which_variant_scored(bare_python, edge, store, registry):
-    """Records of a script that did not say so yet are imported, too."""
+def test_records_of_an_earlier_script_are_imported(bare_python, edge, store, registry):
+    """It named the model's file, and wrote ids as they came."""
     run(bare_python, edge, [GOOD])
-    run(bare_python, edge, [GOOD], "--quantised")
-    records = read_records(edge)
-    assert [record["model_file"] for record in records] == ["model.onnx", "model.quantised.onnx"]
-    before = {key: value for key, value in records[0].items() if key != "model_file"} | {"line": 2}
+    (now,) = read_records(edge)
+    before = now | {"line": 2, "model_file": "model.onnx", "customer_id": "17.0"}
     with (edge / "records.jsonl").open("a") as file:
         file.write(json.dumps(before) + "\n" + json.dumps(before | {"line": 3, "model_file": "other.onnx"}) + "\n")
     result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
-    assert (result.stored, [number for number, _ in result.refused]) == (3, [4])
-    assert sorted(found.source for found in read_store(store).values()) == ["edge", "edge", "edge-quantised"]
+    assert (result.stored, [number for number, _ in result.refused]) == (2, [3])
+    assert {found.customer_id for found in read_store(store).values()} == {"C1", "17"}
 
 
 def test_a_line_that_lost_power_spoils_nothing(bare_python, edge, store, registry):
@@ -484,6 +448,7 @@ def test_a_line_whose_features_are_not_its_versions_is_refused_alone(edge, store
         {"model_version": "8"},
         {"model_version": "8"},
         {"model_version": "bundled", "features": [1.0]},
+        {"model_version": "../../../evil"},
     ]
     lines = [json.dumps(good | {"line": number} | change) for number, change in enumerate(changes, 2)]
     (edge / "records.jsonl").write_text("\n".join([json.dumps(good), *lines]) + "\n")
@@ -494,6 +459,7 @@ def test_a_line_whose_features_are_not_its_versions_is_refused_alone(edge, store
         (4, "features: age is 'plus', allowed is number"),
         (6, "test_churn has no version 8"),
         (7, "test_churn has no version 8"),
+        (9, "model_version: '../../../evil' is no number of the registry"),
     )
     assert (result.stored, registry.asked) == (3, ["7", "8"])
     stored = {found.features for found in read_store(store).values() if found.model_version == "7"}
@@ -513,12 +479,12 @@ def test_a_store_that_is_away_and_a_file_that_is_not_there(edge, registry, bare_
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/operations.db").mkdir()
     with (
-        contextlib.closing(Store(f"sqlite:///{tmp_path / 'folder/operations.db'}")) as store,
+        contextlib.closing(Database(f"sqlite:///{tmp_path / 'folder/operations.db'}")) as database,
         pytest.raises(ServiceUnavailable),
     ):
-        import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
+        import_records(edge / "records.jsonl", Predictions(database), registry, model_name="test_churn", id_key=KEY)
     with pytest.raises(DataError, match=r"--records .*nothing.jsonl: cannot be read"):
-        import_records(tmp_path / "nothing.jsonl", store, registry, model_name="test_churn", id_key=KEY)
+        import_records(tmp_path / "nothing.jsonl", Predictions(database), registry, model_name="test_churn", id_key=KEY)
 
 
 def test_the_exported_model_is_the_one_that_serves(exported, slot):
@@ -526,5 +492,5 @@ def test_the_exported_model_is_the_one_that_serves(exported, slot):
     served = load_model(Path(slot.folder), version="7", folder_sha256=slot.folder_sha256)
     model = edge_script.EdgeModel(exported)
     for row in ROWS:
-        _, packed = model.check(msgspec.json.encode({"features": row}))
-        assert model.score(packed) == served.scorer.score(np.array([packed], dtype=np.float32))[0]
+        request = model.read(msgspec.json.encode({"features": row}), "own")
+        assert model.score(request) == served.scorer.score(served.pack([request.values]))[0]

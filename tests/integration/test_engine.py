@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from closedloop.adapters.engine import BATCH_ROWS, Engine, Session, write_batches
+from closedloop.adapters.duckdb import Engine, Session
 from closedloop.errors import ConfigError, DataError
+from closedloop.tabular.tables import GROUP_ROWS, write_batches
 
 COLUMNS = {"key": "string", "value": "int64"}
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64())])
@@ -157,16 +158,16 @@ def test_a_stored_result_is_seen_by_every_session(engine: Engine) -> None:
 
 
 def test_bytes_do_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
-    table = pq.read_table(write_rows(tmp_path / "rows.parquet", 2 * BATCH_ROWS + 17)).cast(SCHEMA)
+    table = pq.read_table(write_rows(tmp_path / "rows.parquet", 2 * GROUP_ROWS + 17)).cast(SCHEMA)
     written = []
-    for rows in (1000, BATCH_ROWS, BATCH_ROWS + 1, len(table)):
+    for rows in (1000, GROUP_ROWS, GROUP_ROWS + 1, len(table)):
         path = tmp_path / f"{rows}.parquet"
         assert write_batches(path, iter(table.to_batches(rows)), SCHEMA, {b"key": b"value"}) == len(table)
         written.append(path.read_bytes())
     assert len(set(written)) == 1
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    assert groups == [BATCH_ROWS, BATCH_ROWS, 17]
+    assert groups == [GROUP_ROWS, GROUP_ROWS, 17]
     assert metadata.metadata[b"key"] == b"value"
     assert pq.read_table(path).equals(table)
 

@@ -7,7 +7,6 @@ import contextlib
 import datetime as dt
 import os
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +15,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from closedloop.adapters import erasure
-from closedloop.adapters.erasure import erase_online, erase_published, is_anybody_online
-from closedloop.adapters.feast import Features, read_store_config
-from closedloop.adapters.online import UNKNOWN, open_online_reader
-from closedloop.adapters.tables import write_table
+from closedloop.adapters.feast import Features
+from closedloop.adapters.feast_store import read_store_config
+from closedloop.adapters.online_format import UNKNOWN
+from closedloop.adapters.online_store import open_online_reader
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.settings import Settings, load_settings
 from closedloop.errors import ServiceUnavailable
-from closedloop.featureset import FeatureSet
 from closedloop.files import hold_lock
-from closedloop.settings import Settings, load_settings
+from closedloop.loop import erasure
+from closedloop.loop.erasure import erase_online, erase_published, is_anybody_online
+from closedloop.processes import start_process
+from closedloop.tabular.tables import write_table
 from tests.conftest import Project
 from tests.http_service import wait_until
 from tests.services import run_redis
@@ -107,6 +109,19 @@ def test_a_customer_is_erased_everywhere_and_nobody_else_is(settings: Settings, 
     assert joined["spent"].fillna(-1).tolist() == [-1, 1]
 
 
+def test_a_customer_is_erased_under_each_spelling_of_the_id(settings: Settings, stores: list[Features]) -> None:
+    """Rows from before ids had one spelling say 1.0 where newer ones say 1."""
+    online, offline = read_online_store(settings), settings.locate(settings.features.offline)
+    paths = sorted(offline.rglob("*.parquet"))
+    for path in paths:
+        rows = pd.read_parquet(path)
+        rows.assign(customer_id=rows["customer_id"].replace("1", "1.0")).to_parquet(path, index=False)
+    assert erase_published(offline, "1") == len(paths)
+    assert not any("1.0" in pd.read_parquet(path)["customer_id"].tolist() for path in paths)
+    assert erase_online(online, "1.0") > 0
+    assert "1" not in list_online(settings, stores[0])
+
+
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_no_byte_of_an_erased_customer_is_left_in_the_file(settings: Settings, stores: list[Features]) -> None:
     online = read_online_store(settings)
@@ -144,9 +159,9 @@ def test_what_erases_and_what_reads_the_source_wait_for_each_other(
     made, told = make_project(tmp_path / "project"), tmp_path / "told"
     made.run("store", "upgrade")
     root = made.root
-    command = [sys.executable, "-m", "closedloop.cli", *words.split()]
+    command = [sys.executable, "-m", "closedloop.cli.main", *words.split()]
     with told.open("wb") as output, hold_lock(root / "state/working.lock"):
-        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
+        process = start_process(command, cwd=root, stdout=output, stderr=output)
         wait_until(lambda: "waiting for its end" in " ".join(told.read_text().split()), "the wait")
         assert not (root / "state/refresh").exists()
         if "erase" not in words:  # the others would read the whole shop
@@ -209,11 +224,11 @@ def test_the_command_fails_where_features_are_online_and_those_published_lie_els
     project.run("store", "upgrade")
     written = len(stores) * len(DAYS)
     output = project.run("store", "erase", "--customer-id", "1").output
-    assert f"{len(stores)} online and {written} published rows of features are gone, in {offline}\n" in output
+    assert f"deleted rows of features: online {len(stores)}, published {written}, in {offline}\n" in output
     offline.rename(offline.with_name("elsewhere"))
     output = project.run("store", "erase", "--customer-id", "11", status=1).output
-    assert f"{len(stores)} online rows of features are gone; nothing is published in {offline}\n" in output
-    assert "0 predictions and 0 outcomes are gone" in output  # all that can be reached
+    assert f"deleted rows of features: online {len(stores)}; nothing is published in {offline}\n" in output
+    assert "deleted: 0 predictions and 0 outcomes" in output  # all that can be reached
     assert "run it where those files lie" in output
     project.run("store", "erase", "--customer-id", "11", status=1)  # nor is it a success the second time
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from closedloop.adapters.evidently import PSI_MAX, write_data_report, write_outcome_report
+from closedloop.adapters.evidently import PSI_MAX, write_data_reports, write_outcome_report
 
 pytestmark = pytest.mark.thorough
 
@@ -29,7 +29,8 @@ def sum_index(current: np.ndarray, reference: np.ndarray) -> float:
 
 
 def write(path: Path, current: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
-    return write_data_report(path / "data.html", current, reference, numeric=NUMERIC)
+    pages = path / "data.html", path / "data_all.html"
+    return write_data_reports(*pages, current, reference, numeric=NUMERIC, first=["visits", "score"])
 
 
 def test_an_unchanged_window_is_stable_and_a_shifted_one_is_not(tmp_path):
@@ -62,7 +63,7 @@ def test_a_column_that_is_all_missing_is_left_out_of_drift_and_kept_in_quality(t
     reference = make_rows(1)
     gone = make_rows(2).assign(age=np.nan, plan=None)
     assert list(write(tmp_path, gone, reference)) == ["visits", "score"]
-    assert '"header": "age"' in (tmp_path / "data.html").read_text(encoding="utf-8")  # its quality is shown
+    assert '"header": "age"' in (tmp_path / "data_all.html").read_text(encoding="utf-8")  # its quality is shown
     assert list(write(tmp_path, reference, reference.assign(visits=np.nan))) == ["age", "plan", "score"]
     nothing = reference.assign(age=np.nan, visits=np.nan, plan=None, score=np.nan)
     assert write(tmp_path, nothing, reference) == {}

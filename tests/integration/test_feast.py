@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from closedloop.adapters.feast import Features, read_store_config
-from closedloop.adapters.tables import write_table
+from closedloop.adapters.feast import Features
+from closedloop.adapters.feast_store import read_store_config
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.settings import Settings, load_settings
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
-from closedloop.featureset import FeatureSet
-from closedloop.settings import Settings, load_settings
-from closedloop.stages.training_set import materialize_newest
+from closedloop.processes import start_process
+from closedloop.stages.parts.online import materialize_newest
+from closedloop.tabular.tables import write_table
+from tests.online_rows import read_online
 from tests.services import run_redis
 
 MAX_AGE_DAYS = 31
@@ -124,7 +131,7 @@ def test_a_store_that_loses_rows_is_refused(settings: Settings, tmp_path: Path) 
     features = Features(other, project="shop", features=SHOP, max_age_days=MAX_AGE_DAYS)
     rows = write_rows(tmp_path / "rows", BY_HAND)
     assert len(features.read_historical(ask(("anna", FIRST), ("ben", FIRST)), rows)) == 2
-    with pytest.raises(DataError, match="the point-in-time join returned 1 rows for 2 asked for"):
+    with pytest.raises(DataError, match="the point-in-time join returned 1 row for 2 asked for"):
         features.read_historical(ask(("anna", FIRST), ("carl", SECOND)), rows)
 
 
@@ -147,7 +154,7 @@ def test_online_and_offline_are_the_same_for_a_thousand_customers(build_store: B
     assert [features.materialize(snapshot) for snapshot in (FIRST, SECOND, THIRD)] == [True, True, True]
     newest = {row[0]: (row[1:], snapshot) for snapshot, rows in rows_of.items() for row in rows}
     everybody = [f"C{number:04}" for number in reversed(range(1000))]
-    online = features.read_online(everybody, as_of=THIRD)
+    online = read_online(features, everybody, as_of=THIRD)
     offline = features.read_historical(ask(*((one, THIRD) for one in everybody)), features.offline_dir)
     fresh = (online.state == "fresh").to_numpy()
     names = list(SHOP.names)
@@ -176,11 +183,21 @@ def test_states_are_told_apart_and_nothing_missing_is_a_zero(build_store: BuildS
     asked = ["nobody", "zero", "blank", "nobody", "zero"]
     last_day = FIRST + dt.timedelta(days=MAX_AGE_DAYS)
     for as_of, state in ((FIRST, "fresh"), (last_day, "fresh"), (last_day + dt.timedelta(seconds=1), "stale")):
-        answer = features.read_online(asked, as_of=as_of)
+        answer = read_online(features, asked, as_of=as_of)
         assert answer.state.tolist() == ["unknown", state, state, "unknown", state]
         assert list_rows(answer.features) == [NOTHING, (0.0, 0.0, ""), NOTHING, NOTHING, (0.0, 0.0, "")]
         known = pd.Timestamp(FIRST)
         assert list_rows(answer.snapshot_at.to_frame()) == [(None,), (known,), (known,), (None,), (known,)]
+
+
+def test_times_are_numbers_online_whatever_else_wrote_to_sqlite(build_store: BuildStore, tmp_path: Path) -> None:
+    features = build_store()
+    features.publish(write_rows(tmp_path / "rows", {day: [("one", 1.0, 2.0, "")] for day in (FIRST, SECOND)}))
+    features.materialize(FIRST)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        pd.DataFrame({"x": [1]}).to_sql("x", other)  # changes how this whole process stores times
+    features.materialize(SECOND)
+    assert read_online(features, ["one"], as_of=SECOND).state.tolist() == ["fresh"]
 
 
 def test_an_older_snapshot_never_takes_the_place_of_a_newer_one(elsewhere: BuildStore, tmp_path: Path) -> None:
@@ -188,7 +205,7 @@ def test_an_older_snapshot_never_takes_the_place_of_a_newer_one(elsewhere: Build
     features.publish(write_rows(tmp_path / "rows", BY_HAND))
     for snapshot, written in ((SECOND, True), (FIRST, False), (SECOND, True), (THIRD, True), (SECOND, False)):
         assert features.materialize(snapshot) is written
-    answer = features.read_online(["anna", "ben", "carl"], as_of=THIRD)
+    answer = read_online(features, ["anna", "ben", "carl"], as_of=THIRD)
     # ben was in the first snapshot only, which was refused
     assert list_rows(answer.features) == [(5.0, 50.0, None), NOTHING, (7.0, 70.0, "paid")]
     assert answer.state.tolist() == ["fresh", "unknown", "fresh"]
@@ -204,10 +221,14 @@ def test_a_snapshot_older_than_what_another_machine_brought_online_is_left(
     for machine, day in (("refresh", SECOND), ("retraining", FIRST)):
         features = elsewhere(machine)
         features.publish(folders[day])
-        reports[machine] = materialize_newest(features, folders[day], newest=day, as_of=SECOND, seed=0)
+        reports[machine] = materialize_newest(features, folders[day], newest=day, seed=0)
     assert reports["refresh"]["materialized"] is True
-    assert reports["retraining"] == {"snapshot": f"{FIRST:%F}", "materialized": False}
-    answer = elsewhere("refresh").read_online(["anna"], as_of=SECOND)
+    assert reports["retraining"] == {
+        "snapshot": f"{FIRST:%F}",
+        "materialized": False,
+        "reason": "older than the store",
+    }
+    answer = read_online(elsewhere("refresh"), ["anna"], as_of=SECOND)
     assert (answer.features["spent"].tolist(), answer.snapshot_at.tolist()) == ([2.0], [pd.Timestamp(SECOND)])
 
 
@@ -215,7 +236,7 @@ def test_an_interval_that_ends_later_hides_no_newer_snapshot(build_store: BuildS
     """As after `feast materialize-incremental`, which ends it at the wall clock, with dates in the past."""
     features = build_store()
     features.publish(write_rows(tmp_path / "rows", {FIRST: BY_HAND[FIRST]}))
-    features._store().materialize(FIRST - dt.timedelta(days=1), dt.datetime.now(dt.UTC))
+    features.open_store().materialize(FIRST - dt.timedelta(days=1), dt.datetime.now(dt.UTC))
     features.publish(write_rows(tmp_path / "rows", BY_HAND))
     assert features.materialize(THIRD)
 
@@ -225,7 +246,7 @@ def test_a_snapshot_that_is_published_again_answers_with_its_new_rows(elsewhere:
     for spent in (1.0, 2.0):
         features.publish(write_rows(tmp_path / "rows", {FIRST: [("anna", spent, None, "free")]}))
         features.materialize(FIRST)
-        assert features.read_online(["anna"], as_of=FIRST).features["spent"].tolist() == [spent]
+        assert read_online(features, ["anna"], as_of=FIRST).features["spent"].tolist() == [spent]
     assert [path.name for path in features.offline_dir.iterdir()] == ["2024-01-01.parquet"]
 
 
@@ -247,16 +268,16 @@ def test_two_data_sets_in_one_store_never_meet_though_ids_and_names_are_the_same
     shop, bank = build_store("shop"), build_store("bank")
     shop.publish(write_rows(tmp_path / "shop", {FIRST: [("17", 1.0, 10.0, "free"), ("18", 2.0, 20.0, "free")]}))
     shop.materialize(FIRST)
-    with pytest.raises(ServiceUnavailable, match="no service shop_0a; train or refresh first"):
-        bank.read_online(["17"], as_of=FIRST)
+    with pytest.raises(ServiceUnavailable, match="it holds no view shop_0a; train or refresh first"):
+        read_online(bank, ["17"], as_of=FIRST)
     bank.publish(write_rows(tmp_path / "bank", {SECOND: [("17", -1.0, None, "gold")]}))
     bank.materialize(SECOND)
-    assert shop._store().config.registry.path == bank._store().config.registry.path
-    answers = {one.project: one.read_online(["17", "18"], as_of=SECOND) for one in (shop, bank)}
+    assert shop.open_store().config.registry.path == bank.open_store().config.registry.path
+    answers = {one.project: read_online(one, ["17", "18"], as_of=SECOND) for one in (shop, bank)}
     assert list_rows(answers["shop"].features) == [(1.0, 10.0, "free"), (2.0, 20.0, "free")]
     assert list_rows(answers["bank"].features) == [(-1.0, None, "gold"), NOTHING]
     assert answers["bank"].state.tolist() == ["fresh", "unknown"]
-    assert shop.read_online(["17"], as_of=SECOND).snapshot_at.tolist() == [pd.Timestamp(FIRST)]
+    assert read_online(shop, ["17"], as_of=SECOND).snapshot_at.tolist() == [pd.Timestamp(FIRST)]
     assert answers["bank"].snapshot_at.tolist()[0] == pd.Timestamp(SECOND)
     asked = ask(("17", SECOND), ("18", SECOND))
     offline = {one.project: one.read_historical(asked, one.offline_dir) for one in (shop, bank)}
@@ -273,11 +294,11 @@ def test_a_second_definition_leaves_the_first_readable_on_both_sides(build_store
     columns = ["customer_id", *wider.names]
     second.publish(write_rows(tmp_path / "second", {SECOND: [("anna", -3.0, 9.0)]}, columns))
     second.materialize(SECOND)
-    store = first._store()
+    store = first.open_store()
     for listed in (store.list_feature_views(), store.list_feature_services()):
         assert {item.name for item in listed} == {"shop_0a", "shop_0b"}
     for features, snapshot, values in ((first, FIRST, (1.0, 10.0, "free")), (second, SECOND, (-3.0, 9.0))):
-        answer = features.read_online(["anna"], as_of=SECOND)
+        answer = read_online(features, ["anna"], as_of=SECOND)
         assert list_rows(answer.features) == [values]
         assert answer.snapshot_at.tolist() == [pd.Timestamp(snapshot)]
         published = features.read_published(ask(("anna", snapshot)))
@@ -286,8 +307,8 @@ def test_a_second_definition_leaves_the_first_readable_on_both_sides(build_store
     # the first may be brought up to date again, as after a rollback
     first.publish(write_rows(tmp_path / "first", {SECOND: [("anna", 3.0, 30.0, "paid")]}))
     assert first.materialize(SECOND)
-    assert list_rows(first.read_online(["anna"], as_of=SECOND).features) == [(3.0, 30.0, "paid")]
-    assert list_rows(second.read_online(["anna"], as_of=SECOND).features) == [(-3.0, 9.0)]
+    assert list_rows(read_online(first, ["anna"], as_of=SECOND).features) == [(3.0, 30.0, "paid")]
+    assert list_rows(read_online(second, ["anna"], as_of=SECOND).features) == [(-3.0, 9.0)]
 
 
 def test_a_registry_that_does_not_answer_is_named_without_its_password(settings: Settings, tmp_path: Path) -> None:
@@ -321,3 +342,31 @@ def test_the_profile_says_where_the_stores_are(settings: Settings, tmp_path: Pat
     (settings.root / "feature_repo/feature_store.yaml").write_text("project: shop\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"feature_store\.yaml: registry\.path and online_store\.type are required"):
         read_store_config(settings, "shop")
+
+
+LOCKS = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(8)
+connection.execute("COMMIT")
+"""
+
+
+@pytest.mark.parametrize("name", ["online.db", "registry.db"])
+def test_a_writer_waits_for_another_data_sets_writer(build_store, settings, tmp_path, name):
+    """SQLite alone gives up after five seconds."""
+    store = build_store()
+    rows = write_rows(tmp_path / "rows", {FIRST: [("c1", 1.0, 2.0, "x")]})
+    store.publish(rows)
+    store.materialize(FIRST)
+    command = [sys.executable, "-c", LOCKS, str(settings.root / "state/feast" / name)]
+    with start_process(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        second = build_store("other", dataclasses.replace(SHOP, service="other_0b"))
+        second.publish(rows)
+        assert second.materialize(FIRST)
+        assert other.wait() == 0
+    assert read_online(second, ["c1"], as_of=FIRST).state.tolist() == ["fresh"]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from closedloop.adapters.gx import Finding, run_expectations
-from closedloop.dataset import ExpectationConfig, load_dataset
+from closedloop.adapters.gx import ExpectationResult, run_expectations
+from closedloop.config.dataset import ExpectationConfig, load_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs/datasets"
 AS_OF = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -92,7 +92,7 @@ EXPECTATIONS = (
 
 def run(
     folder: Path, tables: dict[str, pd.DataFrame], expectations: tuple[ExpectationConfig, ...]
-) -> dict[str | None, Finding]:
+) -> dict[str | None, ExpectationResult]:
     """Findings by column."""
     folder.mkdir()
     findings = run_expectations(tables, expectations, row_ids=ROW_IDS, docs_dir=folder, as_of=AS_OF)
@@ -101,7 +101,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Finding]:
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, ExpectationResult]:
     return run(tmp_path_factory.mktemp("bad") / "docs", {"customers": build_table(29, 25)}, EXPECTATIONS)
 
 
@@ -120,7 +120,7 @@ def test_good_rows_meet_every_expectation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", KINDS)
-def test_bad_rows_are_named_with_column_figure_and_limit(column: str, bad: dict[str | None, Finding]) -> None:
+def test_bad_rows_are_named_with_column_figure_and_limit(column: str, bad: dict[str | None, ExpectationResult]) -> None:
     kind, finding = KINDS[column], bad[column]
     assert not finding.success
     assert finding.severity == "critical"
@@ -139,7 +139,7 @@ def test_bad_rows_are_named_with_column_figure_and_limit(column: str, bad: dict[
         assert finding.rows == []
 
 
-def test_a_tables_row_count_is_named_with_its_limit(bad: dict[str | None, Finding]) -> None:
+def test_a_tables_row_count_is_named_with_its_limit(bad: dict[str | None, ExpectationResult]) -> None:
     finding = bad[None]
     assert not finding.success
     assert finding.sentence() == f"customers: {ROW_COUNT} (min_value=30): found 29"

@@ -17,8 +17,10 @@ import pytest
 import yaml
 
 from closedloop.adapters.kfp import ClusterRunner, LocalRunner, PipelineFailed
+from closedloop.config.settings import RetrainingSettings
 from closedloop.errors import ConfigError, ServiceUnavailable
-from closedloop.settings import RetrainingSettings
+from closedloop.processes import start_process
+from tests.production import link_environment
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "pipelines/retrain.py"
@@ -253,16 +255,39 @@ def test_local_runs_tell_what_stages_tell_and_log_the_rest(local, tmp_path, capf
 
 @pytest.mark.thorough
 def test_a_component_that_fails_stops_the_pipeline_by_name(local, tmp_path):
-    with pytest.raises(PipelineFailed, match=r"'second'.*log\.txt"):
+    with pytest.raises(PipelineFailed, match=r"'second'.*AssertionError: said no \(.*log\.txt\)"):
         local.run("small", {"trigger_id": "fails"})
     assert "said no" in (tmp_path / "state/log.txt").read_text(encoding="utf-8")
+
+
+RUN = """
+import sys
+from pathlib import Path
+from closedloop.adapters.kfp import LocalRunner
+from closedloop.config.settings import RetrainingSettings
+LocalRunner(Path(sys.argv[1]), Path(sys.argv[2]), RetrainingSettings()).run("small", {"trigger_id": sys.argv[3]})
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("given", "status", "said"), [("t-1", 0, "a stage speaks"), ("fails", 1, "said no")])
+def test_folder_and_environment_may_have_any_name(tmp_path, given, status, said):
+    """KFP hands Python's path and its arguments to a shell."""
+    root = tmp_path / "a b%2Fc'$(touch ran)"
+    root.mkdir()
+    link_environment(root, stamps=False)
+    (root / "small.py").write_text(SMALL, encoding="utf-8")
+    command = [root / ".venv/bin/python", "-c", RUN, "small.py", "state", given]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (ran.returncode, said in ran.stderr) == (status, True), ran.stderr
+    assert list(root.rglob("ran")) == []
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from closedloop.adapters.kfp import LocalRunner
-from closedloop.settings import RetrainingSettings
+from closedloop.config.settings import RetrainingSettings
 with LocalRunner(Path("none"), Path(sys.argv[1]), RetrainingSettings()).hold() as mine:
     print(mine, flush=True)
     time.sleep(60)
@@ -272,7 +297,7 @@ with LocalRunner(Path("none"), Path(sys.argv[1]), RetrainingSettings()).hold() a
 @pytest.mark.thorough
 def test_a_model_is_held_until_its_process_dies(local, tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / "state")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with start_process(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "True\n"
         with local.hold() as mine:

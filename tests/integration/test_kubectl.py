@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from closedloop.adapters.kubectl import IstioSplit
-from closedloop.adapters.store import Deployment
+from closedloop.config.settings import IstioSettings
 from closedloop.errors import ConfigError, ServiceUnavailable
-from closedloop.settings import IstioSettings
 
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 # get and replace as an API server answers them: a stale resourceVersion is a conflict, weights must be 100 in all
@@ -50,19 +49,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SPLIT = IstioSplit(IstioSettings(virtual_service="churn", namespace="prod"))
 
 
-def row(weight: float, challenger: str | None = "2") -> Deployment:
-    return Deployment("shop_churn", 3, "1", "salt", NOW, challenger, "shadow" if challenger else None, weight)
-
-
 def read(cluster: Path) -> Any:
     return json.loads((cluster / "resource.json").read_text(encoding="utf-8"))
 
 
 def test_both_weights_are_set_in_one_write_and_nothing_else(cluster: Path) -> None:
-    for weight, expected in ((0.05, (95, 5)), (0.25, (75, 25)), (0.5, (50, 50))):
-        assert SPLIT.route(row(weight))
+    for canary, expected in ((5, (95, 5)), (25, (75, 25)), (50, (50, 50))):
+        assert SPLIT.route(canary)
         assert read(cluster) == describe(*expected)
-    SPLIT.route(row(0.5, challenger=None))
+    SPLIT.route(0)
     assert read(cluster) == describe(100, 0)
     calls = (cluster / "calls").read_text(encoding="utf-8").splitlines()
     assert calls[:2] == [
@@ -73,22 +68,22 @@ def test_both_weights_are_set_in_one_write_and_nothing_else(cluster: Path) -> No
 
 
 def test_what_is_so_already_is_not_written(cluster: Path) -> None:
-    assert not SPLIT.route(row(0.0))
+    assert not SPLIT.route(0)
     assert "replace" not in (cluster / "calls").read_text(encoding="utf-8")
 
 
 def test_one_who_was_overtaken_is_told(cluster: Path) -> None:
     (cluster / "resource.json").write_text(json.dumps(describe(resourceVersion="0")), encoding="utf-8")
     with pytest.raises(ServiceUnavailable, match="Conflict: the object has been modified"):
-        SPLIT.route(row(0.05))
+        SPLIT.route(5)
 
 
 def test_a_service_without_such_a_route_is_refused(cluster: Path) -> None:
     with pytest.raises(ConfigError, match="no HTTP route to exactly the subsets v1 and v2"):
-        IstioSplit(IstioSettings(stable="v1", canary="v2")).route(row(0.05))
+        IstioSplit(IstioSettings(stable="v1", canary="v2")).route(5)
 
 
 def test_a_machine_without_kubectl_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServiceUnavailable, match="kubectl get virtualservice"):
-        SPLIT.route(row(0.05))
+        SPLIT.route(5)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from closedloop.adapters.kfp import compile_pipeline
-from closedloop.settings import Settings, load_settings
+from closedloop.config.settings import Settings, load_settings
 from tests.docs.test_docs import list_commands, list_keys, read_commands, read_runbook
 from tests.http_service import Load, run_service, wait_until
 from tests.manifests import (
@@ -34,6 +34,7 @@ from tests.manifests import (
 )
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import fetch, run_prometheus
+from tests.reach import find_unreachable
 from tests.services import require
 
 OVERLAYS = ("local", "production")
@@ -46,14 +47,39 @@ def test_an_overlay_holds_together(overlay):
     assert find_problems(read_overlay(overlay)) == []
 
 
+@pytest.fixture(scope="module")
+def with_volumes(tmp_path_factory):
+    """Both overlays with the component that puts spools on volumes of their own."""
+    root = tmp_path_factory.mktemp("volumes")
+    for name in ("k8s", "configs"):
+        shutil.copytree(ROOT / name, root / name)
+    for overlay in OVERLAYS:
+        with (root / "k8s/overlays" / overlay / "kustomization.yaml").open("a", encoding="utf-8") as file:
+            file.write("components: [../../components/spool-volume]\n")
+    return {f"{overlay} with volumes": render(overlay, root) for overlay in OVERLAYS}
+
+
+def test_spools_lie_on_volumes_that_outlive_their_pods_where_an_overlay_wants_it(with_volumes):
+    """No Deployment is left that loses its spool, and no pod refuses requests because the store is slow."""
+    for overlay, tracks in (("local", ["stable"]), ("production", ["canary", "stable", "stream"])):
+        resources = with_volumes[f"{overlay} with volumes"]
+        assert find_problems(resources) == []
+        assert find_unreachable(resources) == []
+        owners = {f"StatefulSet closedloop-{track}" for track in tracks}
+        keeping = {name for name, _, pod in list_pods(resources) if {"name": "state", "ownClaim": {}} in pod["volumes"]}
+        assert keeping == owners
+        assert "DRAIN_SECONDS_MAX" not in json.dumps(resources)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("version", NEWEST)
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_resource_fits_its_schema(overlay, version):
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "local with volumes", "production with volumes"])
+def test_every_resource_fits_its_schema(overlay, version, with_volumes):
     import kubernetes_validate
 
-    standard = [one for one in read_overlay(overlay) if one["apiVersion"] in STANDARD]
-    assert {one["apiVersion"] for one in read_overlay(overlay)} - set(STANDARD) <= {"networking.istio.io/v1"}
+    resources = with_volumes[overlay] if overlay in with_volumes else read_overlay(overlay)
+    standard = [one for one in resources if one["apiVersion"] in STANDARD]
+    assert {one["apiVersion"] for one in resources} - set(STANDARD) <= {"networking.istio.io/v1"}
     for resource in standard:
         kubernetes_validate.validate(resource, version, strict=True)
     broken = copy.deepcopy(next(one for one in standard if one["kind"] == "Deployment"))
@@ -98,8 +124,29 @@ def change(kind, name, path, value, overlay="production"):
 
 
 BOX = ("spec", "template", "spec", "containers", 0)
+JOB_BOX = ("spec", "jobTemplate", *BOX)
 CHANGES = {
     "its selector does not match": ("Deployment", "closedloop-stable", ("spec", "selector", "matchLabels"), {"a": "b"}),
+    "Deployment closedloop-release: selects the pods of CronJob closedloop-release-start": (
+        "CronJob", "closedloop-release-start", ("spec", "jobTemplate", "spec", "template", "metadata", "labels"),
+        {"app.kubernetes.io/name": "release"},
+    ),
+    "Job closedloop-erase: the next apply cannot change it": ("CronJob", "closedloop-erase", ("kind",), "Job"),
+    "cpu: all pods and a Job request 1250, a node of the local overlay has 1050": (
+        "CronJob", "closedloop-retrain", (*JOB_BOX, "resources", "requests", "cpu"), "500m", "local",
+    ),
+    "memory: all pods and a Job request": (
+        "Deployment", "closedloop-mlflow", (*BOX, "resources", "requests", "memory"), "4Gi", "local",
+    ),
+    "StatefulSet redis, container redis: its livenessProbe may end it before it has started": (
+        "StatefulSet", "redis", (*BOX, "startupProbe"), None, "local",
+    ),
+    "Deployment closedloop-stable: it answers more than its last drain can store: DRAIN_SECONDS_MAX is 30": (
+        "Deployment", "closedloop-stable", (*BOX, "env", 0, "value"), "30",
+    ),
+    "Deployment closedloop-stream: it answers more than its last drain can store: DRAIN_SECONDS_MAX is inf": (
+        "Deployment", "closedloop-stream", (*BOX, "env", 0), {"name": "OTHER", "value": "1"},
+    ),
     "Service mlflow: selects no pod": ("Service", "mlflow", ("spec", "selector"), {"a": "b"}),
     "no container has a port named web": ("Service", "serving", ("spec", "ports", 0, "targetPort"), "web"),
     "PodDisruptionBudget closedloop-stable: selects no pod": (
@@ -402,6 +449,17 @@ def test_a_daily_job_lets_the_store_keep_no_more_than_its_days():
     (job,) = (one for one in read_overlay("production") if one["metadata"]["name"] == "closedloop-outcomes")
     (box,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert box["args"][0].startswith("closedloop store purge --as-of ")
+
+
+@pytest.mark.parametrize(("failing", "status"), [("store", 1), ("outcomes", 1), ("none", 0)])
+def test_a_purge_that_fails_keeps_no_outcomes_from_being_stored(tmp_path, failing, status):
+    (job,) = (one for one in read_overlay("production") if one["metadata"]["name"] == "closedloop-outcomes")
+    (box,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    program = tmp_path / "closedloop"
+    program.write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/ran\ntest "$1" != {failing}\n', encoding="utf-8")
+    program.chmod(0o755)
+    ran = subprocess.run([*box["command"], *box["args"]], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert (ran.returncode, (tmp_path / "ran").read_text().split()) == (status, ["store", "outcomes"])
 
 
 @pytest.mark.thorough

@@ -5,7 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import shutil
+import sqlite3
+import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +22,22 @@ import yaml
 from mlflow.entities import Run
 
 from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, GATES_TAG, Tracking
+from closedloop.adapters.mlflow_file import create_store
 from closedloop.adapters.skops import load_pipeline
 from closedloop.bootstrap import build_tracking, load_run
+from closedloop.config.settings import Settings
 from closedloop.contract import digest_folder
 from closedloop.errors import DataError, ServiceUnavailable
-from closedloop.settings import Settings
 
 MODEL = "shop_churn"
 SECRET = "0pen-sesame"
 SOURCES = Path(__file__).parents[2] / "src/closedloop"
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_project_whose_name_has_a_space_gets_no_folder_beside_it(tmp_path):
+    create_store(tmp_path / "my 店" / "mlflow.db", (tmp_path / "artifacts").as_uri())
+    assert [path.name for path in tmp_path.iterdir()] == ["my 店"]
 
 
 def open_tracking(shop: Any, model_name: str | None = None) -> Tracking:
@@ -56,6 +67,34 @@ def artifacts(logged: Run) -> Path:
     return Path(logged.info.artifact_uri.removeprefix("file://"))
 
 
+@pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
+def test_data_sets_of_one_folder_wait_for_each_others_writes(project: Any, kind: str) -> None:
+    """Longer than SQLite's driver does by itself, which is 5 seconds: MLflow tells it to wait 20."""
+    store, done = project.root / "mlflow.db", []
+    run = load_run(project.root / "params.yaml", root=project.root)
+    first = build_tracking(run)
+    with first.start_run("a run") as run_id:
+        pass
+
+    def write(number: int) -> None:
+        tracking = Tracking(run.settings, f"data_set_{number}")
+        with tracking.start_run("a run"):
+            tracking.set_tags({"a": "tag"})
+        done.append(tracking.register(f"runs:/{run_id}/contract", run_id, {}).version)
+
+    with closing(sqlite3.connect(store, isolation_level=None)) as other:
+        other.execute(f"BEGIN {kind}")
+        others = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+        for one in others:
+            one.start()
+        time.sleep(7)
+        assert done == []
+        other.execute("COMMIT")
+        for one in others:
+            one.join()
+    assert done == [1, 1]
+
+
 def test_a_run_holds_every_parameter(small_shop: Any, logged: Run) -> None:
     found = logged.data.params
     for section, given in yaml.safe_load((small_shop.root / "params.yaml").read_text(encoding="utf-8")).items():
@@ -71,7 +110,7 @@ def test_a_run_holds_the_figures_of_every_part(small_shop: Any, logged: Run) -> 
     trained = small_shop.read_json("metrics/train_metrics.json")
     tested = small_shop.read_json("metrics/eval_metrics.json")
     expected = {f"{part}_{name}": value for part in ("train", "validation") for name, value in trained[part].items()}
-    expected |= {f"test_{name}": value for name, value in tested.items() if name != "intervals"}
+    expected |= {f"test_{name}": value for name, value in tested.items() if name not in ("intervals", "next_period")}
     assert {"train_roc_auc", "validation_log_loss", "test_accuracy"} <= set(expected)
     # a curve's points may stand beside them
     assert {name: logged.data.metrics[name] for name in expected} == pytest.approx(expected)
@@ -206,11 +245,12 @@ def test_one_function_moves_the_champion() -> None:
         ("mlflow.move_champion", "delete_registered_model_alias", True),
         ("mlflow.reject", "delete_registered_model_alias", False),
     }
-    steps = {"move_champion", "mirror_release", "write_deployment"}
+    steps = {"move_champion", "mirror_release", "append_entry"}
     assert {(place, name) for place, name, _ in list_uses(steps)} == {
         ("mlflow.mirror_release", "move_champion"),
-        ("deploy._mirror", "mirror_release"),
-        ("deploy._write_row", "write_deployment"),
+        ("moves._mirror_in_registry", "mirror_release"),
+        ("moves.move", "append_entry"),
+        ("moves.note", "append_entry"),
     }
 
 
@@ -347,6 +387,36 @@ def test_artifacts_lie_where_the_settings_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
+def log_run(root: Path) -> tuple[Tracking, str]:
+    tracking = Tracking(Settings(root=root), MODEL)
+    (root / "note.txt").write_text("a note", encoding="utf-8")
+    with tracking.start_run("train") as run_id:
+        tracking.log_files({"notes": root / "note.txt"})
+    return tracking, run_id
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree], ids=["moved", "copied"])
+def test_a_store_finds_the_artifacts_that_came_along_with_it(tmp_path: Path, move: Callable[[Path, Path], Any]) -> None:
+    before, after = tmp_path / "a b%2Fc", tmp_path / "it's 100%"
+    before.mkdir()
+    _, run_id = log_run(before)
+    move(before, after)
+    shutil.rmtree(before, ignore_errors=True)
+    tracking = Tracking(Settings(root=after), MODEL)
+    folder = Path(tracking.client.download_artifacts(run_id, "notes", str(tmp_path)))
+    assert (folder / "note.txt").read_text(encoding="utf-8") == "a note"
+    _, newer = log_run(after)
+    assert (after / f"state/mlflow/{MODEL}/{newer}/artifacts/notes/note.txt").is_file()
+    assert not before.exists()
+
+
+def test_artifacts_that_did_not_come_along_stay_where_they_are(tmp_path: Path) -> None:
+    _, run_id = log_run(tmp_path)
+    settings = Settings(root=tmp_path, tracking={"artifacts": "elsewhere"})
+    client = Tracking(settings, MODEL).client
+    assert (Path(client.download_artifacts(run_id, "notes", str(tmp_path))) / "note.txt").is_file()
+
+
 def test_no_secret_of_the_environment_reaches_a_run_or_a_result(
     shop_copy: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.checks import NEXT_STATES, Checks, Retraining
-from closedloop.adapters.samples import Samples
-from closedloop.adapters.store import Store
 from closedloop.contract import REFERENCE_FILE
-from closedloop.core.monitoring import Policy
-from closedloop.loop.monitor import Rules, run_check
-from closedloop.records import Prediction, digest_position
+from closedloop.core.monitoring.policy import MonitoringPolicy
+from closedloop.loop.monitor.monitor import run_check
+from closedloop.records import Outcome, Prediction, digest_position
+from closedloop.store.checks import NEXT_STATES, Checks, Retraining
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.store.samples import Samples
 from tests.model_folders import write_model_folder
 
 pytestmark = pytest.mark.thorough
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.thorough
 DAY = dt.timedelta(days=1)
 NOW = dt.datetime(2024, 2, 1, tzinfo=dt.UTC)
 MODEL = "test_churn"
-EAGER = Policy(breaches=1, of_checks=1)
+EAGER = MonitoringPolicy(breaches=1, of_checks=1)
 
 
 def make_rows(seed: int, ages: tuple[int, int]) -> pd.DataFrame:
@@ -52,39 +53,46 @@ def url(database: str) -> str:
 
     Of the month's two the first was spent 20 days ago.
     """
-    store, checks = Store(database), Checks(database)
-    store.upgrade()
-    with store._begin() as connection:
+    store, checks = Predictions(Database(database)), Checks(Database(database))
+    store.database.upgrade()
+    with store.database.begin() as connection:
         for table in ("retrainings", "checks", "outcomes", "predictions"):
             connection.execute(sa.text(f"DELETE FROM {table}"))
     rows = make_rows(2, (45, 80)).assign(score=lambda frame: 0.5 - frame["score"] / 4)
-    fixed = ("r", MODEL, "7", "champion", "http", NOW - DAY / 2)
+    fixed, known = ("r", MODEL, "7", "champion", "http", NOW - DAY / 2), {"features_as_of": NOW - DAY}
     store.insert(
         [
             Prediction(
-                digest_position("row", number), *fixed, tuple(row[:3]), row.score, 0, 0.5, customer_id=f"c{number}"
+                digest_position("row", number),
+                *fixed,
+                tuple(row[:3]),
+                row.score,
+                0,
+                0.5,
+                **known,
+                customer_id=f"c{number}",
             )
             for number, row in enumerate(rows.itertuples(index=False))
         ]
     )
-    store.close()
+    store.database.close()
     first = Retraining("first", MODEL, "monitor", "drift", NOW - 20 * DAY, NOW - 20 * DAY, state="registered")
     checks.request_retraining(first)
-    checks.close()
+    checks.database.close()
     return database
 
 
 def monitor(
-    url: str, model_dir: Path, *, die_at: int | None = None, as_of: dt.datetime = NOW, policy: Policy = EAGER
+    url: str, model_dir: Path, *, die_at: int | None = None, as_of: dt.datetime = NOW, policy: MonitoringPolicy = EAGER
 ) -> Any:
     """One pass, which kills its process before its ``die_at``-th statement or commit."""
-    checks, samples, done = Checks(url), Samples(url), iter(range(1_000))
+    checks, samples, done = Checks(Database(url)), Samples(Database(url)), iter(range(1_000))
 
     def step(*_: Any) -> None:
         if next(done) == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for engine in (checks._engine, samples._engine):
+    for engine in (checks.database.engine, samples.database.engine):
         for event in ("before_cursor_execute", "commit"):
             sa.event.listen(engine, event, step)
     found = run_check(
@@ -94,27 +102,29 @@ def monitor(
         version="7",
         as_of=as_of,
         now=dt.datetime.now(dt.UTC),
-        rules=Rules(policy=policy),
+        policy=policy,
     )
-    checks.close()
-    samples.close()
+    checks.database.close()
+    samples.database.close()
     return found
 
 
 def read(url: str) -> tuple[list[Any], list[Any]]:
     """The checks and the retrainings that they caused."""
-    with contextlib.closing(Checks(url)) as checks:
+    with contextlib.closing(Database(url)) as opened:
+        checks = Checks(opened)
         return checks.list_checks(MODEL), checks.list_retrainings(MODEL)[:-1]
 
 
 def assert_counted_once(url: str, model_dir: Path) -> None:
     """One retraining is open; once it has ended, the month's budget is spent, and not by more than it is."""
-    with contextlib.closing(Checks(url)) as checks:
+    with contextlib.closing(Database(url)) as opened:
+        checks = Checks(opened)
         assert checks.count_retrainings(MODEL) == dict.fromkeys(NEXT_STATES, 0) | {"registered": 1, "requested": 1}
         asked = checks.list_retrainings(MODEL)[0]
         running = checks.advance_retraining(asked, "running", now=asked.updated_at)
         checks.advance_retraining(running, "registered", now=running.updated_at, model_version="8")
-    of_any_age = Policy(model_age_days_max=-1, cooldown_days=0)
+    of_any_age = MonitoringPolicy(model_age_days_max=1, cooldown_days=0)
     for days, verdict, said in ((1, "alert", "2 were asked for in the last 30 days"), (11, "retrain", "days old")):
         check, _ = monitor(url, model_dir, as_of=NOW + days * DAY, policy=of_any_age)
         assert check.verdict == verdict
@@ -122,6 +132,41 @@ def assert_counted_once(url: str, model_dir: Path) -> None:
     checks_found, caused = read(url)
     assert len(checks_found) == 3
     assert len(caused) == 2
+
+
+def test_a_small_shop_is_judged_again_when_enough_outcomes_have_come(url: str, model_dir: Path) -> None:
+    """400 outcomes are too few for any check, however often it looks, until 150 more are part of the same window."""
+    few = MonitoringPolicy(effect_min=1, estimate_drop_min=1, model_age_days_max=None)
+    with contextlib.closing(Database(url)) as opened:
+        store = Predictions(opened)
+        with opened.begin() as connection:
+            connection.execute(sa.text("DELETE FROM predictions"))
+            connection.execute(sa.text("DELETE FROM retrainings"))
+        for days, first, rows in ((0, 0, 400), (70, 400, 150)):
+            drawn = make_rows(3, (20, 70)).iloc[first : first + rows]
+            fixed = ("r", MODEL, "7", "champion", "http", NOW + days * DAY)
+            known = {"features_as_of": NOW + days * DAY}
+            made = [
+                Prediction(
+                    digest_position("row", number),
+                    *fixed,
+                    tuple(row)[:3],
+                    row.score,
+                    0,
+                    0.5,
+                    **known,
+                    customer_id=f"c{number}",
+                )
+                for number, row in zip(range(first, first + rows), drawn.itertuples(index=False), strict=True)
+            ]
+            outcomes = [
+                Outcome(one.prediction_id, int(label), NOW) for one, label in zip(made, drawn["churned"], strict=True)
+            ]
+            store.insert([*made, *outcomes])
+    found = [monitor(url, model_dir, as_of=NOW + days * DAY, policy=few)[0] for days in (1, 31, 61, 91, 101)]
+    assert [one.verdict for one in found] == ["none", "none", "cannot tell", "cannot tell", "none"]
+    assert [one.outcomes for one in found] == [0, 400, 400, 400, 550]
+    assert "for 60 days there was too little to judge the model by" in found[2].evidence["reasons"][0]
 
 
 def test_a_monitor_that_is_killed_at_any_step_is_made_good_by_the_next(url: str, model_dir: Path) -> None:

@@ -30,12 +30,14 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.types import Bool, Float32, Float64, Int32, Int64, String
 from redis import Redis
 
-from closedloop.adapters.feast import Features, read_store_config
-from closedloop.adapters.online import UNKNOWN, UNREADABLE, OnlineReader, OnlineRow, open_online_reader, state_of
-from closedloop.adapters.tables import write_table
+from closedloop.adapters.feast import Features
+from closedloop.adapters.feast_store import read_store_config
+from closedloop.adapters.online_format import UNKNOWN, UNREADABLE, OnlineRow
+from closedloop.adapters.online_store import OnlineReader, is_stale, open_online_reader
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.settings import load_settings
 from closedloop.errors import ConfigError, ServiceUnavailable
-from closedloop.featureset import FeatureSet
-from closedloop.settings import load_settings
+from closedloop.tabular.tables import write_table
 from tests.services import RedisServer, require, run_redis
 
 pytestmark = pytest.mark.thorough
@@ -382,12 +384,16 @@ def test_a_sqlite_file_that_goes_comes_and_is_replaced(on_sqlite, open_reader, r
     assert read(reader, ["anna"]) == [known(2.0)]
 
 
-def test_nothing_is_ever_written_to_a_sqlite_file(on_sqlite, open_reader, read):
+def test_nothing_is_ever_written_to_a_sqlite_file(on_sqlite, open_reader, read, monkeypatch):
     on_sqlite.write_doubles({"anna": 1.0})
+    opened, connect = [], sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *given, **options: opened.append(connect(*given, **options)) or opened[-1]
+    )
     reader, before = open_reader(on_sqlite), Path(on_sqlite.online["path"]).read_bytes()
     read(reader, ["anna", NOBODY])
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader._connect().execute(f"DELETE FROM {TABLE}")
+        opened[0].execute(f"DELETE FROM {TABLE}")
     assert Path(on_sqlite.online["path"]).read_bytes() == before
 
 
@@ -562,8 +568,8 @@ def test_forms_that_are_not_read_are_refused(change, message):
 
 READ = """
 import asyncio, json, sys
-from closedloop.adapters.feast import read_store_config
-from closedloop.adapters.online import open_online_reader
+from closedloop.adapters.feast_store import read_store_config
+from closedloop.adapters.online_store import open_online_reader
 reader = open_online_reader(json.loads(sys.argv[1]), "shop", "view", ["double"])
 print(asyncio.run(reader.read(["anna"]))[0].values)
 print(sorted(name for name in ("feast", "google", "mlflow", "pandas", "sklearn", "sqlalchemy") if name in sys.modules))
@@ -578,7 +584,6 @@ def test_reading_imports_neither_feast_nor_pandas(view):
     assert ran.stdout == "(1.0,)\n[]\n"
 
 
-def test_state_by_age():
-    for age, state in ((-DAY, "fresh"), (0 * DAY, "fresh"), (31 * DAY, "fresh"), (31.01 * DAY, "stale")):
-        assert state_of(SNAPSHOT, SNAPSHOT + age, 31) == state
-    assert state_of(None, SNAPSHOT, 31) == "unknown"
+def test_a_row_is_stale_beyond_the_age_that_is_allowed():
+    for age, stale in ((-DAY, False), (0 * DAY, False), (31 * DAY, False), (31.01 * DAY, True)):
+        assert is_stale(SNAPSHOT, SNAPSHOT + age, 31) is stale

@@ -14,23 +14,27 @@ import pandas as pd
 import pytest
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from closedloop.adapters.onnx import Parity, export_model, measure_latency_ratio, measure_parity
 from closedloop.adapters.onnxruntime import OnnxScorer
-from closedloop.contract import Feature, NumericFeature, digest_file, encode_row
-from closedloop.core.calibration import calibrate_pipeline
-from closedloop.core.estimators import (
-    MODEL_TYPES,
+from closedloop.contract import Feature, NumericFeature, digest_file
+from closedloop.core.training.calibration import calibrate_pipeline
+from closedloop.core.training.estimators import (
+    DEFAULT_PARAMS,
+    LINEAR_TYPES,
     build_pipeline,
     describe_features,
     encode_columns,
     encode_frame,
-    round_thresholds,
+    list_missing,
     score,
 )
+from closedloop.core.training.trees import round_thresholds
 from closedloop.errors import DataError
+from tests.model_folders import pack_row
 
 PARAMS: dict[str, dict[str, Any]] = {
     "logistic_regression": {},
@@ -38,6 +42,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "gradient_boosting": {"n_estimators": 15},
     "hist_gradient_boosting": {"max_iter": 15, "min_samples_leaf": 5},
 }
+TREE_TYPES = [name for name in DEFAULT_PARAMS if name not in LINEAR_TYPES]
 NUMERIC = ["age", "amount", "clock", "empty"]
 CATEGORICAL = ["plan", "city"]
 
@@ -75,7 +80,7 @@ def sigmoid_on(pipeline: Any, frame: pd.DataFrame, labels: np.ndarray) -> Any:
     ("categorical", "selection", "calibrated"),
     [(CATEGORICAL, None, False), (CATEGORICAL, 2, True), ([], None, True), ([], 2, False)],
 )
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
 def test_graph_and_pipeline_agree(
     model_type: str, categorical: list[str], selection: int | None, calibrated: bool, tmp_path: Path
 ) -> None:
@@ -97,7 +102,7 @@ def test_graph_and_pipeline_agree(
     assert score(pipeline, holdout).std() > 0.01
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES[1:])
+@pytest.mark.parametrize("model_type", TREE_TYPES)
 def test_adjacent_float32_values_stay_on_their_side(model_type: str, tmp_path: Path) -> None:
     step = np.spacing(np.float32(1e6))
     values = np.repeat(np.float32(1e6) + step * np.arange(40, dtype=np.float32), 30)
@@ -121,6 +126,35 @@ def test_adjacent_float32_values_stay_on_their_side(model_type: str, tmp_path: P
 
 def encode_numbers(columns: list[str]) -> FunctionTransformer:
     return FunctionTransformer(encode_columns, kw_args={"columns": columns, "categories": {}})
+
+
+def test_missing_indicators_of_a_linear_model_are_in_the_graph_and_better_than_none(tmp_path: Path) -> None:
+    """Where it is not at random that a value is missing, an imputed value alone loses what that says."""
+    train, holdout = (make_gaps(2_000, seed) for seed in (0, 1))
+    features = describe_features(train[0], ["spend", "visits"], [])
+    found = {}
+    for name, missing in (("with", list_missing(features, train[0])), ("without", [])):
+        options: dict[str, Any] = {"normalize": True, "feature_selection": None, "seed": 0, "missing": missing}
+        pipeline = build_pipeline(features, model_type="logistic_regression", model_params={}, **options).fit(*train)
+        folder = tmp_path / name
+        folder.mkdir()
+        scorer = export(pipeline, folder, len(features))
+        for frame, _ in (train, holdout):
+            parity = measure_parity(pipeline, scorer, frame, features)
+            assert (parity.rows_over, parity.difference_max < 1e-6) == (0, True)
+        found[name] = roc_auc_score(holdout[1], scorer.score(encode_frame(features, holdout[0])))
+    assert list_missing(features, train[0]) == ["spend", "visits"]
+    assert found["with"] > 0.85 > 0.7 > found["without"]
+
+
+def make_gaps(rows: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Spending is missing for most who leave; what is known of it, and of visits, says little."""
+    generator = np.random.default_rng(seed)
+    labels = generator.random(rows) < 0.3
+    frame = pd.DataFrame({"spend": generator.gamma(2, 50, rows) - 5 * labels, "visits": generator.normal(size=rows)})
+    frame.loc[generator.random(rows) < np.where(labels, 0.85, 0.1), "spend"] = np.nan
+    frame.loc[generator.random(rows) < 0.2, "visits"] = np.nan  # at random
+    return frame, labels
 
 
 def test_parity_sees_native_categoricals(tmp_path: Path) -> None:
@@ -223,7 +257,7 @@ def test_one_row_many_rows_and_threads_agree(exported: Exported) -> None:
 
 def test_scoring_a_request_like_the_server(exported: Exported) -> None:
     row = {"age": 0.5, "amount": None, "clock": 1e6, "empty": None, "plan": "plus", "city": "not in training"}
-    found = exported.scorer.score(encode_row(exported.features, row))
+    found = exported.scorer.score(pack_row(exported.features, row))
     assert found[0] == pytest.approx(score(exported.pipeline, pd.DataFrame([row]))[0], abs=1e-6)
 
 

@@ -10,10 +10,10 @@ import pytest
 from sklearn.metrics import log_loss
 
 from closedloop.adapters.optuna import search
-from closedloop.core.estimators import build_pipeline, describe_features
-from closedloop.core.folds import index_hash_folds, score_fold
+from closedloop.config.params import Choices, FloatRange, IntRange, Space
+from closedloop.core.training.estimators import build_pipeline, describe_features
+from closedloop.core.training.splits import index_hash_folds, score_fold
 from closedloop.errors import DataError
-from closedloop.params import Choices, FloatRange, IntRange, Space
 
 SPACE: dict[str, Space] = {
     "rate": FloatRange(type="float", low=0.01, high=1.0, log=True),

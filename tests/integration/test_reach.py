@@ -62,6 +62,9 @@ UNREACHABLE = {
     "Deployment closedloop-stable: the network does not let it reach redis:6379": (
         "NetworkPolicy", "servers", ("spec", "egress", 1, "to"), [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "local",
     ),
+    "pods of clients: the network does not let them reach serving-stable:3000": (
+        "NetworkPolicy", "client-egress", ("spec", "egress", 0, "ports", 0, "port"), 8001,
+    ),
     "Deployment closedloop-canary: clients in the cluster reach it past the weights": (
         "NetworkPolicy", "serving-clients", ("spec", "podSelector", "matchLabels"),
         {"app.kubernetes.io/name": "serving"},
@@ -82,7 +85,7 @@ def test_the_local_prometheus_is_given_a_file_that_it_takes(tmp_path):
     require(shutil.which("promtool"), "promtool")
     (pod,) = (pod for name, _, pod in list_pods(read_overlay("local")) if name == "StatefulSet prometheus")
     mounts = {mount["mountPath"]: mount.get("subPath") for mount in pod["containers"][0]["volumeMounts"]}
-    volumes = {volume["configMap"]["name"] for volume in pod["volumes"]}
+    volumes = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
     texts = {
         key: text
         for one in read_overlay("local")

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from closedloop.adapters.checks import Check, Checks
 from closedloop.adapters.mlflow import MONITOR_TAG, Tracking
-from closedloop.adapters.samples import Samples
-from closedloop.adapters.store import Store
+from closedloop.config.settings import Settings
 from closedloop.contract import REFERENCE_FILE
-from closedloop.loop.monitor import Rules, run_check
-from closedloop.loop.report import keep_report
+from closedloop.core.monitoring.policy import MonitoringPolicy
+from closedloop.loop.monitor.monitor import run_check
+from closedloop.loop.monitor.report import keep_report, order_drift
 from closedloop.records import Outcome, Prediction, digest_position
-from closedloop.settings import Settings
+from closedloop.store.checks import Check, Checks
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.store.samples import Samples
 from tests.browser import keep_pictures, open_browser
 from tests.integration.test_monitor import MODEL, NOW, make_rows
 from tests.model_folders import write_model_folder
@@ -33,8 +35,12 @@ class Loop:
         self.model_dir = write_model_folder(folder / "model")
         make_rows(1, (20, 70)).to_parquet(self.model_dir / REFERENCE_FILE)
         url = f"sqlite:///{folder / 'operations.db'}"
-        self.store, self.checks, self.samples = Store(url), Checks(url), Samples(url)
-        self.store.upgrade()
+        self.store, self.checks, self.samples = (
+            Predictions(Database(url)),
+            Checks(Database(url)),
+            Samples(Database(url)),
+        )
+        self.store.database.upgrade()
         self.tracking = Tracking(Settings(root=folder), MODEL)
         self.insert(make_rows(2, (45, 80)).head(rows), NOW - DAY / 2)
         if labels is not None:
@@ -69,7 +75,7 @@ class Loop:
             version="7",
             as_of=NOW,
             now=NOW,
-            rules=Rules(),
+            policy=MonitoringPolicy(),
         )
         return found
 
@@ -95,7 +101,7 @@ class Loop:
 def test_a_report_is_kept_once_and_shows_how_good_the_estimate_was(tmp_path: Path) -> None:
     loop = Loop(tmp_path, lambda rows: rows["churned"])
     run_id = loop.keep()
-    assert loop.list_pages() == ["data.html", "outcomes.html", "report.html"]
+    assert loop.list_pages() == ["data.html", "data_all.html", "outcomes.html", "report.html"]
     page = (loop.folder / "report.html").read_text(encoding="utf-8")
     realised = loop.check().evidence["realised"]
     for figures in (realised, realised["expected"]):
@@ -115,7 +121,8 @@ def test_a_report_is_kept_once_and_shows_how_good_the_estimate_was(tmp_path: Pat
 def test_every_page_opens_and_draws_its_figures_without_a_network(tmp_path: Path) -> None:
     loop, kept = Loop(tmp_path, lambda rows: rows["churned"]), keep_pictures(tmp_path)
     loop.keep()
-    figures = {"data": 2 * len(loop.check().evidence["drift"]["features"]), "outcomes": 4}
+    drift = loop.check().evidence["drift"]
+    figures = {"data": len(drift["drifted"]) + 1, "data_all": 2 * len(drift["features"]), "outcomes": 4}
     asked, failed = list[str](), list[str]()
     with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
@@ -123,7 +130,8 @@ def test_every_page_opens_and_draws_its_figures_without_a_network(tmp_path: Path
         page.on("requestfailed", lambda request: failed.append(request.url))
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto((loop.folder / "report.html").as_uri())
-        for link in ("drift of features and score, data quality", "performance where outcomes are known"):
+        links = "drifted features and score", "all features, and the quality of their data"
+        for link in (*links, "performance where outcomes are known"):
             page.screenshot(path=kept / "monitoring_report.png", full_page=True)
             page.get_by_role("link", name=link).click()
             name = Path(page.url).stem
@@ -152,22 +160,39 @@ def test_a_run_that_was_begun_and_never_ended_is_gone_on_with(tmp_path: Path) ->
     assert loop.keep() == begun
     [run] = loop.list_runs()
     assert run.info.status == "FINISHED"
-    assert len(loop.tracking.client.list_artifacts(begun, "monitoring")) == 2
+    assert len(loop.tracking.client.list_artifacts(begun, "monitoring")) == 3
 
 
 def test_without_outcomes_there_is_no_page_of_them_and_the_report_says_so(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     loop.keep()
-    assert loop.list_pages() == ["data.html", "report.html"]
+    assert loop.list_pages() == ["data.html", "data_all.html", "report.html"]
     page = (loop.folder / "report.html").read_text(encoding="utf-8")
     assert "no outcomes yet, or of one kind only" in page
-    assert "Too few outcomes have closed for this version to say." in page
+    assert "No outcome has closed for this version yet." in page
+
+
+def test_what_drifted_comes_first_with_its_picture_and_no_p_value_is_zero(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.keep()
+    drift = loop.check().evidence["drift"]
+    assert drift["drifted"] == ["age"]
+    assert drift["features"]["age"]["p_value"] == 0
+    page = (loop.folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    table = page[page.index("<th>this monitor says</th>") :]
+    assert page.index('aria-label="age: ') < page.index("<th>this monitor says</th>")
+    assert page.index('aria-label="visits_30d: ') > page.index("<details>")
+    names = [name for name, _ in order_drift(loop.check().evidence)]
+    assert names[0] == "age"
+    assert sorted(names, key=lambda name: table.index(f'<td class="name">{name}')) == names
+    assert "&lt; .001</td>" in table
+    assert "<strong>watch</strong></li>" in page
 
 
 def test_outcomes_of_one_kind_have_figures_but_no_page(tmp_path: Path) -> None:
     loop = Loop(tmp_path, lambda rows: rows["churned"] * 0)
     loop.keep()
-    assert loop.list_pages() == ["data.html", "report.html"]
+    assert loop.list_pages() == ["data.html", "data_all.html", "report.html"]
     page = (loop.folder / "report.html").read_text(encoding="utf-8")
     assert f"{loop.check().evidence['realised']['accuracy']:.4f}" in page
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from closedloop.adapters.figures import Figures
-from closedloop.adapters.samples import Samples
-from closedloop.adapters.store import Store
-from closedloop.records import Outcome, Prediction, digest_position
+from closedloop.records import LABEL_RULE, Outcome, Prediction, digest_position
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.store.samples import Samples
+from closedloop.store.status_queries import StatusQueries
 from tests.services import PostgresServer
 
 pytestmark = pytest.mark.thorough
@@ -26,21 +27,21 @@ FEATURES = ("spend", "plan")
 
 
 @pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.upgrade()
-    with made._begin() as connection:
+def store(database: str) -> Iterator[Predictions]:
+    made = Predictions(Database(database))
+    made.database.upgrade()
+    with made.database.begin() as connection:
         connection.execute(sa.text("DELETE FROM outcomes"))
         connection.execute(sa.text("DELETE FROM predictions"))
     yield made
-    made.close()
+    made.database.close()
 
 
 @pytest.fixture
-def samples(store: Store, database: str) -> Iterator[Samples]:
-    made = Samples(database)
+def samples(store: Predictions, database: str) -> Iterator[Samples]:
+    made = Samples(Database(database))
     yield made
-    made.close()
+    made.database.close()
 
 
 def predict(name: str, *, hours: float = 0, **changes: Any) -> Prediction:
@@ -69,7 +70,7 @@ def close(samples: Samples, rows_max: int = 1_000) -> Any:
     return samples.sample_outcomes(MODEL, "7", after=START - DAY, until=START, rows_max=rows_max)
 
 
-def test_a_window_holds_what_one_version_answered(samples: Samples, store: Store) -> None:
+def test_a_window_holds_what_one_version_answered(samples: Samples, store: Predictions) -> None:
     store.insert(
         [
             predict("a"),
@@ -90,10 +91,11 @@ def test_a_window_holds_what_one_version_answered(samples: Samples, store: Store
         "customer_id": ["customer a", "customer b"],
         "score": [0.25, 0.75],
         "decision": [0, 1],
+        "client": [None, None],
     }
 
 
-def test_a_customer_counts_once_in_a_window_and_by_the_first(samples: Samples, store: Store) -> None:
+def test_a_customer_counts_once_in_a_window_and_by_the_first(samples: Samples, store: Predictions) -> None:
     again = {"customer_id": "ann", "features_as_of": START + DAY}
     store.insert([predict("a", customer_id="ann", hours=2), predict("b", hours=1, score=0.5, **again)])
     store.insert([predict("c", customer_id="ann", hours=-2, score=0.9), predict("x", customer_id=None)])
@@ -103,7 +105,7 @@ def test_a_customer_counts_once_in_a_window_and_by_the_first(samples: Samples, s
     assert found.rows["customer_id"].notna().sum() == 1
 
 
-def test_a_large_window_is_a_fair_draw_of_bounded_size(samples: Samples, store: Store) -> None:
+def test_a_large_window_is_a_fair_draw_of_bounded_size(samples: Samples, store: Predictions) -> None:
     """Half of the customers come five times as often, and are drawn no more often for it."""
     records = []
     for number in range(2_000):
@@ -118,7 +120,7 @@ def test_a_large_window_is_a_fair_draw_of_bounded_size(samples: Samples, store: 
     assert draw(samples, rows_max=1_500).rows.equals(found.rows)
 
 
-def test_customers_who_ask_again_and_again_leave_a_sample_all_the_same(samples: Samples, store: Store) -> None:
+def test_customers_who_ask_again_and_again_leave_a_sample_all_the_same(samples: Samples, store: Predictions) -> None:
     """Each once, by the first: of a small draw nearly nothing would be left, and a busy service be judged by nobody."""
     asked = [digest_position(str(number)) for number in range(2_400)]
     store.insert([predict(name, hours=n / 101, customer_id=f"customer {n % 60}") for n, name in enumerate(asked)])
@@ -132,7 +134,7 @@ def test_customers_who_ask_again_and_again_leave_a_sample_all_the_same(samples: 
     assert len(many.rows) == 60
 
 
-def test_outcomes_are_those_of_closed_snapshots_once_a_customer(samples: Samples, store: Store) -> None:
+def test_outcomes_are_those_of_closed_snapshots_once_a_customer(samples: Samples, store: Predictions) -> None:
     other = START - DAY
     store.insert(
         [
@@ -156,32 +158,68 @@ def test_outcomes_are_those_of_closed_snapshots_once_a_customer(samples: Samples
 
 
 def test_of_several_outcomes_the_first_that_was_reported_counts_in_whatever_order_they_arrive(
-    samples: Samples, store: Store
+    samples: Samples, store: Predictions
 ) -> None:
     store.insert([predict("a", score=0.9)])
     store.insert([Outcome("a", 0, START + 41 * DAY), Outcome("a", 1, START + 40 * DAY)])
     assert close(samples).rows["outcome"].tolist() == [1]
 
 
-def test_many_outcomes_are_drawn(samples: Samples, store: Store) -> None:
+def test_the_label_rule_has_the_last_word_whoever_reported_before(samples: Samples, store: Predictions) -> None:
+    store.insert([predict("a", score=0.9)])
+    store.insert([Outcome("a", 0, START + 2 * DAY, "0badc0de")])
+    assert close(samples).rows[["outcome", "reported_by"]].to_numpy().tolist() == [[0, "0badc0de"]]
+    store.insert([Outcome("a", 1, START + 30 * DAY, LABEL_RULE)])
+    assert close(samples).rows[["outcome", "reported_by"]].to_numpy().tolist() == [[1, LABEL_RULE]]
+    known = store.list_outcomes(MODEL, as_of=START + 40 * DAY, horizon_days=30)
+    assert known[["outcome", "reported_by"]].to_numpy().tolist() == [[1, LABEL_RULE]]
+    assert StatusQueries(samples.database).measure_accuracy(MODEL, "7", closed_by=START).part == 0  # its decision was 0
+
+
+def test_requests_that_carried_their_features_are_in_no_sample(samples: Samples, store: Predictions) -> None:
+    sent = {"features_as_of": None, "hours": 1.0}
+    store.insert([predict("a"), predict("x", **sent), predict("y", customer_id=None, **sent)])
+    store.insert([predict("file", source="batch", **sent)])
+    assert sorted(draw(samples).rows["customer_id"]) == ["customer a", "customer file"]
+    store.insert([Outcome(name, 1, START + 40 * DAY) for name in ("a", "x", "y")])
+    assert close(samples).rows["customer_id"].tolist() == ["customer a"]
+    choice = {"as_of": START + 40 * DAY, "horizon_days": 30}
+    assert len(store.list_outcomes(MODEL, **choice, sent_features=False)) == 1
+    assert len(store.list_outcomes(MODEL, **choice, sent_features=True)) == 3
+    assert len(draw(Samples(samples.database, sent_features=True)).rows) == 4
+    figures = StatusQueries(samples.database)
+    assert figures.measure_accuracy(MODEL, "7", closed_by=START).whole == 1
+    assert figures.measure_maturity(MODEL, closed_by=START).whole == 2
+
+
+def test_many_outcomes_are_drawn(samples: Samples, store: Predictions) -> None:
     names = [digest_position("row", number) for number in range(3_000)]
     store.insert([predict(name) for name in names])
     store.insert([Outcome(name, 1, START + 40 * DAY) for name in names])
     assert 400 < len(close(samples, rows_max=500).rows) < 600
 
 
-def test_what_is_not_labelled_yet_is_listed(samples: Samples, store: Store) -> None:
+def test_what_is_not_labelled_yet_is_listed(samples: Samples, store: Predictions) -> None:
     store.insert([predict("a"), predict("b"), predict("c", features_as_of=START - DAY), predict("n", customer_id=None)])
     store.insert([predict("s", variant="shadow", answered_id="a"), predict("later", features_as_of=START + DAY)])
-    store.insert([Outcome("b", 1, START + 40 * DAY)])
+    # what a client reports does not keep the rule from being asked
+    store.insert([Outcome("b", 1, START + 40 * DAY, LABEL_RULE), Outcome("a", 1, START + 1 * DAY, "0badc0de")])
     assert samples.list_unlabelled_snapshots(MODEL, until=START) == [START - DAY, START]
     assert list(samples.read_unlabelled(MODEL, START)) == [[("a", "customer a")]]
     assert samples.list_unlabelled_snapshots("telco_churn", until=START) == []
 
 
-def test_a_window_is_found_by_an_index_that_covers_it(samples: Samples, store: Store) -> None:
+def test_many_that_are_not_labelled_come_in_chunks(
+    samples: Samples, store: Predictions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("closedloop.store.samples.CHUNK_ROWS", 5)
+    store.insert([predict(f"{number:02}") for number in range(12)])
+    assert [len(chunk) for chunk in samples.read_unlabelled(MODEL, START)] == [5, 5, 2]
+
+
+def test_a_window_is_found_by_an_index_that_covers_it(samples: Samples, store: Predictions) -> None:
     """A scan of all rows, or of those of all times with low ids, would cost more the more is kept."""
-    if samples._dialect != "sqlite":
+    if samples.database.dialect != "sqlite":
         pytest.skip("PostgreSQL's planner goes by what is in the table; a table as small as this is scanned")
     plans: list[str] = []
 
@@ -191,7 +229,7 @@ def test_a_window_is_found_by_an_index_that_covers_it(samples: Samples, store: S
             plans.append(" / ".join(str(row[3]) for row in rows))
 
     store.insert([predict(digest_position("row", number)) for number in range(50)])
-    sa.event.listen(samples._engine, "before_cursor_execute", explain)
+    sa.event.listen(samples.database.engine, "before_cursor_execute", explain)
     draw(samples, rows_max=10)
     close(samples, rows_max=10)
     assert len(plans) == 6  # no outcome is known: more is drawn twice
@@ -206,8 +244,9 @@ def test_nothing_goes_through_all_outcomes_where_postgresql_has_no_statistics(po
     """An index that gave it their order would be read from its start for each prediction: an hour for a million."""
     url, plans = postgres.create_database(), list[str]()
     names = [digest_position("row", number) for number in range(5_000)]
-    with closing(Store(url)) as store, closing(Samples(url)) as samples, closing(Figures(url)) as figures:
-        store.upgrade()
+    with closing(Database(url)) as opened:
+        store, samples, figures = Predictions(opened), Samples(opened), StatusQueries(opened)
+        opened.upgrade()
         store.insert([predict(name) for name in names])
         store.insert([Outcome(name, 1, START + 40 * DAY) for name in names])
 
@@ -216,12 +255,13 @@ def test_nothing_goes_through_all_outcomes_where_postgresql_has_no_statistics(po
                 rows = cursor.connection.execute(f"EXPLAIN {statement}", parameters).fetchall()
                 plans.append("\n".join(row[0] for row in rows))
 
-        for one in (samples, figures):
-            sa.event.listen(one._engine, "before_cursor_execute", explain)
+        sa.event.listen(opened.engine, "before_cursor_execute", explain)
         assert len(close(samples, rows_max=20_000).rows) == 5_000
         assert figures.measure_accuracy(MODEL, "7", closed_by=START).whole == 1_000
     assert len(plans) == 2
     for plan in plans:
-        [of_first] = re.findall(r"SubPlan \d+\n.*?Limit.*", plan, flags=re.DOTALL)
-        assert "outcomes_once" in of_first
-        assert "outcomes_pkey" not in of_first
+        of_first = re.findall(r"SubPlan \d+\n.*?Limit.*?(?=SubPlan|\Z)", plan, flags=re.DOTALL)
+        assert of_first
+        for subplan in of_first:
+            assert "outcomes_once" in subplan
+            assert "outcomes_pkey" not in subplan

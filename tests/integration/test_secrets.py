@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.settings import load_settings
+from closedloop.config.settings import load_settings
 from tests.docs.test_docs import read_commands
 from tests.integration.test_manifests import OVERLAYS, read_cluster_settings, read_overlay
 from tests.manifests import ROOT, list_containers, list_pods, list_secrets, read_external
@@ -28,8 +28,9 @@ GIVEN = {
 STORE, FEATURES = {("closedloop-store", "url")}, {("closedloop-features", "overrides")}
 TRACKING = {("closedloop-tracking", "username"), ("closedloop-tracking", "password")}
 ID_KEY = {("closedloop-serving", "id-key")}
+JOURNAL = {("closedloop-release", "journal-key")}
 RETRAINING = STORE | FEATURES | TRACKING | {("closedloop-retraining", "token")}
-SERVING = STORE | FEATURES | TRACKING | ID_KEY | {("closedloop-serving", "tokens")}
+SERVING = STORE | FEATURES | TRACKING | ID_KEY | JOURNAL | {("closedloop-serving", "tokens")}
 # What the command of each pod uses; tests/e2e/test_job_secrets.py runs those that have the fewest. The monitor and a
 # retraining have what one in the same process (retraining.runner local) uses, though Kubeflow's pods have a Secret of
 # their own. Going back may be to another definition of the features, which Feast's registry must still have.
@@ -39,19 +40,24 @@ NEEDS = {
     "CronJob closedloop-monitor": RETRAINING,
     "CronJob closedloop-retrain": RETRAINING,
     "CronJob closedloop-erase": STORE | FEATURES,
-    "CronJob closedloop-release-start": STORE | TRACKING,
-    "CronJob closedloop-release-check": STORE | TRACKING,
-    "CronJob closedloop-release-stop": STORE | TRACKING,
-    "CronJob closedloop-release-rollback": STORE | TRACKING | FEATURES,
-    "Deployment closedloop-release": STORE | TRACKING,
+    "CronJob closedloop-release-start": STORE | TRACKING | JOURNAL,
+    "CronJob closedloop-release-check": STORE | TRACKING | JOURNAL,
+    "CronJob closedloop-release-stop": STORE | TRACKING | JOURNAL,
+    "CronJob closedloop-release-rollback": STORE | TRACKING | JOURNAL | FEATURES,
+    "CronJob closedloop-release-promote": STORE | TRACKING | JOURNAL | FEATURES,
+    "Deployment closedloop-release": STORE | TRACKING | JOURNAL,
     "Deployment closedloop-exporter": STORE,
     "Deployment closedloop-stable": SERVING,
     "Deployment closedloop-canary": SERVING,
-    "Deployment closedloop-stream": STORE | FEATURES | TRACKING | ID_KEY | {("closedloop-stream", "properties")},
+    "Deployment closedloop-stream": STORE
+    | FEATURES
+    | TRACKING
+    | ID_KEY
+    | JOURNAL
+    | {("closedloop-stream", "properties")},
     "Deployment closedloop-mlflow": {
         ("closedloop-mlflow", key) for key in ("backend-store-uri", "flask-secret-key", "auth.ini")
     },
-    "Job closedloop-migrations": STORE,
     "StatefulSet postgres": {("closedloop-postgres", "password")},
     "StatefulSet redis": {("closedloop-redis", "password")},
     "StatefulSet prometheus": set(),
@@ -114,8 +120,9 @@ def test_what_the_secrets_say_is_taken(secrets, monkeypatch):
     assert settings.operations.url == server.format("closedloop")
     assert settings.features.overrides["registry"]["path"] == server.format("feast")
     assert settings.features.overrides["online_store"]["connection_string"].endswith("6379,ssl=true,password=rd1")
-    assert list(settings.serving.tokens.values()) == [("predict", "outcomes")]
+    assert list(settings.serving.tokens.values()) == [("predict",), ("outcomes",)]
     assert len(settings.serving.id_key) == 64
+    assert [len(key) for key in settings.release.list_journal_keys()] == [64]
     assert settings.stream.properties == {"sasl.password": "kk1"}
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == server.format("mlflow")
     accounts = configparser.ConfigParser()

@@ -17,16 +17,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from closedloop.adapters.skops import TRUSTED_TYPES, load_pipeline, save_pipeline
-from closedloop.core.calibration import calibrate_pipeline
-from closedloop.core.estimators import MODEL_TYPES, build_pipeline, describe_features, round_thresholds
+from closedloop.core.training.calibration import calibrate_pipeline
+from closedloop.core.training.estimators import DEFAULT_PARAMS, build_pipeline, describe_features
+from closedloop.core.training.trees import round_thresholds
 from closedloop.errors import DataError
-
-PARAMS: dict[str, dict[str, Any]] = {
-    "logistic_regression": {},
-    "random_forest": {"n_estimators": 5},
-    "gradient_boosting": {"n_estimators": 5},
-    "hist_gradient_boosting": {"max_iter": 5},
-}
+from tests.trained_folders import SMALL
 
 
 def make_rows(seed: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -46,7 +41,7 @@ def fit(model_type: str, *, calibrated: bool, selection: int | None = None) -> P
     pipeline = build_pipeline(
         features,
         model_type=model_type,
-        model_params=PARAMS[model_type],
+        model_params=SMALL[model_type],
         normalize=True,
         feature_selection=selection,
         seed=0,
@@ -61,7 +56,7 @@ def fit(model_type: str, *, calibrated: bool, selection: int | None = None) -> P
 
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["raw", "calibrated"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
 def test_a_pipeline_comes_back_to_the_last_bit(model_type: str, calibrated: bool, tmp_path: Path) -> None:
     pipeline = fit(model_type, calibrated=calibrated)
     save_pipeline(tmp_path / "pipeline.skops", pipeline)
@@ -74,7 +69,7 @@ def test_a_pipeline_comes_back_to_the_last_bit(model_type: str, calibrated: bool
 
 def test_the_list_holds_what_our_pipelines_need_and_no_more(tmp_path: Path) -> None:
     needed = set()
-    for model_type in MODEL_TYPES:
+    for model_type in DEFAULT_PARAMS:
         for calibrated in (False, True):
             path = tmp_path / f"{model_type}-{calibrated}.skops"
             save_pipeline(path, fit(model_type, calibrated=calibrated, selection=2))

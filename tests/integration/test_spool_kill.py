@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.adapters.store import Store
+from closedloop.processes import start_process
 from closedloop.records import Outcome, Prediction
-from closedloop.serving.drain import DRAIN_LOCK_FILE, drain_once
-from closedloop.serving.spool import SpoolWriter, list_spools, read_lines
+from closedloop.serving.log.drain import DRAIN_LOCK_FILE
+from closedloop.serving.log.progress import PROGRESS_FILE
+from closedloop.serving.log.segments import list_spools
+from closedloop.serving.log.spool import SpoolWriter
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from tests.drains import drain_once
 
 pytestmark = pytest.mark.thorough
 
@@ -25,7 +30,7 @@ WRITE = """
 import datetime as dt, itertools, os, sys
 from pathlib import Path
 from closedloop.records import Prediction
-from closedloop.serving.spool import SpoolWriter
+from closedloop.serving.log.spool import SpoolWriter
 
 writer = SpoolWriter(Path(sys.argv[1]), segment_bytes=200_000)
 writer.start_syncing(10)
@@ -39,13 +44,13 @@ for number in itertools.count():
 """
 
 
-def read_ids(store: Store) -> Counter[str]:
+def read_ids(store: Predictions) -> Counter[str]:
     return Counter(found.prediction_id for some in store.read_predictions("shop") for found in some)
 
 
-def write_until_killed(root: Path, name: str, batches: int, store: Store) -> tuple[list[str], int]:
+def write_until_killed(root: Path, name: str, batches: int, store: Predictions) -> tuple[list[str], int]:
     """The ids that a writer reported before it was killed in full flight, and how many a drain took meanwhile."""
-    process = subprocess.Popen([sys.executable, "-c", WRITE, str(root / name)], stdout=subprocess.PIPE, text=True)
+    process = start_process([sys.executable, "-c", WRITE, str(root / name)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     reported: list[str] = []
     drained = 0
@@ -77,7 +82,7 @@ def test_every_answer_of_ten_killed_writers_is_stored_once(tmp_path, store):
     assert set(found.values()) == {1}
     assert len(found) == drained + result.rows  # none was offered to the store twice
     assert len(found) - len(reported) <= 10 * 2 * 60  # at most what was being written and reported at each kill
-    assert (result.corrupt, result.problems, result.depth_bytes) == (0, (), 0)
+    assert (result.corrupt, result.problems, result.depth_bytes) == (0, [], 0)
     assert list_spools(root) == []
 
 
@@ -86,8 +91,10 @@ import os, shutil, sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
-from closedloop.adapters.store import Store
-from closedloop.serving import drain
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
+from closedloop.serving.log import drain
+from closedloop.store.database import Database
 
 folder = Path(sys.argv[1])
 
@@ -103,14 +110,14 @@ def drain_until(step, case):
         if steps == step:
             os._exit(9)  # no cleaning up, as by a kill
         return trace
-    store = Store(f"sqlite:///{case / 'operations.db'}")
+    store = Predictions(Database(f"sqlite:///{case / 'operations.db'}"))
     sys.settrace(trace)
     drain.drain_once(case / "spool", store, "shop")
     os._exit(0)
 
-warm = Store(f"sqlite:///{folder / 'template' / 'operations.db'}")
-warm.read_position("shop", "none")  # loads what every child needs
-warm.close()
+first = Predictions(Database(f"sqlite:///{folder / 'template' / 'operations.db'}"))
+first.read_position("shop", "none")  # loads what every child needs
+first.database.close()
 for step in count(1):
     case = folder / f"{step}"
     shutil.copytree(folder / "template", case)
@@ -136,21 +143,17 @@ def fill_spools(root: Path) -> None:
     one.append([make_prediction("impossible", score=2.0)])
     one.close()
     two = SpoolWriter(root / "two", segment_bytes=1_000_000)
-    two.append([make_prediction("b"), Outcome("nobody", 1, NOW)])
+    two.append([make_prediction("b"), Outcome("a", 1, NOW), Outcome("nobody", 1, NOW)])
     two.close()
-    expired = SpoolWriter(root / "expired", segment_bytes=1_000_000)
-    expired.append([Outcome("a", 1, NOW), Outcome("never", 1, NOW)])
-    expired.close()
-    (root / "expired" / "00000001.log").rename(root / "waiting-1700000000.log")
     with (root / "two" / "00000001.log").open("ab") as stream:
         stream.write(b"damaged\ntorn")
 
 
 def test_a_drain_killed_at_any_of_its_lines_loses_and_doubles_nothing(tmp_path):
     template = tmp_path / "template"
-    store = Store(f"sqlite:///{template / 'operations.db'}")
-    store.upgrade()
-    store.close()
+    store = Predictions(Database(f"sqlite:///{template / 'operations.db'}"))
+    store.database.upgrade()
+    store.database.close()
     fill_spools(template / "spool")
     subprocess.run([sys.executable, "-c", DRAIN, str(tmp_path)], check=True)
     cases = [path for path in tmp_path.iterdir() if path != template]
@@ -160,21 +163,17 @@ def test_a_drain_killed_at_any_of_its_lines_loses_and_doubles_nothing(tmp_path):
 
 
 def check_case(case: Path) -> None:
-    store = Store(f"sqlite:///{case / 'operations.db'}")
+    store = Predictions(Database(f"sqlite:///{case / 'operations.db'}"))
     drain_once(case / "spool", store, "shop")
     assert read_ids(store) == {"a": 1, "b": 1}, case.name
     with contextlib.closing(sqlite3.connect(case / "operations.db")) as connection:
         outcomes = connection.execute("SELECT prediction_id, outcome FROM outcomes").fetchall()
-    assert sorted(outcomes) == [("a", 1), ("b", 1)], case.name
+    assert sorted(outcomes) == [("a", 1), ("b", 1), ("nobody", 1)], case.name
     spool = case / "spool"
     entries = [json.loads(line) for path in spool.glob("*.log.quarantine") for line in path.read_text().splitlines()]
     reasons = Counter(entry["reason"].split(":")[0] for entry in entries)
     assert reasons == {"the checksum is wrong": 1, "CHECK constraint failed": 1}, case.name
-    (kept,) = read_lines(spool / "waiting-1700000000.quarantine")
-    assert kept.record == Outcome("never", 1, NOW), case.name
-    waiting = [line.record for path in spool.glob("waiting-*.log") for line in read_lines(path)]
-    assert set(waiting) == {Outcome("nobody", 1, NOW)}, case.name  # twice perhaps: the store takes it once
-    left = {path.name for path in spool.iterdir() if not path.name.startswith((".", "waiting-"))}
+    left = {path.name for path in spool.iterdir() if not path.name.startswith(".")}
     left -= {path.name for path in spool.glob("*.log.quarantine")}
-    assert left == {DRAIN_LOCK_FILE}, case.name
-    store.close()
+    assert left - {PROGRESS_FILE} == {DRAIN_LOCK_FILE}, case.name
+    store.database.close()

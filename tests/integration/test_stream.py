@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,25 +20,26 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from closedloop.adapters.kafka import Event
-from closedloop.adapters.store import Store
+from closedloop.config.settings import StreamSettings
 from closedloop.contract import digest_folder
+from closedloop.processes import start_process
 from closedloop.records import Prediction, is_issued
-from closedloop.serving import stream
-from closedloop.serving.config import WorkerConfig
-from closedloop.serving.drain import drain_once
-from closedloop.serving.exposition import collect_series
-from closedloop.serving.slots import Slot, Slots, write_slots
-from closedloop.serving.spool import list_segments, list_spools, read_lines
-from closedloop.serving.stream import EventBatcher, StreamConfig, StreamWorker, run_stream
+from closedloop.scoring import stream
+from closedloop.scoring.stream import EventBatcher, StreamConfig, StreamWorker, run_stream
+from closedloop.serving.exposition import build_registry
+from closedloop.serving.log.drain import drain_once
+from closedloop.serving.log.segments import list_segments, list_spools, read_lines
+from closedloop.serving.slots.slots import Slot, Slots
 from closedloop.serving.worker import Worker
+from closedloop.store.database import Database
+from closedloop.store.predictions import Predictions
 from tests import kafka
 from tests.kafka import KafkaCluster, run_kafka
-from tests.model_folders import ROWS, expected_score, write_model_folder, write_online_rows
+from tests.model_folders import ROWS, expected_score, write_model_folder, write_online_rows, write_slots
 
 pytestmark = pytest.mark.thorough
 
@@ -54,8 +54,8 @@ PROPERTIES = {
     "fetch.wait.max.ms": "50",
     "transaction.timeout.ms": "600000",
 }
-DEADLINE_SECONDS = 120.0
-SHARE = r"partitions given: \[\d"
+DEADLINE_SECONDS = 300.0
+SHARE = r"partitions assigned: \[\d"
 Position = tuple[int, int]
 
 
@@ -81,6 +81,15 @@ def make_value(number: int) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
+def describe_worker(state_dir: Path, stream: StreamSettings | None = None, **values: Any) -> StreamConfig:
+    topics = {"input_topic": "in", "output_topic": "out", "dead_letter_topic": "dead", "group": "group"}
+    return StreamConfig(model_name=MODEL, state_dir=state_dir, stream=stream or StreamSettings(**topics), **values)
+
+
+def change_settings(config: StreamConfig, **values: Any) -> StreamConfig:
+    return config.model_copy(update={"stream": config.stream.model_copy(update=values)})
+
+
 class Place:
     """A state folder with two model versions, an online store and topics; starts workers there."""
 
@@ -102,10 +111,10 @@ class Place:
             "registry": {},
             "entity_key_serialization_version": 3,
         }
-        worker = WorkerConfig(MODEL, str(self.state_dir), online=online, as_of=SNAPSHOT.date())
-        topics = self.input, self.output, self.dead
-        self.config = StreamConfig(
-            cluster.address, *topics, self.group, worker, "params.yaml", batch_size=batch_size, agent=False
+        topics = {"input_topic": self.input, "output_topic": self.output, "dead_letter_topic": self.dead}
+        settings = StreamSettings(brokers=cluster.address, **topics, group=self.group, batch_size=batch_size)
+        self.config = describe_worker(
+            self.state_dir, stream=settings, online=online, as_of=SNAPSHOT.date(), agent=False
         )
         self.workers: list[Streamer] = []
         batches = {"linger.ms": 50, "compression.type": "lz4", "batch.size": 16_384, "message.max.bytes": 2_000_000}
@@ -180,11 +189,11 @@ class Streamer:
     def __init__(self, place: Place, number: int) -> None:
         self.log_path = place.folder / f"worker-{number}.log"
         config_path = place.folder / "stream.json"
-        config_path.write_bytes(msgspec.json.encode(place.config))
+        config_path.write_text(place.config.model_dump_json())
         variables = {"CLOSEDLOOP_STREAM__PROPERTIES": json.dumps(PROPERTIES)}
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "closedloop.serving.stream", str(config_path)],
+            self.process = start_process(
+                [sys.executable, "-m", "closedloop.scoring.stream", str(config_path)],
                 env=os.environ | variables,
                 stderr=log,
             )
@@ -212,7 +221,7 @@ class Streamer:
     def stop(self) -> str:
         """Ask it to end; returns its log."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, self.log
+        assert self.process.wait(DEADLINE_SECONDS) == 0, self.log
         return self.log
 
 
@@ -261,11 +270,11 @@ def check_exactly_once(place: Place) -> list[dict[str, Any]]:
 
 def check_store(place: Place, answers: list[dict[str, Any]]) -> None:
     """The drained log holds each answered prediction once, and nothing else."""
-    store = Store(f"sqlite:///{place.folder / 'operations.db'}")
-    store.upgrade()
+    store = Predictions(Database(f"sqlite:///{place.folder / 'operations.db'}"))
+    store.database.upgrade()
     drain_once(place.state_dir / "spool", store, MODEL)
     found = [one for some in store.read_predictions(MODEL) for one in some]
-    store.close()
+    store.database.close()
     logged = sorted((one.prediction_id, one.model_version, one.score, one.source) for one in found)
     assert logged == sorted((a["prediction_id"], a["model_version"], a["probability"], "stream") for a in answers)
 
@@ -397,7 +406,7 @@ def test_answers_dead_letters_and_log_say_what_they_belong_to(place):
         place.produce_one(value, key)
     worker = place.start()
     place.wait_until_done()
-    assert '"6 dead letters' in worker.stop().replace("events answered, ", '"')
+    assert "dead letters: 6" in worker.stop()
     (message,) = place.read(place.output)
     answer = json.loads(message.value())
     source = {"topic": place.input, "partition": read_source(message)[0], "offset": read_source(message)[1]}
@@ -487,24 +496,24 @@ def test_events_wait_until_a_model_is_ready(place):
 
 
 def test_a_missing_topic_ends_the_worker_with_its_name(place):
-    place.config = msgspec.structs.replace(place.config, dead_letter_topic="nowhere")
+    place.config = change_settings(place.config, dead_letter_topic="nowhere")
     worker = place.start()
-    assert worker.process.wait(60) == 1
+    assert worker.process.wait(DEADLINE_SECONDS) == 1
     assert "stream.dead_letter_topic: nowhere" in worker.log
 
 
 def test_a_wrong_property_ends_the_worker_with_its_name(place, monkeypatch):
     monkeypatch.setitem(PROPERTIES, "sasl.mechanism", "none such")
     worker = place.start()
-    assert worker.process.wait(60) == 1
+    assert worker.process.wait(DEADLINE_SECONDS) == 1
     assert "stream.properties:" in worker.log
     assert "sasl.mechanism" in worker.log
 
 
 def test_an_absent_broker_ends_the_worker_with_its_address(place):
-    place.config = msgspec.structs.replace(place.config, brokers="127.0.0.1:1")
+    place.config = change_settings(place.config, brokers="127.0.0.1:1")
     worker = place.start()
-    assert worker.process.wait(60) == 1
+    assert worker.process.wait(DEADLINE_SECONDS) == 1
     assert "stream.brokers 127.0.0.1:1" in worker.log
 
 
@@ -513,16 +522,16 @@ def test_the_same_event_gets_the_same_id_from_the_same_version_and_role(tmp_path
     slots = {version: write_model_folder(tmp_path / version, bias=bias) for version, bias in BIASES.items()}
     champion, challenger = (Slot(version, str(path), digest_folder(path)) for version, path in slots.items())
     write_slots(state_dir, Slots(1, "", champion, challenger, "shadow"))
-    worker = Worker(WorkerConfig(MODEL, str(state_dir)), EventBatcher)
-    config = StreamConfig("", "in", "out", "dead", "group", worker.config, "params.yaml")
+    config = describe_worker(state_dir)
+    worker = Worker(config, EventBatcher)
     value = json.dumps({"features": ROWS[0]}).encode()
     event = Event("in", 3, 70, 1_700_000_000_000, None, value)
     events = [event, event, event._replace(offset=71), event._replace(partition=4), event._replace(timestamp_ms=1)]
 
     async def answer() -> list[dict[str, Any]]:
-        letters, dead = await StreamWorker(config, None, worker, threading.Event()).answer(events)
+        messages, dead = await StreamWorker(config, None, worker, threading.Event()).answer(events)
         assert dead == []
-        return [json.loads(letter.value) for letter in letters]
+        return [json.loads(message.value) for message in messages]
 
     ids = [one["prediction_id"] for one in asyncio.run(answer())]
     assert ids[0] == ids[1]
@@ -537,12 +546,12 @@ def test_the_same_event_gets_the_same_id_from_the_same_version_and_role(tmp_path
 
 def test_a_customer_cannot_be_asked_for_where_there_is_no_online_store(tmp_path):
     bundled = write_model_folder(tmp_path / "bundled")
-    worker = Worker(WorkerConfig(MODEL, str(tmp_path / "state"), bundled_dir=str(bundled)), EventBatcher)
-    config = StreamConfig("", "in", "out", "dead", "group", worker.config, "params.yaml")
+    config = describe_worker(tmp_path / "state", bundled_dir=bundled)
+    worker = Worker(config, EventBatcher)
     streaming = StreamWorker(config, None, worker, threading.Event())
-    answered, (letter,) = asyncio.run(streaming.answer([Event("in", 0, 0, 0, None, b'{"customer_id": "C1"}')]))
-    assert (answered, letter.topic) == ([], "dead")
-    assert json.loads(dict(letter.headers)["closedloop-error"])["code"] == "no_features"
+    answered, (message,) = asyncio.run(streaming.answer([Event("in", 0, 0, 0, None, b'{"customer_id": "C1"}')]))
+    assert (answered, message.topic) == ([], "dead")
+    assert json.loads(dict(message.headers)["closedloop-error"])["code"] == "no_features"
 
 
 def test_the_features_of_the_last_events_are_counted_when_the_worker_stops(tmp_path, monkeypatch):
@@ -551,16 +560,16 @@ def test_the_features_of_the_last_events_are_counted_when_the_worker_stops(tmp_p
 
     async def work(self):
         workers.append(self)
-        (letter,), _ = await self.answer([Event("in", 0, 0, 0, None, json.dumps({"features": ROWS[0]}).encode())])
-        assert letter.topic == "out"
+        (message,), _ = await self.answer([Event("in", 0, 0, 0, None, json.dumps({"features": ROWS[0]}).encode())])
+        assert message.topic == "out"
 
     monkeypatch.setattr(stream, "EventStream", mock.Mock())
     monkeypatch.setattr(StreamWorker, "run", work)
-    config = WorkerConfig(MODEL, str(tmp_path / "state"), bundled_dir=str(bundled))
-    given = StreamConfig("", "in", "out", "dead", "group", config, "params.yaml")
+    given = describe_worker(tmp_path / "state", bundled_dir=bundled)
     asyncio.run(run_stream(given, {}, threading.Event()))
-    counted = collect_series(tmp_path / "state/metrics")
-    assert {sum(cells) for (name, _), cells in counted.items() if name == "feature_distribution"} == {1.0}
+    families = build_registry(tmp_path / "state/metrics").collect()
+    counted = [one.value for family in families for one in family.samples if one.name == "feature_distribution_count"]
+    assert set(counted) == {1.0}
 
 
 def test_the_cluster_of_these_tests_isolates_and_fences(cluster):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from closedloop.processes import exit_on_signals
 from tests.conftest import create_project
 from tests.e2e.test_serving_input import CASES, exchange
 from tests.http_service import Load, run_service, wait_until
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from closedloop.processes import exit_on_signals
 from tests.integration.test_stream import Place, check_store, run_scenario
 from tests.kafka import run_kafka
 
@@ -32,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import stat
 from pathlib import Path
 
 import pytest
 
-from closedloop.adapters.online import open_online_reader
+from closedloop.adapters.online_store import open_online_reader
 from closedloop.bootstrap import RunContext, load_run, write_serving_config, write_stream_config
-from closedloop.environment import ID_KEY_VARIABLE, PROPERTIES_VARIABLE, TOKENS_VARIABLE
-from closedloop.serving.config import read_config
-from closedloop.serving.worker import read_id_key, read_tokens
+from closedloop.config.settings import read_stream_environment
+from closedloop.serving.config import WorkerConfig, read_config
+from closedloop.serving.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 REDIS = {"type": "redis", "connection_string": "redis:6379,password=s3cr3t"}
@@ -22,10 +22,7 @@ REGISTRY = {"path": "postgresql+psycopg://closedloop:r3g1stry@postgres/feast"}
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes the config of `serve` or `stream`, and undoes in the end what that sets in the environment."""
-    for name in (TOKENS_VARIABLE, ID_KEY_VARIABLE, PROPERTIES_VARIABLE):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    """Writes the config of `serve` or `stream`."""
 
     def write_one(command: str = "serve", **variables: str) -> Path:
         monkeypatch.setenv("CLOSEDLOOP_SERVING__STATE", str(tmp_path))
@@ -50,14 +47,18 @@ def write(tmp_path, monkeypatch):
     ],
 )
 def test_secrets_in_every_form_that_the_settings_take_reach_the_workers(write, tmp_path, command, variables):
-    write(command, **variables)
-    assert read_tokens() == {"abc": ("predict",)}
-    assert read_id_key(tmp_path, os.environ[ID_KEY_VARIABLE]) == b"sealed"
+    path = write(command, **variables)
+    assert not {"abc", "sealed"} & set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    worker = Worker(WorkerConfig(model_name="shop", state_dir=tmp_path))
+    worker.log.close()
+    worker.metrics.close()
+    assert (worker.tokens, worker.id_key) == ({"abc": ("predict",)}, b"sealed")
 
 
 def test_properties_in_another_form_reach_the_stream_worker(write):
-    write("stream", CLOSEDLOOP_STREAM='{"properties": {"sasl.password": "x"}}')
-    assert json.loads(os.environ[PROPERTIES_VARIABLE]) == {"sasl.password": "x"}
+    path = write("stream", CLOSEDLOOP_STREAM='{"properties": {"sasl.password": "x"}}')
+    assert "sasl" not in path.read_text(encoding="utf-8")
+    assert read_stream_environment().properties == {"sasl.password": "x"}
 
 
 @pytest.mark.parametrize("command", ["serve", "stream"])

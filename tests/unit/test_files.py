@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from closedloop.errors import DataError
-from closedloop.files import read_json, replace_file, replace_folder, write_json, write_text
+from closedloop.files import (
+    find_sqlite_file,
+    locate_sqlite,
+    read_json,
+    replace_file,
+    replace_folder,
+    write_json,
+    write_text,
+)
 
 
 class Interrupted(BaseException):
@@ -168,3 +177,21 @@ def test_two_processes_write_beside_each_other(tmp_path: Path) -> None:
         file.write("ent")
     assert path.read_text(encoding="utf-8") == "parent"
     assert list_names(tmp_path) == ["report.txt"]
+
+
+@pytest.mark.parametrize("name", ["plain", "a b%2Fc", "a?b#c", "a+b%", "ö&=;"])
+def test_a_sqlite_file_lies_in_its_folder_whatever_that_is_called(tmp_path, name):
+    """SQLAlchemy, which decodes the address, opens the file that the address was made of."""
+    folder = tmp_path / name
+    folder.mkdir()
+    address = locate_sqlite("sqlite:///some%20place/store.db?timeout=5", folder)
+    assert sa.make_url(address).database == str(folder / "some place/store.db")
+    assert dict(sa.make_url(address).query) == {"timeout": "5"}
+    assert find_sqlite_file(locate_sqlite("sqlite:///store.db", folder)) == folder / "store.db"
+
+
+@pytest.mark.parametrize("address", ["sqlite:////state/store.db", "postgresql://host/name", "http://host"])
+def test_an_address_that_is_whole_stays_as_it_is(address):
+    assert locate_sqlite(address, Path("/elsewhere")) == address
+    assert find_sqlite_file("postgresql://host/name") is None
+    assert find_sqlite_file("sqlite:////state/store.db?mode=ro") is None

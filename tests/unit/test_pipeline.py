@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from closedloop import cli, component
+from closedloop import component
 from closedloop.adapters.kfp import compile_pipeline
-from closedloop.params import Params
-from closedloop.settings import RetrainingSettings
+from closedloop.config.layout import list_paths
+from closedloop.config.params import Params
+from closedloop.config.settings import RetrainingSettings
 from pipelines import retrain
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +40,8 @@ def spec(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def list_defaults(stage: str) -> dict[str, str]:
-    """Where a stage's command reads and writes if nobody says otherwise, by option."""
-    return {name: str(path) for name, path in cli.list_defaults(stage.replace("_", "-")).items()}
+    """Where a stage's command reads and writes if nothing else is said, by option."""
+    return {name: str(path) for name, path in list_paths(stage.replace("-", "_")).items()}
 
 
 def name_outputs(stage: str) -> list[str]:

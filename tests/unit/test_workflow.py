@@ -13,12 +13,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from closedloop.adapters.dvc import reproduce
 from closedloop.adapters.mlflow import DIGEST_TAG
 from closedloop.bootstrap import build_tracking, load_run
+from closedloop.config.params import parse_params
+from closedloop.config.settings import load_settings
 from closedloop.errors import ConfigError, DataError
-from closedloop.params import parse_params
-from closedloop.settings import load_settings
-from closedloop.workflow import describe_comparison, find_stale_stage, prepare_workspace, print_summary
+from closedloop.workflow import describe_comparison, find_stale_stage, prepare_workspace, print_summary, run_workflow
 
 SOURCE_ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,13 @@ def prepare(root: Path, **given: str | None) -> Path:
 
 def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_a_hyper_parameter_that_no_model_has_is_refused_before_the_first_stage(root: Path, project: Any) -> None:
+    project.change_params({"model": {"params": {"learning_rat": 0.1}}})
+    with pytest.raises(ConfigError, match="learning_rat"):
+        run_workflow(dataset=None, source=None, as_of=None)
+    assert not (root / "data").exists()
 
 
 def test_the_command_line_wins_over_the_data_set_and_that_over_params(root: Path, project: Any) -> None:
@@ -110,13 +118,14 @@ def test_a_workspace_shares_code_configs_cache_and_stores(root: Path) -> None:
 
 def test_a_query_is_asked_each_time_and_a_simulator_never(root: Path) -> None:
     graph = read(prepare(root, dataset="shop") / "dvc.yaml")
-    assert graph == read(root / "dvc.yaml")
+    assert "always_changed" not in graph["stages"]["ingest"]
     config = read(root / "configs/datasets/telco.yaml")
     config |= {"name": "club", "model_name": "club", "source": {"type": "sql", "url_variable": "URL", "query": "x"}}
     (root / "configs/datasets/club.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     asked = read(prepare(root, dataset="club") / "dvc.yaml")["stages"]
     assert asked["ingest"].pop("always_changed") is True
-    assert asked == graph["stages"]
+    assert set(asked) == set(graph["stages"])
+    assert not any("always_changed" in stage for stage in asked.values())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +186,37 @@ def test_what_is_up_to_date_does_not_run_and_what_the_store_lost_does(traced: An
     assert list_ran(traced) == ["train", "evaluate", "register"] * 2
 
 
+def test_a_section_of_a_data_sets_config_runs_the_stages_that_read_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By real DVC, on the real graph, whose stages leave a trace."""
+    graph = read(root / "dvc.yaml")
+    for stage, body in graph["stages"].items():
+        body["cmd"] = f"echo {stage} >> ran.txt && mkdir -p out && echo same > out/{stage}"
+        body["deps"] = [dep for dep in body["deps"] if dep.startswith("configs/")]
+        body["outs"] = [f"out/{stage}"]
+        body.pop("metrics", None)
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"vars": graph["vars"], "stages": graph["stages"]}), encoding="utf-8")
+    config, source = root / "configs/datasets/telco.yaml", root / "rows.csv"
+    source.write_text("a\n1\n", encoding="utf-8")
+
+    def run_again(**changes: Any) -> set[str]:
+        config.write_text(yaml.safe_dump({**read(config), **changes}), encoding="utf-8")
+        folder = prepare(root, dataset="telco", source=str(source))
+        with monkeypatch.context() as inside:
+            inside.chdir(folder)
+            return set(reproduce(Path()))
+
+    reading = {"ingest", "validate", "features", "training_set", "train", "evaluate"}
+    assert run_again() >= reading
+    assert run_again() == set()
+    assert run_again(gates={"roc_auc_min": 0.6}) == {"evaluate"}
+    assert run_again(expectations=[]) == {"validate"}
+    assert run_again(params={**read(config)["params"], "evaluation": {"bootstrap_samples": 300}}) == {"evaluate"}
+    assert run_again(feature_max_age_days=12) == reading
+    assert run_again() == set()
+
+
 def make_another_champion(shop: Any) -> None:
     """What a promotion elsewhere leaves in the registry."""
     client = open_registry(shop)
@@ -198,14 +238,35 @@ def test_a_stage_that_fails_stops_the_graph_with_its_meaning(traced: Any, comman
     write_graph(traced, f"({command})")
     output = " ".join(traced.run("run", status=status).output.split())
     assert f"{kind}: failed to reproduce 'train'" in output
+    assert ("; figures and pictures so far are in reports" in output) == (kind == "GateFailed")
     assert list_ran(traced) == []
     assert "Gates" not in output
 
 
-def test_a_wrong_parameter_is_told_before_the_first_stage(traced: Any) -> None:
-    traced.change_params({"model": {"type": "magic"}})
-    assert "ConfigError: params.yaml" in traced.run("run", status=1).output
-    assert list_ran(traced) == []
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"type": "magic"}}, "model.type"),
+        ({"model": {"params": {"learning_rat": 0.1}}}, "model parameter learning_rat is not allowed"),
+        ({"model": {"params": {"max_iter": 1.5}}}, "The 'max_iter' parameter"),
+        ({"model": {"params": {"max_iter": "ten"}}}, "The 'max_iter' parameter"),
+        (
+            {
+                "tuning": {
+                    "trials": 3,
+                    "space": {"hist_gradient_boosting": {"depth": {"type": "int", "low": 1, "high": 2}}},
+                }
+            },
+            "model parameter depth is not allowed",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_told_before_the_first_stage(project: Any, change: Any, message: str) -> None:
+    project.change_params(change)
+    output = " ".join(project.run("run", status=1).output.split())
+    assert "ConfigError: " in output
+    assert message in output
+    assert not (project.root / "data/raw").exists()
 
 
 def test_outside_a_project_nothing_runs(project: Any) -> None:
@@ -285,9 +346,28 @@ def test_the_summary_says_rows_gates_model_and_what_to_open(small_shop: Any) -> 
         assert line.split(" │ ")[2] == gate["sentence"].removeprefix(f"{name} ")
     assert "Model there was no champion to compare with" in lines
     assert "shop_churn version 1, alias champion" in lines
-    assert lines[-1] == (
-        "Open make ui (MLflow), workspaces/shop/reports/model_card.html, workspaces/shop/reports/data_quality.html"
-    )
+    assert lines[-5:] == [
+        "Open workspaces/shop/reports/index.html, which links to the others; make ui (MLflow)",
+        "Serve closedloop --dataset shop serve",
+        "Score closedloop --dataset shop score --input workspaces/shop/data/features/2024-01-01.parquet "
+        "--output workspaces/shop/data/scores.parquet",
+        "Watch closedloop --dataset shop demo; closedloop --dataset shop status",
+        "Release closedloop --dataset shop release history",
+    ]
+
+
+def test_whoever_came_by_make_is_told_targets_of_make(small_shop: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("CLOSEDLOOP_PROGRAM", ".venv/bin/closedloop")
+    assert summarise(small_shop, Path("workspaces/shop"))[-4:] == [
+        "Serve make serve DATASET=shop",
+        "Score make score DATASET=shop INPUT=workspaces/shop/data/features/2024-01-01.parquet "
+        "OUTPUT=workspaces/shop/data/scores.parquet",
+        "Watch make demo DATASET=shop; make status DATASET=shop",
+        "Release .venv/bin/closedloop --dataset shop release history",
+    ]
+    assert summarise(small_shop)[-4] == "Serve make serve"
+    assert summarise(small_shop)[-1] == "Release .venv/bin/closedloop release history"
 
 
 def test_the_summary_tells_dropped_rows_warnings_and_what_did_not_win(shop_copy: Any) -> None:
@@ -296,21 +376,23 @@ def test_the_summary_tells_dropped_rows_warnings_and_what_did_not_win(shop_copy:
         path.write_text(json.dumps({**shop_copy.read_json(f"metrics/{name}.json"), **values}), encoding="utf-8")
 
     dropped = [{"rule": "missing_id", "rows": 1500, "first_reason": 1200}]
-    change_json("ingest", dropped=dropped, blank_values={"age": 1234})
+    change_json("ingest", dropped=dropped, blank_values={"age": 1234, "[/b] [red]x": 5})
     change_json("data_quality", expectations=14, failed_warning=2)
-    serving = {"snapshot": "2023-12-02", "materialized": False}
+    serving = {"snapshot": "2023-12-02", "materialized": False, "reason": "older than the store"}
     change_json("training_set", serving=serving)
     gates = shop_copy.read_json("metrics/gates.json")["gates"]
+    gates["accuracy"]["sentence"] += " [/b]"
     gates["accuracy"]["passed"] = gates["champion_challenger"]["passed"] = False
     change_json("gates", gates=gates)
     text = "\n".join(summarise(shop_copy))
     assert "dropped for missing_id: 1,500 (1,200 for this first)" in text
     assert "blank age: 1,234" in text
+    assert "blank [/b] [red]x: 5" in text  # the name of a column is no markup
     assert "data │ passed │ 12 of 14 expectations hold, 2 warnings" in text
     assert "skew │ passed │ not materialised: older than the store; features of 2023-12-02" in text
     assert "accuracy │ failed │" in text
     assert "champion_challenger │ no win │" in text
-    assert "Open make ui (MLflow), reports/model_card.html" in text
+    assert "Open reports/index.html, which links to the others; make ui (MLflow)\nServe closedloop serve" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""APScheduler: doing something again and again by the clock."""
+"""APScheduler: run a job at a fixed interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_interval(text: str) -> dt.timedelta:
     Raises
     ------
     ConfigError
-        If it is none.
+        If the text is no such interval.
     """
     found = re.fullmatch(r"([1-9]\d{0,4})([dhms])", text)
     if not found:
@@ -28,10 +28,10 @@ def parse_interval(text: str) -> dt.timedelta:
 
 
 def repeat(job: Callable[[dt.datetime], object], every: str) -> None:
-    """Run a job now and at every interval, with the UTC time, until stopped.
+    """Run a job now and at every interval, with the UTC time as argument, until stopped.
 
-    One that fails is logged and tried again at the next interval; one that takes longer than it is not run twice
-    at once.
+    A failure is logged, and the job runs again at the next interval. A job that takes longer than the interval never
+    runs twice at once.
     """
     from apscheduler.schedulers.blocking import BlockingScheduler
 

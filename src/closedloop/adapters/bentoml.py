@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,12 +16,14 @@ from typing import Any
 
 import yaml
 
+from closedloop.config.yaml import read_yaml
 from closedloop.contract import check_digest, digest_file
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_folder
+from closedloop.processes import run_process
 
 SERVICE = "closedloop.serving.bento:service"
-MODEL_DIR = Path("models/candidate")  # in a Bento's sources as in the project, so that both serve alike
+MODEL_DIR = Path("models/candidate")  # the same path in a Bento's sources as in the project
 DIGEST_LABEL = "folder_sha256"
 ITS_OWN_PATHS = ("/livez", "/healthz")
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -31,13 +32,14 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 def create_service(start: Callable[[], tuple[Application, Callable[[], Awaitable[None]]]]) -> Any:
     """A BentoML service that answers with an ASGI application at the application's own addresses.
 
-    The application stands before BentoML's routes, which have a ``/readyz`` too; only its two other probes are left.
+    The application comes before BentoML's routes and takes over ``/readyz``; of BentoML's probes ``/livez`` and
+    ``/healthz`` remain.
 
     Parameters
     ----------
     start
-        Makes the application and gives a coroutine function that ends it. Called in a worker, once: the supervisor
-        imports the service too, and an application that is mounted hears of no start.
+        Makes the application, and returns it with a coroutine function that ends it. Called once in each worker, not at
+        import: the supervisor imports the service too, and a mounted application gets no startup event.
     """
     import bentoml
 
@@ -75,7 +77,7 @@ def build_bento(
     Raises
     ------
     DataError
-        If BentoML does not build it; the message is BentoML's.
+        If BentoML cannot build it; the message is BentoML's.
     """
     described = {
         "service": SERVICE,
@@ -91,7 +93,7 @@ def build_bento(
         environment = {**os.environ, "BENTOML_HOME": f"{work}/home", "PYTHONDONTWRITEBYTECODE": "1"}
         paths = (_pretend_uv(Path(work)), environment.get("PYTHONPATH"))
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        ran = subprocess.run(
+        ran = run_process(
             [*command, str(context)], env=environment, cwd=context, capture_output=True, text=True, check=False
         )
         if ran.returncode != 0:
@@ -103,14 +105,14 @@ def build_bento(
         path.write_text(yaml.safe_dump(info, sort_keys=False), encoding="utf-8")
         with replace_folder(target) as beside:
             shutil.copytree(built, beside, dirs_exist_ok=True)
-            beside.chmod(0o755)  # BentoML's own is for its user alone, and an image serves as another
+            beside.chmod(0o755)  # BentoML lets only its user read the folder, but an image serves as another user
 
 
 def _pretend_uv(work: Path) -> str:
-    """A folder that says that uv is installed.
+    """Make a folder whose metadata claim that uv is installed.
 
-    BentoML (1.4) asks for it, and would install it, before it looks whether anything is to be locked, which nothing is:
-    an image without an installer can build too.
+    BentoML (1.4) would install uv before it checks whether there is anything to lock, and there is not. With this
+    folder an image without an installer can build too.
     """
     folder = work / "pretended"
     (folder / "uv-0.dist-info").mkdir(parents=True)
@@ -119,10 +121,10 @@ def _pretend_uv(work: Path) -> str:
 
 
 def list_requirements() -> list[str]:
-    """What a Bento's image installs: the extra ``serving``, in the versions of this environment."""
+    """The requirements of a Bento's image: the extra ``serving``, in the versions of this environment."""
     try:
         declared = metadata.requires("closedloop") or ()
-    except metadata.PackageNotFoundError:  # inside that image, where the source alone is
+    except metadata.PackageNotFoundError:  # inside that image, which holds the source but no installed package
         return []
     found = [re.match(r"([\w.-]+)(\[[\w,]+\])?", text) for text in declared if "extra == 'serving'" in text]
     return sorted(f"{one[0]}=={metadata.version(one[1])}" for one in found if one)
@@ -140,19 +142,18 @@ def digest_tree(folder: Path) -> str:
 
 
 def open_bento(folder: Path) -> Path:
-    """The model folder in a Bento, whose digest must be the one that the Bento is labelled with.
+    """Return the model folder in a Bento; its digest must equal the one in the Bento's labels.
 
     Raises
     ------
     ConfigError
         If the folder is no Bento that `closedloop package` built.
     DataError
-        If its model is another.
+        If the digests differ.
     """
     try:
-        info = yaml.safe_load((folder / "bento.yaml").read_text(encoding="utf-8"))
-        said = info["labels"][DIGEST_LABEL]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        said = read_yaml(folder / "bento.yaml")["labels"][DIGEST_LABEL]
+    except (ConfigError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: is no Bento that 'closedloop package' built ({error})") from error
     model_dir = folder / "src" / MODEL_DIR
     check_digest(model_dir, said)

@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import copy
 import datetime as dt
-import os
+import logging
 import re
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from closedloop.adapters.feast_store import (
+    allow_reads_while_writing,
+    open_store,
+    quiet,
+    read_store_config,
+    wait_while_locked,
+)
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.settings import Settings
 from closedloop.contract import JOIN_KEY
-from closedloop.errors import ConfigError, DataError, ServiceUnavailable, hide_passwords
-from closedloop.featureset import FeatureSet
-from closedloop.params import merge_values
-from closedloop.settings import Settings
+from closedloop.errors import ConfigError, DataError, ServiceUnavailable, count_noun
+from closedloop.files import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
     from feast import FeatureStore
 
+    from closedloop.adapters.online_format import OnlineRow
+    from closedloop.adapters.online_store import OnlineReader
+
+logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 ENTITY = "customer"
 TIMESTAMP = "event_timestamp"
 ROW = "__row"
 CHUNK_ROWS = 1_000
-DRIVERS = ("redis", "sqlalchemy", "sqlite3")
-
-
-@dataclass(frozen=True)
-class OnlineRows:
-    """Rows from the online store, in the order asked for.
-
-    ``state`` is "fresh", "stale" (older than allowed: the store itself never expires a row) or "unknown".
-    """
-
-    features: pd.DataFrame
-    snapshot_at: pd.Series
-    state: pd.Series
 
 
 class Features:
@@ -50,14 +44,16 @@ class Features:
     Parameters
     ----------
     settings
-        Where registry and stores live.
+        The locations of registry and stores.
     project
-        The data set's ``model_name``: projects share a store, but nothing in it.
+        The data set's ``model_name``: projects share a store, but no rows in it.
     features
-        The definition.
+        The feature definition.
     max_age_days
         A row older than this is stale.
     """
+
+    is_online = True  # whether rows go into an online store
 
     def __init__(self, settings: Settings, *, project: str, features: FeatureSet, max_age_days: int) -> None:
         self.features = features
@@ -87,9 +83,9 @@ class Features:
         return [entity, rows, view, FeatureService(name=name, features=[view])]
 
     def read_historical(self, entity_rows: pd.DataFrame, features_dir: Path) -> pd.DataFrame:
-        """Point-in-time join of ``entity_rows`` (customer_id, event_timestamp, ...) with the rows in ``features_dir``.
+        """Join ``entity_rows`` (customer_id, event_timestamp, ...) point in time with the rows in ``features_dir``.
 
-        A registry of its own, in memory, so that the result depends on the two arguments alone.
+        This uses its own registry in memory, so that the result depends on the two arguments alone.
 
         Returns
         -------
@@ -99,12 +95,12 @@ class Features:
         Raises
         ------
         DataError
-            If the store returns another number of rows than it was asked for.
+            If the store returns more or fewer rows than ``entity_rows`` has.
         """
         import pandas as pd
 
-        with _quiet():
-            store = _open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
+        with quiet():
+            store = open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
             store.apply(self.build_objects(str(features_dir.resolve() / "*.parquet")))
             asked = entity_rows.reset_index(drop=True)
             asked[ROW] = range(len(asked))
@@ -115,8 +111,8 @@ class Features:
         # offline stores differ: one drops rows without a match, one keeps them, and none keeps the order
         if len(joined) != len(asked) or joined[ROW].nunique() != len(asked):
             raise DataError(
-                f"{features_dir}: the point-in-time join returned {len(joined)} rows for {len(asked)} asked for; "
-                "each customer must occur once a snapshot"
+                f"{features_dir}: the point-in-time join returned {count_noun(len(joined), 'row')} for {len(asked)} "
+                "asked for; each customer must occur once a snapshot"
             )
         names = list(self.features.names)
         joined = joined.sort_values(ROW, ignore_index=True)[names]
@@ -124,9 +120,9 @@ class Features:
         return rows
 
     def read_published(self, entity_rows: pd.DataFrame) -> pd.DataFrame | None:
-        """As `read_historical`, from the published rows; None unless exactly these snapshots were published.
+        """Join as `read_historical` does, from the published rows; None unless all these snapshots are published.
 
-        A join would otherwise fall back to an older snapshot without a word.
+        Otherwise the join would silently fall back to an older snapshot.
         """
         days = {f"{time:%Y-%m-%d}.parquet" for time in entity_rows[TIMESTAMP].drop_duplicates()}
         if not all((self.offline_dir / day).is_file() for day in days):
@@ -134,95 +130,102 @@ class Features:
         return self.read_historical(entity_rows, self.offline_dir)
 
     def publish(self, features_dir: Path) -> None:
-        """Make the rows in ``features_dir`` (one file a snapshot) those of the shared offline store, and apply."""
+        """Replace the shared offline store's rows by those in ``features_dir`` (one file a snapshot), and apply."""
+        self.copy_rows(features_dir)
+        with quiet():
+            objects = self.build_objects(str(self.offline_dir / "*.parquet"))
+            wait_while_locked(lambda: self.open_store().apply(objects))
+
+    def copy_rows(self, features_dir: Path) -> None:
+        """Replace the files of these snapshots in the shared offline store, each whole or not at all."""
         self.offline_dir.mkdir(parents=True, exist_ok=True)
         for file in sorted(features_dir.glob("*.parquet")):
-            beside = self.offline_dir / f".{file.name}.{os.getpid()}"
-            beside.write_bytes(file.read_bytes())
-            beside.replace(self.offline_dir / file.name)
-        with _quiet():
-            self._store().apply(self.build_objects(str(self.offline_dir / "*.parquet")))
+            with replace_file(self.offline_dir / file.name) as beside:
+                beside.write_bytes(file.read_bytes())
+
+    def list_objects(self) -> dict[str, Any]:
+        """Objects for ``feast apply``: the current definition, and those of the registry that earlier models use."""
+        kept: dict[str, Any] = {}
+        with quiet():
+            store = self.open_store()
+            for found in [*store.list_feature_views(), *store.list_feature_services()]:
+                kept[f"kept_{type(found).__name__}_{found.name}"] = found
+                if hasattr(found, "batch_source"):
+                    kept[f"kept_source_{found.name}"] = found.batch_source
+        current = self.build_objects(str(self.offline_dir / "*.parquet"))
+        objects = {f"current_{type(item).__name__}": item for item in current}
+        names = {(type(item).__name__, item.name) for item in current}
+        return objects | {key: item for key, item in kept.items() if (type(item).__name__, item.name) not in names}
 
     def materialize(self, snapshot_at: dt.datetime) -> bool:
-        """Bring the published rows of one snapshot online; False if a customer of it has newer ones there already.
+        """Write the published rows of one snapshot online; return False if any of its customers has newer ones there.
 
-        What is online says so: the registry's intervals may end later than their newest row
-        (`feast materialize-incremental` ends them at the wall clock), and another machine may have written.
+        The online rows themselves decide this. The registry's intervals may end later than their newest row
+        (`feast materialize-incremental` ends them at the wall clock), and another machine may have written rows.
         """
         times = self._read_online_times(snapshot_at)
         if any(time > snapshot_at for time in times):
             return False
         online = dict(self._config["online_store"])
         if online["type"] == "redis" and snapshot_at in times:
-            online["skip_dedup"] = True  # else Feast leaves out rows of the time that is there, corrected or not
-        with _quiet(), _let_read_while_writing(online):
+            online["skip_dedup"] = True  # else Feast skips a row with the stored time, even a corrected one
+        with quiet(), allow_reads_while_writing(online):
             # materialize_incremental would start from the wall clock, and silently write nothing for past dates
             second = dt.timedelta(seconds=1)
-            store = _open_store({**self._config, "online_store": online})
-            store.materialize(snapshot_at - second, snapshot_at + second, feature_views=[self.features.service])
+            store = open_store({**self._config, "online_store": online})
+            span = snapshot_at - second, snapshot_at + second
+            wait_while_locked(lambda: store.materialize(*span, feature_views=[self.features.service]))
         return True
 
     def _read_online_times(self, snapshot_at: dt.datetime) -> set[dt.datetime]:
-        """The snapshots that the customers of a published one have online."""
-        from closedloop.adapters.online import open_online_reader
-        from closedloop.adapters.tables import read_table
+        """The snapshot times of the online rows of a published snapshot's customers."""
+        import pyarrow.parquet as pq
 
         path = self.offline_dir / f"{snapshot_at:%Y-%m-%d}.parquet"
-        customers = read_table(path, [JOIN_KEY], made_by="closedloop features")[JOIN_KEY].tolist()
-        reader = open_online_reader(self._config, self.project, self.features.service, (), timeout_seconds=60)
+        customers = pq.read_table(path, columns=[JOIN_KEY])[JOIN_KEY].to_pylist()
+        return {row.snapshot_at for row in self.read_online(customers, ()) if row.snapshot_at is not None}
 
-        async def read() -> set[dt.datetime]:
-            times = set()
-            try:
-                for start in range(0, len(customers), CHUNK_ROWS):
-                    rows = await reader.read(customers[start : start + CHUNK_ROWS])
-                    times |= {row.snapshot_at for row in rows if row.snapshot_at is not None}
-            finally:
-                await reader.close()
-            return times
-
-        try:
-            return asyncio.run(read())
-        except ServiceUnavailable as error:
-            raise ServiceUnavailable(f"feature store: {error}: {error.__cause__}") from None
-
-    def read_online(self, customer_ids: list[str], *, as_of: dt.datetime) -> OnlineRows:
-        """Rows of customers from the online store, with their state at ``as_of``.
+    def read_online(self, customer_ids: Sequence[str], names: Sequence[str] | None = None) -> list[OnlineRow]:
+        """Rows of customers from the online store, by the service's own reader; None: of all features.
 
         Raises
         ------
         ServiceUnavailable
             If the store cannot be reached or does not hold this definition.
         """
-        import pandas as pd
-        from feast.errors import FeastObjectNotFoundException
+
+        async def read(reader: OnlineReader) -> list[OnlineRow]:
+            starts = range(0, len(customer_ids), CHUNK_ROWS)
+            return [row for start in starts for row in await reader.read(customer_ids[start : start + CHUNK_ROWS])]
 
         try:
-            with _quiet():
-                store = self._store()
-                service = store.get_feature_service(self.features.service)
-                rows = [{JOIN_KEY: customer} for customer in customer_ids]
-                answer = store.get_online_features(features=service, entity_rows=rows)
-        except FeastObjectNotFoundException as error:
-            raise ServiceUnavailable(
-                f"feature store: no service {self.features.service}; train or refresh first"
-            ) from error
-        values = answer.to_df(include_event_timestamps=True)
-        features = values[list(self.features.names)].copy()
-        stamps = values[[f"{name}__ts" for name in self.features.names]].max(axis=1)
-        snapshot_at = pd.to_datetime(stamps.where(stamps > 0), unit="s", utc=True)
-        age = pd.Timestamp(as_of) - snapshot_at
-        state = pd.Series("fresh", index=values.index)
-        state = state.mask(age > pd.Timedelta(days=self.max_age_days), "stale").mask(snapshot_at.isna(), "unknown")
-        return OnlineRows(features, snapshot_at, state)
+            return self._ask_online(read, self.features.names if names is None else names, timeout_seconds=60)
+        except ServiceUnavailable as error:
+            raise ServiceUnavailable(f"feature store: {error}: {error.__cause__}") from None
+
+    def _ask_online(
+        self, ask: Callable[[OnlineReader], Awaitable[ResultT]], names: Sequence[str], *, timeout_seconds: float
+    ) -> ResultT:
+        from closedloop.adapters.online_store import open_online_reader
+
+        view = self.features.service
+        reader = open_online_reader(self._config, self.project, view, names, timeout_seconds=timeout_seconds)
+
+        async def run() -> ResultT:
+            try:
+                return await ask(reader)
+            finally:
+                await reader.close()
+
+        return asyncio.run(run())
 
     def has_service(self, name: str) -> bool:
         """Whether a feature service, and the views behind it, still exist in this project's registry."""
         from feast.errors import FeastObjectNotFoundException
 
         try:
-            with _quiet():
-                store = self._store()
+            with quiet():
+                store = self.open_store()
                 for view in store.get_feature_service(name).feature_view_projections:
                     store.get_feature_view(view.name)
         except FeastObjectNotFoundException:
@@ -230,7 +233,7 @@ class Features:
         return True
 
     def find_service(self) -> str:
-        """The service of this definition, as the registry has it.
+        """Return the name of this definition's feature service after finding it in the registry.
 
         Raises
         ------
@@ -240,8 +243,8 @@ class Features:
             If it does not hold the service.
         """
         try:
-            with _quiet():
-                names = [service.name for service in self._store().list_feature_services()]
+            with quiet():
+                names = [service.name for service in self.open_store().list_feature_services()]
         except Exception as error:  # SQLAlchemy's, the driver's, or Feast's own
             text = re.sub(r"//[^@/\s]*@", "//***@", " ".join(str(error).split()))
             raise ServiceUnavailable(f"Feast's registry: {text}") from None
@@ -250,124 +253,24 @@ class Features:
         return self.features.service
 
     def describe_online(self) -> str:
-        """Look a customer up that nobody is, and whether there is anybody at all.
+        """Look up an id that no customer has, and check whether the store has any row; describe the result.
 
         Raises
         ------
         ServiceUnavailable
             If the online store does not answer.
         """
-        from closedloop.adapters.online import open_online_reader
 
-        reader = open_online_reader(self._config, self.project, self.features.service, ["-"], timeout_seconds=3)
-
-        async def ask() -> str:
-            try:
-                await reader.read(["-"])
-                empty = await reader.is_empty()
-            finally:
-                await reader.close()
+        async def ask(reader: OnlineReader) -> str:
+            await reader.read(["-"])
+            empty = await reader.is_empty()
             return "reachable, but empty: `closedloop refresh` brings features online" if empty else "reachable"
 
         try:
-            return asyncio.run(ask())
+            return self._ask_online(ask, ["-"], timeout_seconds=3)
         except ServiceUnavailable as error:
             raise ServiceUnavailable(f"{error}: {error.__cause__ or ''}") from None
 
-    def _store(self) -> FeatureStore:
-        return _open_store(self._config)
-
-
-def read_store_config(settings: Settings, project: str) -> dict[str, Any]:
-    """``feature_repo/feature_store.yaml`` with the profile's overrides, its relative paths made absolute.
-
-    An override that names a store's ``type`` replaces the store: Feast refuses one type's keys with another's.
-    """
-    from closedloop.dataset import read_yaml
-
-    repo, overrides = settings.root / "feature_repo", settings.features.overrides
-    base = {
-        name: value
-        for name, value in read_yaml(repo / "feature_store.yaml").items()
-        if "type" not in overrides.get(name, {})
-    }
-    config = copy.deepcopy(merge_values(base, overrides, {"project": project}))
-    try:
-        registry, online = config["registry"], config["online_store"]
-        prefix = "sqlite:///"
-        if registry["path"].startswith(prefix) and not registry["path"].startswith(prefix + "/"):
-            registry["path"] = prefix + str((repo / registry["path"].removeprefix(prefix)).resolve())
-            Path(registry["path"].removeprefix(prefix)).parent.mkdir(parents=True, exist_ok=True)
-        if online["type"] == "sqlite":
-            online["path"] = str((repo / online["path"]).resolve())
-            Path(online["path"]).parent.mkdir(parents=True, exist_ok=True)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{repo / 'feature_store.yaml'}: registry.path and online_store.type are required") from error
-    return config
-
-
-def build_repo_objects(root: Path) -> dict[str, Any]:
-    """Objects for ``feast apply``: the current definition, and those of the registry that earlier models use."""
-    from closedloop.bootstrap import build_features, load_run
-
-    run = load_run(root / "params.yaml", root=root)
-    features = build_features(run)
-    kept: dict[str, Any] = {}
-    with _quiet():
-        store = features._store()
-        for found in [*store.list_feature_views(), *store.list_feature_services()]:
-            kept[f"kept_{type(found).__name__}_{found.name}"] = found
-            if hasattr(found, "batch_source"):
-                kept[f"kept_source_{found.name}"] = found.batch_source
-    current = features.build_objects(str(features.offline_dir / "*.parquet"))
-    objects = {f"current_{type(item).__name__}": item for item in current}
-    names = {(type(item).__name__, item.name) for item in current}
-    return objects | {key: item for key, item in kept.items() if (type(item).__name__, item.name) not in names}
-
-
-def _open_store(config: dict[str, Any]) -> FeatureStore:
-    from feast import FeatureStore, RepoConfig
-
-    # registry stays a mapping: the SQL registry refuses the typed object
-    return FeatureStore(config=RepoConfig(**copy.deepcopy(config)))
-
-
-@contextmanager
-def _let_read_while_writing(online: dict[str, Any]) -> Iterator[None]:
-    """SQLite's default journal locks readers out for as long as Feast writes: seconds, in one transaction."""
-    if online["type"] != "sqlite":
-        yield
-        return
-    with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        yield
-        # a log left beside the file would be taken for a part of any other file put in its place; where Feast's own
-        # connection is still open there is nothing to wait for: the log goes when that is closed
-        connection.execute("PRAGMA busy_timeout=0")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Feast prints what it materialises, and its Ibis store warns of its own deprecated calls.
-
-    Raises
-    ------
-    ServiceUnavailable
-        If registry or online store throw: Feast lets through what their drivers say.
-    """
-    import io
-    import warnings
-
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        if type(error).__module__.split(".")[0] not in DRIVERS:  # by name: redis is installed with its extra alone
-            raise
-        raise ServiceUnavailable(f"feature store: {hide_passwords(' '.join(str(error).split()))}") from None
+    def open_store(self) -> FeatureStore:
+        """Feast's own object of this project's registry and stores."""
+        return open_store(self._config)

@@ -12,15 +12,17 @@ from typing import Any
 
 import pandas as pd
 
-from closedloop.dataset import ExpectationConfig
-from closedloop.errors import ConfigError
+from closedloop.adapters.jinja import disarm
+from closedloop.config.dataset import ExpectationConfig
+from closedloop.errors import ConfigError, count_noun
 
 ROWS_SHOWN = 20
 SITE = "local"
+SITE_INDEX = {"class_name": "DefaultSiteIndexBuilder"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class ExpectationResult:
     """One expectation's outcome; ``rows`` are at most 20 failing rows by id."""
 
     table: str
@@ -38,7 +40,9 @@ class Finding:
         """The finding in one line: table, column, rule, figure and limit."""
         limit = ", ".join(f"{name}={value}" for name, value in self.limit.items()) or "-"
         place = self.table if self.column is None else f"{self.table}.{self.column}"
-        counted = f"{self.failing} of {self.checked} values fail" if self.checked else f"found {self.observed}"
+        counted = (
+            f"{self.failing} of {count_noun(self.checked, 'value')} fail" if self.checked else f"found {self.observed}"
+        )
         shown = "; ".join(" ".join(f"{name}={value}" for name, value in row.items()) for row in self.rows[:3])
         shown = f"; such as {shown}" if shown else ""
         return f"{place}: {self.expectation} ({limit}): {counted}{shown}"
@@ -51,7 +55,7 @@ def run_expectations(
     row_ids: dict[str, list[str]],
     docs_dir: Path,
     as_of: dt.datetime,
-) -> list[Finding]:
+) -> list[ExpectationResult]:
     """Check each table against its expectations and write the Data Docs to ``docs_dir``.
 
     Parameters
@@ -61,11 +65,11 @@ def run_expectations(
     expectations
         Great Expectations' own types and keyword arguments.
     row_ids
-        The columns that name a row of each table in the findings.
+        For each table, the columns that identify a row in the findings.
     docs_dir
         An existing, empty folder.
     as_of
-        Stands as the time of the run, so that the pages' addresses follow from the data.
+        Recorded as the time of the run, so that the same data give the same page addresses.
 
     Raises
     ------
@@ -79,9 +83,9 @@ def run_expectations(
     with _quiet():
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        _add_site(context, docs_dir)
         source = context.data_sources.add_pandas("tables")
-        findings: list[Finding] = []
+        findings: list[ExpectationResult] = []
+        outcomes: dict[Any, Any] = {}
         for name, frame in tables.items():
             wanted = [expectation for expectation in expectations if expectation.table == name]
             if not wanted:
@@ -94,13 +98,14 @@ def run_expectations(
                 "unexpected_index_column_names": row_ids[name],
                 "partial_unexpected_count": ROWS_SHOWN,
             }
-            actions = [gx.checkpoint.UpdateDataDocsAction(name=f"docs_{name}", site_names=[SITE])]
             checkpoint = context.checkpoints.add(
-                gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions, result_format=format_)
+                gx.Checkpoint(name=name, validation_definitions=[definition], result_format=format_)
             )
             outcome = checkpoint.run(batch_parameters={"dataframe": frame}, run_id=RunIdentifier(run_time=as_of))
             for run in outcome.run_results.values():
                 findings += [_read_result(name, result) for result in run.results]
+            outcomes |= outcome.run_results
+        _write_docs(gx, outcomes, docs_dir)
     return findings
 
 
@@ -118,20 +123,23 @@ def _build_suite(gx: Any, table: str, wanted: list[ExpectationConfig]) -> Any:
     return suite
 
 
-def _add_site(context: Any, docs_dir: Path) -> None:
-    context.add_data_docs_site(
-        site_name=SITE,
-        site_config={
-            "class_name": "SiteBuilder",
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir.resolve())},
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        },
-    )
-    if "default_site" in context.get_site_names():  # the ephemeral context's own, in a temporary folder
-        context.delete_data_docs_site("default_site")
+def _write_docs(gx: Any, outcomes: dict[Any, Any], docs_dir: Path) -> None:
+    """Build the Data Docs after replacing markup characters: Great Expectations writes values unescaped."""
+    from great_expectations.core import expectation_validation_result as validated
+
+    context = gx.get_context(mode="ephemeral")
+    backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs_dir.resolve())}
+    site = {"class_name": "SiteBuilder", "store_backend": backend, "site_index_builder": SITE_INDEX}
+    context.add_data_docs_site(site_name=SITE, site_config=site)
+    for key, outcome in outcomes.items():
+        shown = disarm(outcome.to_json_dict())
+        expectations = [result["expectation_config"] for result in shown["results"]]
+        context.suites.add(gx.ExpectationSuite(name=shown["suite_name"], expectations=expectations))
+        context.validation_results_store.set(key, validated.expectationSuiteValidationResultSchema.load(shown))
+    context.build_data_docs(site_names=[SITE])
 
 
-def _read_result(table: str, result: Any) -> Finding:
+def _read_result(table: str, result: Any) -> ExpectationResult:
     content = result.to_json_dict()
     config, figures = content["expectation_config"], content.get("result") or {}
     kwargs = {name: value for name, value in config["kwargs"].items() if name not in ("batch_id", "column")}
@@ -141,9 +149,9 @@ def _read_result(table: str, result: Any) -> Finding:
     success, rows = bool(content["success"]), int(figures.get("element_count") or 0)
     if (
         rows and figures.get("missing_count") == rows
-    ):  # Great Expectations leaves missing values out, and asks nothing then
+    ):  # Great Expectations skips missing values, and passes a column that has no others
         success, failing, observed = False, rows, f"no value: all {rows} are missing"
-    return Finding(
+    return ExpectationResult(
         table=table,
         expectation=config["type"],
         column=config["kwargs"].get("column"),
@@ -173,7 +181,7 @@ def _exceptions(info: Any) -> list[dict[str, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars of single metrics; the stage reports the outcome."""
-    # the second one sets a level of its own, to announce a temporary folder
+    # the second logger sets its own level, to announce a temporary folder
     names = ("great_expectations", "great_expectations.data_context.types.base")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -1,7 +1,7 @@
-"""Kafka: events are read from a topic and answered, each batch in one transaction, so that none is lost or doubled.
+"""Kafka: read events from a topic and write their answers, each batch in one transaction: none is lost or doubled.
 
-Answers and the group's new position are committed together (KIP-447, brokers from 2.5 on): who reads committed messages
-sees each event answered once, whatever dies when.
+Answers and the group's new position are committed together (KIP-447, brokers from 2.5 on). A reader of committed
+messages sees each event answered exactly once, even if processes are killed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from closedloop.errors import ConfigError, ServiceUnavailable
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-try:
-    from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-except ImportError as error:
-    raise ConfigError("the stream worker needs Kafka's client: install closedloop[kafka]") from error
+from closedloop.errors import ConfigError, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
 CALL_SECONDS = 10.0
@@ -28,7 +25,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Event(NamedTuple):
-    """A message that was read; ``timestamp_ms`` is what the topic keeps of it, -1 if nothing."""
+    """A message that was read; ``timestamp_ms`` is its time in the topic, -1 if the topic keeps none."""
 
     topic: str
     partition: int
@@ -39,7 +36,7 @@ class Event(NamedTuple):
     headers: Headers = ()
 
 
-class Letter(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """A message to write."""
 
     topic: str
@@ -54,10 +51,10 @@ class EventStream:
     Parameters
     ----------
     transactional_id
-        Of one living process only, and the same after a restart: opening the stream ends what a process of that id
-        left open, and shuts that process out if it lives.
+        Unique among running processes, and the same after a restart. Opening the stream aborts the open transaction of
+        an earlier process with this id, and shuts that process out if it still runs.
     properties
-        Of librdkafka, such as credentials; those that exactly once rests on cannot be changed by it.
+        Properties of librdkafka, such as credentials; those that exactly-once delivery needs cannot be changed.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class EventStream:
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            # Eager: all partitions are taken back and given again, from the committed positions, in every rebalance.
+            # Eager: every rebalance revokes all partitions and assigns them again, from the committed positions.
             "partition.assignment.strategy": "range",
         }
         writes = {"transactional.id": transactional_id}
@@ -84,12 +81,12 @@ class EventStream:
         self._aborts = 0
 
     def open(self, topics: Mapping[str, str]) -> None:
-        """Check that topics are there, end what a predecessor left open, and join the group.
+        """Check that the topics exist, abort a predecessor's open transaction, and join the group.
 
         Parameters
         ----------
         topics
-            By the setting that names them.
+            Topic names by the settings that name them.
 
         Raises
         ------
@@ -103,13 +100,13 @@ class EventStream:
                 found = self._consumer.list_topics(topic, CALL_SECONDS).topics[topic]
                 if found.error is not None:
                     raise ConfigError(f"{setting}: {topic} at {self._brokers}: {found.error.str()}")
-            _insist(self._producer.init_transactions)
-            self._consumer.subscribe([self._topic], on_assign=self._take, on_revoke=self._give_back)
+            _retry(self._producer.init_transactions)
+            self._consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
         except KafkaException as error:
             raise ServiceUnavailable(f"stream.brokers {self._brokers}: {_describe(error)}") from error
 
     def read_batch(self, events_max: int, wait_seconds: float) -> list[Event]:
-        """What is there, at most ``events_max`` events; waits for the first one only.
+        """Read the available events, at most ``events_max``; wait for the first one only.
 
         Raises
         ------
@@ -132,42 +129,42 @@ class EventStream:
             self._batch.append(Event(*place, message.timestamp()[1], *content))
         return self._batch
 
-    def commit(self, events: Sequence[Event], letters: Sequence[Letter]) -> bool:
-        """Write letters and that these events are done, both or neither.
+    def commit(self, events: Sequence[Event], messages: Sequence[OutgoingMessage]) -> bool:
+        """Write the messages and commit these events' position in one transaction.
 
         Returns
         -------
         bool
-            False if neither, and the events will be read again, here or by another member.
+            False if the transaction was aborted; this or another member will read the events again.
 
         Raises
         ------
         ServiceUnavailable
-            If this process cannot go on: it is not known what became of the transaction, or another took its place.
+            If this process cannot go on: the transaction's result is unknown, or another process took its place.
         """
         ends = {(event.topic, event.partition): event.offset + 1 for event in events}
         offsets = [TopicPartition(*place, end) for place, end in ends.items()]
         try:
             self._producer.begin_transaction()
-            for letter in letters:
-                self._producer.produce(letter.topic, letter.value, letter.key, headers=list(letter.headers))
-            # The membership under which the events came: if the group has shut that out since, this is refused.
-            _insist(self._producer.send_offsets_to_transaction, offsets, self._membership)
-            _insist(self._producer.commit_transaction)
+            for message in messages:
+                self._producer.produce(message.topic, message.value, message.key, headers=list(message.headers))
+            # The membership that read the events: Kafka refuses the commit if the group has expelled it since.
+            _retry(self._producer.send_offsets_to_transaction, offsets, self._membership)
+            _retry(self._producer.commit_transaction)
         except KafkaException as error:
             self._abort(error.args[0], events)
             return False
         self._aborts = 0
-        self._producer.poll(0)  # hands its log lines on
+        self._producer.poll(0)  # passes its log lines on
         return True
 
     def rewind(self, events: Sequence[Event]) -> None:
-        """Let these events, which are the last that were read, be read again.
+        """Go back so that these events, the last ones that were read, are read again.
 
         Raises
         ------
         ServiceUnavailable
-            If that is not possible; after a restart they are read again.
+            If that fails; after a restart the events are read again.
         """
         starts = {(event.topic, event.partition): event.offset for event in reversed(events)}
         try:
@@ -180,15 +177,15 @@ class EventStream:
         """Leave the group, so that others need not wait for this member to time out."""
         self._consumer.close()
 
-    def _take(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._batch.clear()
         self._membership = consumer.consumer_group_metadata()
-        logger.info("partitions given: %s", [one.partition for one in partitions])
+        logger.info("partitions assigned: %s", [one.partition for one in partitions])
 
-    def _give_back(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """Called while reading, when no transaction is open: what was read so far is for who gets the partitions."""
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """Forget the events read so far: their partitions' next owner reads them. No transaction is open here."""
         self._batch.clear()
-        logger.info("partitions taken back: %s", [one.partition for one in partitions])
+        logger.info("partitions revoked: %s", [one.partition for one in partitions])
 
     def _abort(self, problem: KafkaError, events: Sequence[Event]) -> None:
         self._aborts += 1
@@ -196,7 +193,7 @@ class EventStream:
             raise ServiceUnavailable(f"Kafka: {problem.str()}")
         logger.warning("a transaction is aborted, its events are read again: %s", problem.str())
         try:
-            _insist(self._producer.abort_transaction)
+            _retry(self._producer.abort_transaction)
         except KafkaException as error:
             raise ServiceUnavailable(f"Kafka: {_describe(error)}") from error
         self.rewind(events)
@@ -206,12 +203,12 @@ def _read_headers(message: Message) -> Headers:
     """A message's headers, none if the client cannot read them."""
     try:
         found: Any = message.headers()
-    except SystemError:  # a name is not UTF-8; asked again the client would give a broken list
+    except SystemError:  # a name is not UTF-8; a second call would return a broken list
         return ()
     return tuple(found or ())
 
 
-def _insist(call: Callable[..., Any], *arguments: Any) -> None:
+def _retry(call: Callable[..., Any], *arguments: Any) -> None:
     """Repeat a call for as long as Kafka says that it may still succeed, up to a minute."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:

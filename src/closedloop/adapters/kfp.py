@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -21,25 +22,26 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from closedloop.errors import ClosedloopError, ConfigError, ServiceUnavailable
 from closedloop.files import hold_lock
+from closedloop.processes import name_starter
 
 if TYPE_CHECKING:
-    from closedloop.settings import RetrainingSettings
+    from closedloop.config.settings import RetrainingSettings
 
 EXPERIMENT = "closedloop-retrain"
-# Of the client's own `wait_for_run_completion` one that was cancelled never ends.
+# Poll here: the client's `wait_for_run_completion` never returns for a cancelled run.
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-# What stages tell people begins behind the stage's name, 12 columns wide, which KFP indents by 4; it prints every
-# component's input and output as well.
-TOLD = re.compile(r"    (?P<told>[ a-z_-]{12}  (?!\w+=)[^ \"{}\[\]].*)")
+# A stage's message to people starts with the stage's name, 12 columns wide; KFP indents it by 4. The pattern leaves out
+# the inputs and outputs that KFP prints of every component.
+STAGE_MESSAGE = re.compile(r"    (?P<message>[ a-z_-]{12}  (?!\w+=)[^ \"{}\[\]].*)")
 COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 class PipelineFailed(ClosedloopError):
-    """A run of the pipeline did not come to its end."""
+    """A run of the pipeline did not succeed."""
 
 
 def load_pipeline(path: Path, settings: RetrainingSettings) -> Any:
-    """The pipeline that ``path`` declares, in the image and with the variables of the settings."""
+    """Load the pipeline that ``path`` declares, with the image and environment variables of the settings."""
     spec = importlib.util.spec_from_file_location("closedloop_pipeline", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path}: there is no such pipeline; run this in the project's folder")
@@ -50,7 +52,7 @@ def load_pipeline(path: Path, settings: RetrainingSettings) -> Any:
 
 
 def compile_pipeline(path: Path, settings: RetrainingSettings) -> str:
-    """The YAML that a cluster takes."""
+    """Compile the pipeline to the YAML that a cluster takes."""
     from kfp.compiler import Compiler
 
     with tempfile.TemporaryDirectory() as folder:
@@ -60,26 +62,26 @@ def compile_pipeline(path: Path, settings: RetrainingSettings) -> str:
 
 
 class LocalRunner:
-    """Each component a process here, one after the other; artifacts and log of the last run stay in ``folder``."""
+    """Runs each component as a process here, one after the other; ``folder`` keeps the last run's artifacts and log."""
 
     is_exclusive = True
 
     def __init__(self, path: Path, folder: Path, settings: RetrainingSettings) -> None:
-        # neither image nor secret mean anything to processes here, and KFP warns of an image without "python"
+        # local processes use neither image nor secret, and KFP warns of an image without "python" in its name
         self._path, self._folder = path, folder
         self._settings = settings.model_copy(update={"base_image": "python", "secret": "", "environment": {}})
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
-        """One retraining of a model at a time; False: another process is at it."""
+        """Lock the model's retraining on this machine; yield False if another process holds the lock."""
         return hold_lock(self._folder / "lock", wait=False)
 
     def run(self, name: str, arguments: Mapping[str, str]) -> None:  # noqa: ARG002
-        """Run the pipeline; what its stages tell goes to stderr, everything to ``log.txt``.
+        """Run the pipeline; its stages' messages go to stderr, and all output to ``log.txt``.
 
         Raises
         ------
         PipelineFailed
-            Naming the component that failed.
+            If a component failed; the message names it.
         """
         from kfp import local
 
@@ -88,11 +90,25 @@ class LocalRunner:
         artifacts.mkdir(parents=True, exist_ok=True)  # a stage of a killed run may still write there
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts))
         log_path = self._folder / "log.txt"
-        with log_path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(_Told(log, sys.stderr)):
+        with log_path.open("w", encoding="utf-8") as log, _quote_executable(), name_starter():
+            output = _StageMessages(log, sys.stderr)
             try:
-                pipeline(**arguments)
+                with contextlib.redirect_stdout(output):
+                    pipeline(**arguments)
             except RuntimeError as error:
-                raise PipelineFailed(f"{COLOUR.sub('', str(error))} ({log_path})") from error
+                failed = COLOUR.sub("", f"{error} {output.last_line}").strip()
+                raise PipelineFailed(f"{failed} ({log_path})") from error
+
+
+@contextlib.contextmanager
+def _quote_executable() -> Iterator[None]:
+    """Quote Python's path for the shell: KFP writes it unquoted into the script of a component."""
+    before = sys.executable
+    sys.executable = shlex.quote(before)
+    try:
+        yield
+    finally:
+        sys.executable = before
 
 
 class ClusterRunner:
@@ -109,15 +125,15 @@ class ClusterRunner:
 
         settings = self._settings
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that servers before 2.0 are not understood
+            warnings.simplefilter("ignore", FutureWarning)  # servers before 2.0 are not supported
             return kfp.Client(settings.endpoint, namespace=settings.namespace, existing_token=settings.token or None)
 
     def ask_server(self) -> str:
-        """The endpoint, once it has answered; ServiceUnavailable if it does not."""
+        """Return the endpoint's address if it answers; else raise ServiceUnavailable."""
         endpoint, token = self._settings.endpoint, self._settings.token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         health = urllib.request.Request(f"{endpoint.rstrip('/')}/apis/v2beta1/healthz", headers=headers)  # noqa: S310
-        try:  # the client would ask five times, and not say what was answered
+        try:  # not the client, which would ask five times and hide the answer
             urllib.request.urlopen(health, timeout=5).close()  # noqa: S310 - from the settings
         except (OSError, ValueError) as error:
             raise ServiceUnavailable(f"Kubeflow Pipelines at {endpoint}: {error}") from error
@@ -126,16 +142,16 @@ class ClusterRunner:
         return self._settings.endpoint
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
-        """Nothing to hold here: the run on the cluster is found by its name."""
+        """Hold no lock: a second call finds the run on the cluster by its name."""
         return contextlib.nullcontext(True)
 
     def run(self, name: str, arguments: Mapping[str, str]) -> None:
-        """Start the pipeline under this name, unless a run of this name goes on, and wait for its end.
+        """Start a run with this name unless one is open, and wait for its end.
 
         Raises
         ------
         PipelineFailed
-            With the state that the run ended in, or if it takes longer than ``timeout_seconds``.
+            If the run did not succeed (the message names its state), or takes longer than ``timeout_seconds``.
         ServiceUnavailable
             If the endpoint cannot be reached.
         """
@@ -156,12 +172,12 @@ class ClusterRunner:
             raise PipelineFailed(f"run {run.run_id} of {self._settings.endpoint} is {run.state}")
 
     def schedule(self, name: str, cron: str, arguments: Mapping[str, str]) -> str:
-        """Let the cluster run the pipeline by itself; returns the id of the recurring run.
+        """Let the cluster run the pipeline by a schedule; return the id of the recurring run.
 
         Parameters
         ----------
         cron
-            Six fields, the first one seconds.
+            Six fields; the first one is seconds.
         """
         with self._unavailable():
             once = {"cron_expression": cron, "max_concurrency": 1, "no_catchup": True}
@@ -169,7 +185,7 @@ class ClusterRunner:
         return str(made.recurring_run_id)
 
     def publish(self) -> dict[str, str]:
-        """Upload the pipeline as it stands here, unless that version is there; returns the ids to run it by."""
+        """Upload this version of the pipeline unless the cluster has it; return the ids to run it with."""
         text = compile_pipeline(self._path, self._settings)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
         with tempfile.TemporaryDirectory() as folder, self._unavailable():
@@ -193,7 +209,7 @@ class ClusterRunner:
 
     @contextlib.contextmanager
     def _unavailable(self) -> Iterator[None]:
-        """The client's errors of network and server as ours; what it prints is no answer, and goes to stderr."""
+        """Turn the client's network and server errors into ours; send its printed output to stderr."""
         import kfp_server_api
         import urllib3
 
@@ -205,15 +221,18 @@ class ClusterRunner:
             raise ServiceUnavailable(f"Kubeflow Pipelines at {self._settings.endpoint}: {text}") from error
 
 
-class _Told(io.TextIOBase):
-    """A stream that keeps everything in a log, and passes on what stages tell people."""
+class _StageMessages(io.TextIOBase):
+    """A stream that writes all output to a log, and passes the stages' messages on to people."""
 
     def __init__(self, log: TextIO, people: TextIO) -> None:
         self._log, self._people, self._rest = log, people, ""
+        self.last_line = ""  # the last line of a component's own output: its error if it fails
 
     def write(self, text: str) -> int:
-        """Log it, and pass its whole lines on."""
+        """Log the text, and pass on the stages' messages among its whole lines."""
         self._log.write(text)
         *lines, self._rest = (self._rest + text).split("\n")
-        self._people.writelines(f"{found['told']}\n" for found in map(TOLD.match, lines) if found)
+        self._people.writelines(f"{found['message']}\n" for found in map(STAGE_MESSAGE.match, lines) if found)
+        said = [line.strip() for line in lines if line.startswith("    ") and line.strip()]  # the others are KFP's
+        self.last_line = said[-1] if said else self.last_line
         return len(text)

@@ -1,4 +1,4 @@
-"""kubectl: the weights of an Istio VirtualService, which then splits requests in place of the service itself."""
+"""kubectl: set the weights of an Istio VirtualService, which splits requests in place of the service."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import json
 import subprocess
 from typing import Any
 
-from closedloop.adapters.store import Deployment
+from closedloop.config.settings import IstioSettings
 from closedloop.errors import ConfigError, ServiceUnavailable
-from closedloop.settings import IstioSettings
+from closedloop.processes import run_process
 
 TIMEOUT_SECONDS = 30
 
 
 class IstioSplit:
-    """Lets the route to the subsets ``stable`` and ``canary`` have the weights of the deployment row."""
+    """Sets the weights of the route to the subsets ``stable`` and ``canary``."""
 
     def __init__(self, settings: IstioSettings) -> None:
         self._settings = settings
 
-    def route(self, row: Deployment) -> bool:
-        """Set both weights in one write, unless they are so already: whether they had to be set.
+    def route(self, canary_percent: int) -> bool:
+        """Set both weights in one write; return False if they already had these values.
 
         Raises
         ------
         ServiceUnavailable
-            If kubectl fails, or somebody else wrote the resource in between.
+            If kubectl fails, or another client wrote the resource between our read and write.
         ConfigError
             If no route has both subsets.
         """
         settings = self._settings
-        canary = round(100 * row.weight) if row.challenger_version is not None else 0
-        wanted = {settings.stable: 100 - canary, settings.canary: canary}
+        wanted = {settings.stable: 100 - canary_percent, settings.canary: canary_percent}
         found = json.loads(self._run("get", "virtualservice", settings.virtual_service, "--output=json"))
         routes = [route["route"] for route in found["spec"].get("http", []) if find_subsets(route) == set(wanted)]
         if not routes:
@@ -50,7 +49,7 @@ class IstioSplit:
     def _run(self, *arguments: str, content: str | None = None) -> str:
         command = ["kubectl", *arguments, f"--namespace={self._settings.namespace}"]
         try:
-            ran = subprocess.run(
+            ran: subprocess.CompletedProcess[str] = run_process(
                 command, input=content, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
             )
         except subprocess.CalledProcessError as error:
@@ -61,5 +60,5 @@ class IstioSplit:
 
 
 def find_subsets(route: dict[str, Any]) -> set[str]:
-    """The subsets that an HTTP route of a VirtualService goes to."""
+    """The subsets that an HTTP route of a VirtualService sends requests to."""
     return {one.get("destination", {}).get("subset", "") for one in route.get("route", [])}

@@ -1,4 +1,4 @@
-"""ONNX: exporting a trained pipeline, and proving that the graph says the same."""
+"""ONNX: export a trained pipeline, and prove that the graph gives the same scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pandas as pd
 
 from closedloop.adapters.onnxruntime import INPUT_NAME, OUTPUT_NAME, OnnxScorer
 from closedloop.contract import Feature
-from closedloop.core.estimators import encode_frame, score
+from closedloop.core.training.estimators import encode_frame, score
+from closedloop.core.training.trees import list_covers
 from closedloop.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ PARITY_LIMIT = 1e-4
 
 
 class Parity(NamedTuple):
-    """Graph against pipeline: the largest absolute difference in probability, and the rows above 1e-4."""
+    """Graph compared with pipeline: the largest absolute difference in probability, and the rows above 1e-4."""
 
     difference_max: float
     rows_over: int
@@ -41,7 +42,7 @@ def export_model(pipeline: Pipeline, path: Path, n_features: int) -> None:
     Raises
     ------
     DataError
-        If the pipeline does not start with "encode", or its model knows other than two classes.
+        If the pipeline does not start with "encode", or its model does not have exactly two classes.
     """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
@@ -60,11 +61,12 @@ def export_model(pipeline: Pipeline, path: Path, n_features: int) -> None:
             target_opset=TARGET_OPSET,
             options={"zipmap": False},
         )
+    _write_covers(converted, pipeline[-1])
     path.write_bytes(_keep_probability(converted).SerializeToString(deterministic=True))
 
 
 def measure_parity(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, features: Sequence[Feature]) -> Parity:
-    """Score the same rows with both. A NaN on either side counts as a difference of 1."""
+    """Score the same rows with graph and pipeline; a NaN on either side counts as a difference of 1."""
     found = scorer.score(encode_frame(features, frame))
     differences = np.nan_to_num(np.abs(score(pipeline, frame) - found), nan=1.0)
     worst = float(differences.max()) if len(differences) else 0.0
@@ -72,10 +74,10 @@ def measure_parity(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, 
 
 
 def measure_latency_ratio(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, *, rows: int = 200) -> float:
-    """Median time of one row in the graph over that in the pipeline; below 1 the graph is quicker.
+    """Divide the graph's median time for one row by the pipeline's; below 1 the graph is quicker.
 
-    Row by row the two take turns, so that a busy moment hits both. The pipeline gets a frame of one row, the
-    graph one packed row: what each of them is handed when it serves. Packing is not in the graph's figure.
+    The two take turns row by row, so that a busy moment hits both. As when they serve, the pipeline gets a frame of one
+    row and the graph one packed row. The graph's time does not include packing.
     """
     if frame.empty:
         raise DataError("latency needs at least one row, found none")
@@ -106,8 +108,19 @@ def _thaw_model(model: Any) -> Any:
     return thawed
 
 
+def _write_covers(converted: Any, model: Any) -> None:
+    """Say in the graph how many training rows each tree node has seen, which exact reasons need; scores ignore it."""
+    covers = list_covers(model.estimator.estimator if hasattr(model, "calibrated_classifiers_") else model)
+    for node in converted.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "nodes_hitrates":
+                if len(attribute.floats) != len(covers):
+                    raise DataError(f"the graph has {len(attribute.floats)} tree nodes, the model {len(covers)}")
+                attribute.floats[:] = covers
+
+
 def _keep_probability(converted: Any) -> Any:
-    """A model that returns the second class probability alone; nodes that only served the label go."""
+    """Return a model whose only output is the second class's probability; drop the nodes for the label."""
     from onnx import TensorProto, helper, numpy_helper
     from skl2onnx.helpers.onnx_helper import select_model_inputs_outputs
 
@@ -132,7 +145,7 @@ def _keep_probability(converted: Any) -> Any:
 
 
 def invert_scores(path: Path) -> None:
-    """Let a graph answer one minus its probability: a model that passes for one, and is wrong about everybody."""
+    """Make a graph return one minus its probability: it loads like the original, but every score is wrong."""
     import onnx
     from onnx import helper, numpy_helper
 

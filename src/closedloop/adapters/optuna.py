@@ -1,4 +1,4 @@
-"""Optuna: a seeded search over hyper-parameters, fold by fold, that gives up on bad trials early."""
+"""Optuna: a seeded search over hyper-parameters, fold by fold, that stops bad trials early."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from closedloop.core.folds import Metric
+from closedloop.config.params import Space
+from closedloop.core.training.splits import Metric
 from closedloop.errors import DataError
-from closedloop.params import Space
 
 if TYPE_CHECKING:
     import optuna

@@ -1,4 +1,4 @@
-"""Prometheus, or the service's own page where there is none: how many requests a model failed to answer."""
+"""Count the customers that a model failed to answer, from Prometheus or, without one, the service's metrics page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import urllib.request
 
 from closedloop.errors import ServiceUnavailable
 
-ERRORS = "model_errors_total"
+ERRORS = "model_failed_customers_total"  # counts customers, not rows: one customer may send a thousand requests
 TIMEOUT_SECONDS = 5.0
-SCRAPED_AFTER_SECONDS = 180.0  # a rate takes two scrapes of a service that has taken up the version
-Counts = dict[str, float]
+SCRAPED_AFTER_SECONDS = 180.0  # a rate needs two scrapes after the service has loaded the version
+RequestCounts = dict[str, float]
 
 
 class ErrorCounts:
@@ -21,17 +21,17 @@ class ErrorCounts:
     Parameters
     ----------
     prometheus
-        The server's address; empty: ``page`` is read, which shows this host's service alone.
+        The server's address; if it is empty, ``page`` is read, which shows only this host's service.
     matchers
-        Of the service's series on that server, as they stand between braces: it may know other services too.
+        PromQL label matchers (the text between the braces) that select the service's series on that server.
     """
 
     def __init__(self, prometheus: str, page: str, matchers: str = "") -> None:
         self._prometheus, self._page = prometheus.rstrip("/"), page
         self._series = f"{ERRORS}{{{matchers}}}"
 
-    def read_totals(self) -> Counts:
-        """What has been counted so far; of Prometheus nothing, since `read_since` asks it for the difference."""
+    def read_totals(self) -> RequestCounts:
+        """Read the counts so far; empty with Prometheus, which gives `read_since` the difference directly."""
         if self._prometheus:
             return {}
         from prometheus_client.parser import text_string_to_metric_families
@@ -44,18 +44,18 @@ class ErrorCounts:
             if sample.name == ERRORS
         }
 
-    def read_since(self, before: Counts, seconds: float, *, version: str) -> Counts:
-        """What was counted since the totals ``before``, which were read so many seconds ago.
+    def read_since(self, before: RequestCounts, seconds: float, *, version: str) -> RequestCounts:
+        """Return the counts since the totals ``before``, which were read ``seconds`` ago.
 
         Raises
         ------
         ServiceUnavailable
-            If it cannot be read; or if Prometheus knows nothing of ``version``, whose workers show their errors from
-            the first on: what is not scraped looks like a version without errors.
+            If the counts cannot be read, or if Prometheus has no series of ``version``. Workers export the series from
+            their start, so it is missing only if the service is not scraped: that must not pass for "no errors".
         """
         if not self._prometheus:
             totals = self.read_totals()
-            # a count that is below what it was has begun anew
+            # a count below the earlier one was reset: it restarted from 0
             return {name: now - was if now >= (was := before.get(name, 0.0)) else now for name, now in totals.items()}
         query = f"sum by (model_version, variant) (increase({self._series}[{max(int(seconds), 60)}s]))"
         address = f"{self._prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"

@@ -1,18 +1,37 @@
-"""The HTTP service, asked from outside."""
+"""A client of the HTTP service."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import urllib.error
 import urllib.request
+from typing import NamedTuple
 
 TIMEOUT_SECONDS = 2.0
 
 
-def read_health(address: str) -> str | None:
-    """Which version the service at this address answers with ("" for none); None if it does not answer."""
+class ServiceHealth(NamedTuple):
+    """What a service says it has loaded: version "" is nothing, and None means that no service of ours answers.
+
+    ``model_name`` and ``folder_sha256`` are "" where the service does not say.
+    """
+
+    model_version: str | None = None
+    model_name: str = ""
+    folder_sha256: str = ""
+
+
+def read_health(address: str) -> ServiceHealth | None:
+    """What answers at this address; None if nothing listens there."""
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the operator's
-            return str(json.load(answer)["model_version"] or "")
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            found = json.load(answer)
+            known = [str(found.get(name) or "") for name in ("model_version", "model_name", "folder_sha256")]
+            return ServiceHealth(*known) if "model_version" in found else ServiceHealth()
+    except urllib.error.HTTPError:
+        return ServiceHealth()
+    except (http.client.HTTPException, ValueError, AttributeError, TypeError):
+        return ServiceHealth()
+    except OSError:
         return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PIPELINE_FILE = "pipeline.skops"
 # Reviewed: our own encoding function, and scikit-learn's containers of trees, bins and calibrations.
 TRUSTED_TYPES = [
-    "closedloop.core.estimators.encode_columns",
+    "closedloop.core.training.estimators.encode_columns",
     "numpy.dtype",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
@@ -35,7 +35,7 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises
     ------
     DataError
-        If it is missing, damaged, or holds a type that is not on the list.
+        If the file is missing or damaged, or holds a type that is not on the list.
     """
     import zipfile
 

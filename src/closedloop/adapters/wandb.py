@@ -6,27 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from closedloop.errors import ConfigError
-
 Mirror = Callable[[int, Mapping[str, Any], Mapping[str, float]], None]
 
 
 @contextmanager
 def open_mirror(project: str, *, enabled: bool) -> Iterator[Mirror]:
-    """A function that records one trial (number, parameters, figures); it does nothing unless ``enabled``.
-
-    Raises
-    ------
-    ConfigError
-        If it is enabled but the extra ``wandb`` is not installed.
-    """
+    """Yield a function that records one trial (number, parameters, figures); it does nothing unless ``enabled``."""
     if not enabled:
         yield lambda *_: None
         return
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("tracking.wandb is on, but wandb is not installed: install the extra 'wandb'") from error
+    import wandb
 
     def record(number: int, parameters: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         with wandb.init(

@@ -1,37 +1,33 @@
-"""Why a customer got a score, and the same score once more from what was recorded."""
+"""Explain a logged score, and compute it again from the recorded model version and features."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closedloop.adapters.journal import Entry, read_entry
 from closedloop.adapters.mlflow import BENTO_TAG
-from closedloop.contract import REFERENCE_FILE
-from closedloop.errors import DataError, GateFailed
-from closedloop.records import Prediction
+from closedloop.core.release.entries import Entry
+from closedloop.errors import DataError, GateFailed, count_noun
+from closedloop.records import Prediction, is_version
 from closedloop.serving.models import LoadedModel, load_model
+from closedloop.serving.slots.slots import load_slot, read_slots
+from closedloop.store.journal import read_entry
 
 if TYPE_CHECKING:
-    from closedloop.adapters.journal import Journal
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.adapters.store import Store
+    from closedloop.core.reasons.explainer import Explained
+    from closedloop.serving.slots.downloads import VersionSource
+    from closedloop.store.journal import Journal
+    from closedloop.store.predictions import Predictions
 
 TOLERANCE = 1e-6
-CONTRIBUTION_METHOD = "the score less the score with this one feature at its median (most frequent) reference value"
+METHOD = "SHAP values of the raw score: base and the contributions of all features sum to it"
 
 
-class Registry(Protocol):
-    """Where a version's folder is had."""
-
-    def fetch_version(self, version: str, folder: Path) -> tuple[Path, str]:
-        """Download a version's folder into ``folder``; returns where it is, and the digest that its tag says."""
-
-
-class Again(NamedTuple):
-    """A recorded score and decision, and those that were computed again."""
+class Recomputed(NamedTuple):
+    """A recorded prediction, with its score and decision computed found."""
 
     prediction: Prediction
     score: float
@@ -39,7 +35,7 @@ class Again(NamedTuple):
     threshold: float
 
 
-def find_prediction(store: Store, model_name: str, prediction_id: str) -> Prediction:
+def find_prediction(store: Predictions, model_name: str, prediction_id: str) -> Prediction:
     """A logged prediction.
 
     Raises
@@ -51,19 +47,19 @@ def find_prediction(store: Store, model_name: str, prediction_id: str) -> Predic
         return found[0]
     raise DataError(
         f"prediction {prediction_id} of {model_name} is not in the operations store: it was purged or erased with its "
-        "features, waits in a spool still, or was never given"
+        "features, still waits in a spool, or this service never gave that id"
     )
 
 
-def open_model(registry: Registry, version: str, folder: Path) -> LoadedModel:
-    """The model of a version, whose folder must have the digest that the registry's tag says.
+def open_model(registry: VersionSource, version: str, folder: Path) -> LoadedModel:
+    """Load the model of a version; its folder must have the digest in the registry's tag.
 
     Raises
     ------
     DataError
-        Saying what is missing, or does not hold.
+        If a part is missing or was changed; the message names it.
     """
-    if not version.isdecimal():
+    if not is_version(version):
         raise DataError(
             f"version {version!r} was in no registry: its model folder was given by hand and is not recorded"
         )
@@ -71,7 +67,22 @@ def open_model(registry: Registry, version: str, folder: Path) -> LoadedModel:
     return load_model(place, version=version, folder_sha256=digest)
 
 
-def score_again(model: LoadedModel, prediction: Prediction) -> Again:
+def find_model(state_dir: Path, registry: VersionSource, version: str, folder: Path) -> LoadedModel:
+    """Load the model of a version: the service's own folder where it serves here, else a download (`open_model`).
+
+    Raises
+    ------
+    DataError
+        If neither can be used.
+    """
+    slots = read_slots(state_dir)
+    for slot in (slots.champion, slots.challenger) if slots is not None else ():
+        if slot is not None and slot.version == version and Path(slot.folder).is_dir():
+            return load_slot(slot, None)
+    return open_model(registry, version, folder)
+
+
+def score_again(model: LoadedModel, prediction: Prediction) -> Recomputed:
     """Score the logged features with the model that gave the score.
 
     Raises
@@ -81,55 +92,58 @@ def score_again(model: LoadedModel, prediction: Prediction) -> Again:
     """
     names = model.contract.feature_names
     if len(prediction.features) != len(names):
-        raise DataError(f"{len(prediction.features)} values were logged, version {model.version} takes {len(names)}")
+        raise DataError(
+            f"the log has {count_noun(len(prediction.features), 'value')}, version {model.version} takes {len(names)}"
+        )
     score = float(model.scorer.score(model.pack([prediction.features]))[0])
     threshold = model.contract.threshold
-    # within the tolerance either side of the threshold is the same score, and the recorded one decided
+    # rounding may put a score this close to the threshold on its other side: then the recorded score decides
     decided = prediction.score if abs(score - threshold) <= TOLERANCE else score
-    return Again(prediction, score, int(decided >= threshold), threshold)
+    return Recomputed(prediction, score, int(decided >= threshold), threshold)
 
 
-def reproduce(store: Store, registry: Registry, model_name: str, prediction_id: str) -> Again:
+def reproduce(store: Predictions, registry: VersionSource, model_name: str, prediction_id: str) -> Recomputed:
     """Compute a score again from the recorded parts: the version's folder, its digest checked, and the features.
 
     Raises
     ------
     DataError
-        Saying what is missing: a quantised variant is made by each export, and is in no version's folder.
+        If a part is missing; the message names it.
     GateFailed
         If score or decision differ.
     """
     prediction = find_prediction(store, model_name, prediction_id)
     with tempfile.TemporaryDirectory(prefix="closedloop-reproduce-") as folder:
-        again = score_again(open_model(registry, prediction.model_version, Path(folder)), prediction)
-    if prediction.source == "edge-quantised":
-        raise DataError(
-            f"prediction {prediction_id}: {prediction.score:.9f} was given on a device by the quantised variant, which "
-            f"is not recorded; version {prediction.model_version} itself gives {again.score:.9f}"
-        )
-    if abs(again.score - prediction.score) > TOLERANCE or again.decision != prediction.decision:
+        found = score_again(open_model(registry, prediction.model_version, Path(folder)), prediction)
+    if abs(found.score - prediction.score) > TOLERANCE or found.decision != prediction.decision:
         raise GateFailed(
             f"prediction {prediction_id}: {prediction.score:.9f} was recorded (decision {prediction.decision}), the "
-            f"same features give {again.score:.9f} (decision {again.decision})"
+            f"same features give {found.score:.9f} (decision {found.decision})"
         )
-    return again
+    return found
 
 
 def explain(
-    store: Store, journal: Journal, tracking: Tracking, registry: Registry, prediction_id: str, *, top: int = 5
+    store: Predictions,
+    journal: Journal,
+    tracking: Tracking,
+    registry: VersionSource,
+    prediction_id: str,
+    *,
+    top: int = 5,
 ) -> dict[str, Any]:
-    """All that led to a prediction, as plain values.
+    """Return everything that led to a prediction, as plain values.
 
     Raises
     ------
     DataError
-        Saying what is missing.
+        If a part is missing; the message names it.
     """
     name = tracking.model_name
     prediction = find_prediction(store, name, prediction_id)
     with tempfile.TemporaryDirectory(prefix="closedloop-why-") as folder:
         model = open_model(registry, prediction.model_version, Path(folder))
-        contributions = weigh_features(model, prediction, Path(folder))[:top]
+        contributions = describe_reasons(model, prediction, top)
     version, contract = tracking.read_version(prediction.model_version), model.contract
     found = find_entry([(link.sequence, read_entry(link)) for link in journal.read(name)], prediction)
     when = prediction.features_as_of
@@ -142,7 +156,7 @@ def explain(
         "features": dict(zip(contract.feature_names, prediction.features, strict=True)),
         "features_as_of": when.isoformat() if when else "sent with the request",
         "feature_service": contract.feature_service,
-        "contributions": {"method": CONTRIBUTION_METHOD, "features": contributions},
+        "contributions": contributions,
         "model": {
             "version": prediction.model_version,
             "type": contract.model_type,
@@ -156,33 +170,30 @@ def explain(
     }
 
 
-def weigh_features(model: LoadedModel, prediction: Prediction, folder: Path) -> list[dict[str, Any]]:
-    """What each feature adds to the score, by `CONTRIBUTION_METHOD`, the largest first.
+def give_reasons(model: LoadedModel, prediction: Prediction, top: int) -> Explained:
+    """The strongest reasons of a prediction, by the model that gave its score.
 
-    One at a time, so that features which stand in for each other share the credit in neither.
+    Raises
+    ------
+    DataError
+        If this version can give none.
     """
-    import pandas as pd
+    values = [prediction.features]
+    return model.explainer.explain(model.pack(values), values, top)[0]
 
-    reference = pd.read_parquet(next(folder.rglob(REFERENCE_FILE)))
-    features, rows = model.contract.features, [prediction.features]
-    for place, feature in enumerate(features):
-        known = reference[feature.name].dropna()
-        usual: Any = None
-        if len(known):
-            usual = float(known.median()) if feature.kind == "numeric" else str(known.mode().iloc[0])
-        rows.append((*prediction.features[:place], usual, *prediction.features[place + 1 :]))
-    score, *others = model.scorer.score(model.pack(rows)).tolist()
-    weighed = [
-        {"feature": feature.name, "value": value, "usual": row[place], "adds": score - other}
-        for place, (feature, value, row, other) in enumerate(
-            zip(features, prediction.features, rows[1:], others, strict=True)
-        )
-    ]
-    return sorted(weighed, key=lambda one: -abs(one["adds"]))
+
+def describe_reasons(model: LoadedModel, prediction: Prediction, top: int) -> dict[str, Any]:
+    """`give_reasons` as plain values, or why there are none."""
+    try:
+        found = give_reasons(model, prediction, top)
+    except DataError as error:
+        return {"method": f"none: {error}", "features": []}
+    reasons = [one._asdict() for one in found.reasons]
+    return {"method": METHOD, "raw_score": found.raw_score, "base": found.base, "features": reasons}
 
 
 def find_entry(entries: Sequence[tuple[int, Entry]], prediction: Prediction) -> tuple[int, Entry] | None:
-    """The journal's entry that gave the version the place in which it scored; None if there is none."""
+    """The journal entry that gave the version the role in which it scored; None if there is none."""
     found, before = None, None
     for number, entry in entries:
         if entry.recorded_at > prediction.predicted_at:

@@ -1,4 +1,4 @@
-"""Skew by replay: what was served to requests by customer, against the point-in-time join that training uses."""
+"""Skew gate: compare the features served to requests by customer with training's point-in-time join."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import datetime as dt
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
+from closedloop.config.featureset import read_features
 from closedloop.contract import ModelContract
-from closedloop.errors import DataError, GateFailed
-from closedloop.featureset import read_features
-from closedloop.serving.downloads import fetch_contract
-from closedloop.serving.slots import BUNDLED
-from closedloop.stages.training_set import CUSTOMER, count_differences
+from closedloop.errors import DataError, GateFailed, count_noun
+from closedloop.serving.slots.downloads import fetch_contract
+from closedloop.serving.slots.slots import BUNDLED
+from closedloop.stages.parts.online import CUSTOMER, count_differences
 
 if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.adapters.store import Store
+    from closedloop.store.predictions import Predictions
 
 SERVED = ("http", "stream")
 Served = tuple[str, dt.datetime, tuple[float | str | None, ...]]
 
 
 class SkewReport(NamedTuple):
-    """Requests by customer, the different rows that they were served, and those of a model in no registry."""
+    """Counts: requests by customer, the different rows that they were served, and rows of unregistered models."""
 
     requests: int
     rows: int
@@ -31,23 +31,18 @@ class SkewReport(NamedTuple):
 
 
 def check_skew(
-    store: Store,
-    registry: Tracking,
-    features: Features,
-    *,
-    since: dt.datetime | None = None,
-    until: dt.datetime | None = None,
+    store: Predictions, registry: Tracking, features: Features, *, since: dt.datetime | None = None
 ) -> SkewReport:
     """Join logged requests by customer again through Feast, and compare each value that was served.
 
     Parameters
     ----------
     registry
-        Says which features a version has, in which order.
+        Gives a version's features and their order.
     features
         The data set's project; each version's own definition is used.
-    since, until
-        When the requests came: [since, until), UTC.
+    since
+        Compare requests from this time on (UTC).
 
     Raises
     ------
@@ -58,9 +53,9 @@ def check_skew(
     """
     served: dict[str, set[Served]] = defaultdict(set)
     requests = 0
-    for chunk in store.read_predictions(features.project, since=since, until=until):
+    for chunk in store.read_predictions(features.project, since=since):
         for one in chunk:
-            if one.source not in SERVED or one.variant == "shadow":  # a scored file brings features of its own
+            if one.source not in SERVED or one.variant == "shadow":  # a scored file's rows carry their features
                 continue
             if one.customer_id is not None and one.features_as_of is not None:
                 served[one.model_version].add((one.customer_id, one.features_as_of, one.features))
@@ -72,7 +67,9 @@ def check_skew(
     rows = sum(map(len, served.values()))
     wrong, first = sum(count for count, _ in found), next((words for _, words in found if words), "")
     if wrong:
-        raise GateFailed(f"skew gate: {wrong} of {rows} rows that were served differ (limit 0); first: {first}")
+        raise GateFailed(
+            f"skew gate: {wrong} of {count_noun(rows, 'row')} that were served differ (limit 0); first: {first}"
+        )
     return SkewReport(requests, rows, bundled)
 
 

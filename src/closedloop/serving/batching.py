@@ -12,44 +12,27 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from closedloop.adapters.online import OnlineReader
+from closedloop.adapters.online_store import OnlineReader
 from closedloop.errors import DataError, ServiceUnavailable
-from closedloop.records import BODY_DIGITS, Prediction, Record, Source, Variant, seal_id
+from closedloop.records import BODY_DIGITS, Prediction, Source, Variant, seal_id
+from closedloop.rules import Breach, RefusedRequest, ScoringRequest, Value
 from closedloop.serving.clock import WALL_CLOCK
 from closedloop.serving.models import LoadedModel
-from closedloop.serving.requests import Breach, RefusedRequest, ScoringRequest, Value
-from closedloop.serving.slots import Serving, assign
+from closedloop.serving.slots.slots import Serving, assign
+
+if TYPE_CHECKING:
+    from closedloop.serving.log.spool import SpoolWriter
+    from closedloop.serving.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 # Features are counted many rows at once, which costs a tenth of one by one.
 OBSERVED_ROWS, OBSERVED_SECONDS = 256, 0.2
+FAILED_CUSTOMERS_MAX = 100_000
 BATCH_ROWS = 64  # the graph's time for one row hardly falls any further
-
-
-class PredictionLog(Protocol):
-    """Where answers are logged before they leave."""
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Hand records to the kernel, or raise `ServiceUnavailable`."""
-
-
-class PredictionMetrics(Protocol):
-    """What is counted of predictions."""
-
-    def count_predictions(self, version: str, variant: str, decisions: Sequence[int], seconds: float) -> None:
-        """Count decisions (each 0 or 1) of a version, and the seconds that scoring took a row."""
-
-    def count(self, name: str, *labels: str, by: float = 1) -> None:
-        """Add to a counter."""
-
-    def observe_features(self, matrix: NDArray[np.float32], missing: NDArray[np.bool_] | None = None) -> None:
-        """Count packed rows, float32 (n, n_features), by feature; ``missing`` marks values that were not given."""
 
 
 class Pending(msgspec.Struct):
@@ -64,6 +47,7 @@ class Pending(msgspec.Struct):
     future: asyncio.Future[Prediction]
     values: tuple[Value, ...] = ()
     features_as_of: dt.datetime | None = None
+    client: str | None = None
 
     @property
     def counted_as(self) -> str:
@@ -84,32 +68,42 @@ class Batcher:
         Seals prediction ids.
     reader
         Gives the reader of the online store for a model; None where requests must carry their features.
-    state_of
-        "fresh" or "stale" for a snapshot.
+    is_stale
+        Whether a snapshot is too old to score by.
+    sent_features
+        Whether statistics count requests that carry their features.
     """
 
     source: Source = "http"
 
     def __init__(
         self,
-        log: PredictionLog,
-        metrics: PredictionMetrics,
+        log: SpoolWriter,
+        metrics: WorkerMetrics,
         *,
         id_key: bytes,
         reader: Callable[[LoadedModel], OnlineReader | None],
-        state_of: Callable[[dt.datetime], str],
+        is_stale: Callable[[dt.datetime], bool],
         clock: Callable[[], dt.datetime] = WALL_CLOCK,
+        sent_features: bool = False,
     ) -> None:
-        self._clock = clock
+        self._clock, self._sent_features = clock, sent_features
+        self._failed: set[tuple[int, str, str, str]] = set()
         self._log, self._metrics, self._id_key = log, metrics, id_key
-        self._reader, self._state_of = reader, state_of
+        self._reader, self._is_stale = reader, is_stale
         self._waiting: list[Pending] = []
         self._unobserved: list[tuple[Value, ...]] = []
         self._observed: LoadedModel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(
-        self, request: ScoringRequest, serving: Serving, *, arrived: float, version: str | None = None
+        self,
+        request: ScoringRequest,
+        serving: Serving,
+        *,
+        arrived: float,
+        version: str | None = None,
+        client: str | None = None,
     ) -> asyncio.Future[Prediction]:
         """The future prediction of a checked request.
 
@@ -119,6 +113,8 @@ class Batcher:
             `time.perf_counter` when the request came.
         version
             The version asked for by header, if one was.
+        client
+            Who asks, by a digest of its token.
 
         Raises
         ------
@@ -129,7 +125,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Prediction] = loop.create_future()
         values = request.values or ()
-        pending = Pending(request, serving, model, variant, version is not None, arrived, future, values)
+        pending = Pending(request, serving, model, variant, version is not None, arrived, future, values, client=client)
         if not self._waiting:
             loop.call_soon(self._flush, 0)
         self._waiting.append(pending)
@@ -178,7 +174,7 @@ class Batcher:
             rule = "is known to the online store"
         elif values is None:
             rule = "has features that can be read; the online store holds others"
-        elif self._state_of(snapshot_at) == "stale":
+        elif self._is_stale(snapshot_at):
             rule = f"has fresh features; those in the online store are of {snapshot_at:%Y-%m-%d}"
         else:
             return None
@@ -221,8 +217,22 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._score_shadow, challenger, group, predictions, took)
 
     def _fail_model(self, group: list[Pending], error: Exception) -> None:
-        self._metrics.count("model_errors_total", group[0].model.version, group[0].counted_as, by=len(group))
+        self._count_failed(group, group[0].model.version, group[0].counted_as)
         _fail(group, error)
+
+    def _count_failed(self, group: list[Pending], version: str, variant: str) -> None:
+        """Count the rows, and the customers: each once in a revision, so that none is counted for asking often."""
+        self._metrics.count("model_errors_total", version, variant, by=len(group))
+        if len(self._failed) > FAILED_CUSTOMERS_MAX:
+            self._failed.clear()
+        known = [pending for pending in group if self._sent_features or pending.features_as_of is not None]
+        failed = {
+            (one.serving.slots.revision, version, variant, one.request.customer_id or one.request.request_id)
+            for one in known
+        } - self._failed
+        self._failed |= failed
+        if failed:
+            self._metrics.count("model_failed_customers_total", version, variant, by=len(failed))
 
     def _observe(self, group: list[Pending]) -> None:
         if not self._unobserved:
@@ -249,12 +259,10 @@ class Batcher:
         matrix = model.pack([pending.values for pending in group])
         start = time.perf_counter()
         scores = model.scorer.score(matrix).tolist()
-        now, threshold = time.perf_counter(), model.contract.threshold
-        seconds = now - start
+        now, moment = time.perf_counter(), self._clock()
+        seconds, threshold, name = now - start, model.contract.threshold, model.contract.model_name
         decisions = [1 if score >= threshold else 0 for score in scores]
-        if not all(0 <= score <= 1 for score in scores):
-            raise DataError(f"version {model.version} gives {scores}, which must be probabilities")
-        moment, name = self._clock(), model.contract.model_name
+        _require_probabilities(scores, model.version)
         predictions = [
             Prediction(
                 prediction_id=seal_id(body, self._id_key),
@@ -274,6 +282,8 @@ class Batcher:
                 features_as_of=pending.features_as_of,
                 answered_id=answered[place].prediction_id if answered else None,
                 forced=pending.forced,
+                client=pending.client,
+                revision=pending.serving.slots.revision,
             )
             for place, (pending, body, score, decision) in enumerate(
                 zip(group, self._draw_ids(group), scores, decisions, strict=True)
@@ -294,9 +304,9 @@ class Batcher:
         try:
             self._predict(shadows, answers, took)
         except ServiceUnavailable as error:
-            logger.warning("%d shadows are not logged: %s", len(shadows), error)
+            logger.warning("scores in shadow that are not logged: %d (%s)", len(shadows), error)
         except Exception:
-            self._metrics.count("model_errors_total", model.version, "shadow", by=len(group))
+            self._count_failed(group, model.version, "shadow")
             logger.exception("the challenger %s could not score in shadow", model.version)
 
 
@@ -304,3 +314,8 @@ def _fail(waiting: list[Pending], error: Exception) -> None:
     for pending in waiting:
         if not pending.future.done():
             pending.future.set_exception(error)
+
+
+def _require_probabilities(scores: Sequence[float], version: str) -> None:
+    if not all(0 <= score <= 1 for score in scores):
+        raise DataError(f"version {version} gives {scores}, which must be probabilities")

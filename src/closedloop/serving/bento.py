@@ -6,15 +6,11 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
-
 from closedloop.adapters.bentoml import MODEL_DIR, create_service
 from closedloop.contract import read_contract
-from closedloop.environment import export_secrets
-from closedloop.serving.app import Application
 from closedloop.serving.config import CONFIG_VARIABLE, WorkerConfig, read_config
+from closedloop.serving.http.app import Application
 from closedloop.serving.worker import Worker
-from closedloop.settings import read_serving_environment
 
 
 def find_config() -> WorkerConfig:
@@ -25,16 +21,15 @@ def find_config() -> WorkerConfig:
     named, model_dir = os.environ.get(CONFIG_VARIABLE), MODEL_DIR.resolve()  # BentoML enters the Bento's sources
     if named:
         config = read_config(Path(named))
-        return msgspec.structs.replace(config, bundled_dir=config.bundled_dir or str(model_dir))
+        return config.model_copy(update={"bundled_dir": config.bundled_dir or model_dir})
     name = read_contract(model_dir).model_name
     home = Path(os.environ.get("BENTOML_HOME", Path.home() / "bentoml"))
     state = Path(os.environ.get("CLOSEDLOOP_SERVING__STATE", home / "closedloop"))
-    return WorkerConfig(name, str(state / name), bundled_dir=str(model_dir))
+    return WorkerConfig(model_name=name, state_dir=state / name, bundled_dir=model_dir)
 
 
 def start() -> tuple[Application, Callable[[], Awaitable[None]]]:
     """The application, and what ends it."""
-    export_secrets(read_serving_environment())
     worker = Worker(find_config())
     return Application(worker), worker.stop
 

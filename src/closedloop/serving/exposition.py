@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import math
-import os
-import sys
+import struct
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-
-from closedloop.files import replace_file
-from closedloop.serving.metrics import CELLS_AT, HEADER_BYTES, MAGIC, METRICS, MetricDoc
-from closedloop.serving.spool import is_locked, take_lock
+from closedloop.files import hold_lock, is_locked, replace_file
+from closedloop.serving.metric_docs import METRICS, MetricDoc
+from closedloop.serving.metric_files import KINDS, LOCK_SUFFIX
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client.samples import Sample
 
-RETIRED_FILE, LOCK_FILE = "retired.json", "collect.lock"
+RETIRED, NOTE, COLLECT_LOCK = "retired", "added", ".collect.lock"
 
 logger = logging.getLogger(__name__)
-Key = tuple[str, tuple[str, ...]]
-Series = dict[Key, NDArray[np.float64]]
 
 
 def build_registry(folder: Path) -> CollectorRegistry:
@@ -35,6 +30,31 @@ def build_registry(folder: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(_Collector(folder))
     return registry
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
+    """Show a registry over HTTP from a thread of its own, with the limits that the service's connections have.
+
+    Returns
+    -------
+    int
+        The port: where 0 is asked for, one that is free.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If the port is taken, which ``setting`` says.
+    """
+    from prometheus_client import make_asgi_app
+
+    from closedloop.serving.http.server import bind, run
+
+    listener = bind(host, port, setting)
+    listener.listen()  # who asks before the thread answers waits
+    found: int = listener.getsockname()[1]
+    page = make_asgi_app(registry)
+    threading.Thread(target=run, args=(page, listener), kwargs={"lifespan": False}, name="metrics", daemon=True).start()
+    return found
 
 
 class _Collector:
@@ -49,109 +69,75 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All metric families, for prometheus_client."""
-        series = sorted(collect_series(self._folder).items(), key=lambda item: item[0])
+        from prometheus_client import Metric
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        found = {family.name: family for family in MultiProcessCollector.merge(list_files(self._folder))}
         for name, doc in METRICS.items():
-            yield _render(name, doc, [(labels, cells) for (owner, labels), cells in series if owner == name])
+            family = Metric(name.removesuffix("_total") if doc.type == "counter" else name, doc.help, doc.type)
+            if family.name in found:
+                # a slot that a version has left is no series
+                family.samples = [one for one in found[family.name].samples if _is_shown(one, doc)]
+            yield family
 
 
-def _render(name: str, doc: MetricDoc, series: list[tuple[tuple[str, ...], NDArray[np.float64]]]) -> Metric:
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-    if doc.type == "histogram":
-        histogram = HistogramMetricFamily(name, doc.help, labels=doc.labels)
-        edges = ["+Inf" if math.isinf(edge) else str(float(edge)) for edge in doc.buckets]
-        for labels, cells in series:
-            # given negative buckets, it leaves the sum and the count out by itself
-            histogram.add_metric(labels, list(zip(edges, cells.cumsum(), strict=False)), sum_value=cells[-1])
-        return histogram
-    kind = CounterMetricFamily if doc.type == "counter" else GaugeMetricFamily
-    family = kind(name, doc.help, labels=doc.labels)
-    for labels, cells in series:
-        if cells[0] or doc.type == "counter" or not labels:  # a slot that a version has left is no series
-            family.add_metric(labels, cells[0])
-    return family
+def _is_shown(sample: Sample, doc: MetricDoc) -> bool:
+    return bool(sample.value) or doc.type != "gauge" or not sample.labels
 
 
-def collect_series(folder: Path) -> Series:
-    """The totals of all processes, living and dead; gauges only of the living, the largest of each.
+def list_files(folder: Path) -> list[str]:
+    """The files of all processes that can be read; what the dead have counted is in one file of each kind.
 
-    A dead process's totals are taken over into ``retired.json``, and its file is removed.
+    Their gauges are gone.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(folder / LOCK_FILE, wait=True)
+    with hold_lock(folder / COLLECT_LOCK):
+        for held in sorted(folder.glob(f"[!.]*{LOCK_SUFFIX}")):
+            if not is_locked(held):
+                _retire(folder, held)
+        return [str(path) for path in sorted(folder.glob("[!.]*.db")) if _read_file(path) is not None]
+
+
+def _retire(folder: Path, held: Path) -> None:
+    """Add what a dead process has counted to what others before it have, and remove its files."""
+    name = held.name.removesuffix(LOCK_SUFFIX)
     try:
-        files = sorted(folder.glob("[!.]*.mmap"))
-        dead = [path for path in files if not is_locked(path)]
-        totals = _retire(folder, dead) if dead else _read_retired(folder)[0]
-        for path in set(files) - set(dead):
-            _add(totals, _read_file(path))
-        return totals
-    finally:
-        os.close(lock)
-
-
-class _Retired(msgspec.Struct):
-    """The totals of the dead; ``files`` are those in it that may not have been removed yet."""
-
-    series: list[tuple[str, tuple[str, ...], list[float]]] = []
-    files: list[str] = []
-
-
-def _retire(folder: Path, dead: list[Path]) -> Series:
-    totals, already = _read_retired(folder)
-    for path in dead:
-        if path.name not in already:
-            found = _read_file(path)
-            _add(totals, {key: cells for key, cells in found.items() if METRICS[key[0]].type != "gauge"})
-    retired = _Retired([(*key, cells.tolist()) for key, cells in totals.items()], [path.name for path in dead])
-    try:
-        with replace_file(folder / RETIRED_FILE) as beside:
-            beside.write_bytes(msgspec.json.encode(retired))
-        for path in dead:
-            path.unlink()
+        for kind in (KINDS["counter"], KINDS["histogram"]):
+            path = folder / f"{kind}_{name}.db"
+            if path.exists():
+                _add(folder / f"{kind}_{RETIRED}.db", path)
+                path.unlink()
+        (folder / f"{KINDS['gauge']}_{name}.db").unlink(missing_ok=True)
+        held.unlink()
     except OSError as error:  # a full disk, which is when metrics are looked at
-        logger.error("%s: the totals of %d dead processes stay in their files (%s)", folder, len(dead), error)
-    return totals
+        logger.error("%s: the totals of a dead process stay in its files (%s)", held, error)
 
 
-def _read_retired(folder: Path) -> tuple[Series, list[str]]:
-    path = folder / RETIRED_FILE
+def _add(path: Path, dead: Path) -> None:
+    """Add a dead process's file to the totals, and note its name there, since it may outlive this process."""
+    from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+    totals = (_read_file(path) or {}) if path.exists() else {}
+    note = mmap_key(NOTE, dead.name, [], [], "")
+    if note in totals:
+        return
+    totals = {key: value for key, value in totals.items() if json.loads(key)[0] != NOTE} | {note: 1.0}
+    for key, value in (_read_file(dead) or {}).items():
+        totals[key] = totals.get(key, 0.0) + value
+    with replace_file(path) as beside:
+        size = sum(len(key.encode()) + 32 for key in totals) + 16
+        beside.write_bytes(bytes(size))  # no holes: see `closedloop.serving.metric_files`
+        written = MmapedDict(str(beside))
+        for key, value in totals.items():
+            written.write_value(key, value, 0.0)
+        written.close()
+
+
+def _read_file(path: Path) -> dict[str, float] | None:
+    """What a file says; None where it is damaged, or no file of this kind."""
+    from prometheus_client.mmap_dict import MmapedDict
+
     try:
-        retired = msgspec.json.decode(path.read_bytes(), type=_Retired)
-    except FileNotFoundError:
-        return {}, []
-    except (OSError, msgspec.MsgspecError) as error:
-        logger.error("%s: cannot be read (%s), totals start anew", path, error)
-        return {}, []
-    return _keep_known((name, labels, np.array(cells)) for name, labels, cells in retired.series), retired.files
-
-
-def _read_file(path: Path) -> Series:
-    """The series of one process; none if the file is damaged or of another layout."""
-    content = path.read_bytes()
-    if content[:8] != MAGIC or len(content) < CELLS_AT:
-        logger.error("%s: not a metrics file of this release, it is left out", path)
-        return {}
-    table = content[HEADER_BYTES : HEADER_BYTES + int.from_bytes(content[8:HEADER_BYTES], sys.byteorder)]
-    values = np.frombuffer(content[CELLS_AT:], dtype=np.float64)
-    try:
-        lines = [msgspec.json.decode(line, type=tuple[str, tuple[str, ...], int, int]) for line in table.splitlines()]
-    except msgspec.MsgspecError as error:
-        logger.error("%s: its table is damaged (%s), it is left out", path, error)
-        return {}
-    return _keep_known((name, labels, values[first : first + cells]) for name, labels, first, cells in lines)
-
-
-def _keep_known(found: Iterable[tuple[str, tuple[str, ...], NDArray[np.float64]]]) -> Series:
-    """Without what another release counted otherwise."""
-    return {
-        (name, labels): cells
-        for name, labels, cells in found
-        if name in METRICS and len(cells) == METRICS[name].cells and len(labels) == len(METRICS[name].labels)
-    }
-
-
-def _add(totals: Series, series: Series) -> None:
-    for key, cells in series.items():
-        before = totals.get(key, np.zeros_like(cells))
-        totals[key] = np.maximum(before, cells) if METRICS[key[0]].type == "gauge" else before + cells
+        return {key: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(path)) if json.loads(key)}
+    except (OSError, RuntimeError, ValueError, struct.error) as error:
+        logger.error("%s: cannot be read (%s), it is left out", path, error)
+        return None

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from closedloop.adapters.onnxruntime import OnnxScorer
-from closedloop.contract import (
-    MODEL_FILE,
-    CategoricalFeature,
-    ModelContract,
-    check_digest,
-    digest_folder,
-    encode_row,
-    read_contract,
-)
-from closedloop.errors import DataError
-from closedloop.serving.requests import Value
+from closedloop.contract import MODEL_FILE, ModelContract, check_digest, digest_folder, read_contract
+from closedloop.errors import DataError, count_noun
+from closedloop.rules import Rules, Value
 
-GOLDEN_TOLERANCE = 1e-6
+if TYPE_CHECKING:
+    from closedloop.core.reasons.explainer import Explainer
+
+GOLDEN_SECONDS = 30.0  # for a row that takes microseconds: the rest is for a busy machine
 
 
 class OtherFeatures(DataError):
@@ -32,38 +28,51 @@ class OtherFeatures(DataError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checked and warmed model; ``folder_sha256`` is what the registry's tag said."""
+    """A checked model that has scored its golden rows; ``folder_sha256`` is what the registry's tag said.
+
+    ``path`` is the graph's.
+    """
 
     version: str
     folder_sha256: str
     contract: ModelContract
     scorer: OnnxScorer
+    path: Path
 
     @cached_property
-    def _codes(self) -> list[tuple[int, dict[Value, float]]]:
-        """Where categories stand, and their codes; one that is missing is coded as one that is unknown."""
-        return [
-            (place, {name: float(code) for code, name in enumerate(feature.categories)})
-            for place, feature in enumerate(self.contract.features)
-            if isinstance(feature, CategoricalFeature)
-        ]
+    def rules(self) -> Rules:
+        """How its rows are packed."""
+        return self.contract.read_rules()
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Gives reasons for its scores; made when the first ones are asked for.
+
+        Raises
+        ------
+        DataError
+            If this version can give none.
+        """
+        from closedloop.adapters.onnx_explainer import open_explainer
+
+        return open_explainer(self.path, self.contract)
 
     def pack(self, rows: Sequence[Sequence[Value]]) -> NDArray[np.float32]:
-        """Rows in the contract's order as the graph takes them, shape (n, n_features): -1 is no known category."""
-        packed = [list(row) for row in rows]
-        for place, codes in self._codes:
-            for row in packed:
-                row[place] = codes.get(row[place], -1.0)
-        return np.array(packed, dtype=np.float32)  # None becomes NaN
+        """As `closedloop.rules.Rules.pack`."""
+        return self.rules.pack(rows)
 
     def find_missing(self, rows: Sequence[Sequence[Value]]) -> NDArray[np.bool_] | None:
-        """Where categories were not given, in the shape that `pack` returns; None if all were."""
-        if not any(row[place] is None for place, _ in self._codes for row in rows):
+        """Which values were not given, in the shape that `pack` returns; None if all categories were.
+
+        A number that is missing is NaN in the packed row already.
+        """
+        places = [place for place, feature in enumerate(self.contract.features) if feature.kind == "categorical"]
+        if not any(row[place] is None for place in places for row in rows):
             return None
         return np.array([[value is None for value in row] for row in rows])
 
 
-def load_model(folder: Path, *, version: str, folder_sha256: str | None, threads: int = 1) -> LoadedModel:
+def load_model(folder: Path, *, version: str, folder_sha256: str | None) -> LoadedModel:
     """Load a model folder and prove that it is what was registered and scores as it did when it was trained.
 
     Parameters
@@ -80,34 +89,20 @@ def load_model(folder: Path, *, version: str, folder_sha256: str | None, threads
     """
     found = digest_folder(folder) if folder_sha256 is None else check_digest(folder, folder_sha256)
     contract = read_contract(folder)
-    scorer = OnnxScorer(folder / MODEL_FILE, threads)
+    scorer = OnnxScorer(folder / MODEL_FILE)
     if scorer.n_features != len(contract.features):
         raise DataError(
-            f"contract: {len(contract.features)} features are described, the graph takes {scorer.n_features}"
+            f"contract: it has {count_noun(len(contract.features), 'feature')}, the graph takes {scorer.n_features}"
         )
-    check_golden_rows(contract, scorer)
-    return LoadedModel(version, found, contract, scorer)
-
-
-def check_golden_rows(contract: ModelContract, scorer: OnnxScorer) -> None:
-    """Score the golden rows, which warms the model too, and a row of which nothing is known that may be unknown.
-
-    Raises
-    ------
-    DataError
-        If there is none, or one differs by more than 1e-6, or the unknown row gets no score.
-    """
-    if not contract.golden_rows:
-        raise DataError("golden rows: the contract has none, so the model cannot be proved")
-    for number, golden in enumerate(contract.golden_rows):
-        score = float(scorer.score(encode_row(contract.features, golden.features))[0])
-        if not abs(score - golden.score) <= GOLDEN_TOLERANCE:
-            raise DataError(f"golden rows: row {number} scores {score:.7f}, the contract says {golden.score:.7f}")
-    known = contract.golden_rows[0].features
-    unknown = {feature.name: None if feature.nullable else known[feature.name] for feature in contract.features}
-    scores = scorer.score(np.repeat(encode_row(contract.features, unknown), 16, axis=0))
-    if not np.isfinite(scores).all():
-        raise DataError("contract: features may be missing, but the model has no score where they are")
+    model = LoadedModel(version, found, contract, scorer, folder / MODEL_FILE)
+    try:
+        golden = [(row.features, row.score) for row in contract.golden_rows]
+        model.rules.check_golden_rows(golden, partial(scorer.score, seconds=GOLDEN_SECONDS))
+    except DataError as error:  # the graph does not end
+        raise DataError(f"golden rows: {error}") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return model
 
 
 def check_compatible(model: LoadedModel, serving: ModelContract) -> None:

@@ -7,23 +7,20 @@ import contextlib
 import datetime as dt
 import gc
 import os
-import signal
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from closedloop.adapters.online import OnlineReader, open_online_reader, state_of
-from closedloop.environment import ID_KEY_VARIABLE, TOKENS_VARIABLE
+from closedloop.adapters.online_store import OnlineReader, is_stale, open_online_reader
+from closedloop.config.settings import read_serving_environment
 from closedloop.serving.batching import Batcher
 from closedloop.serving.clock import Clock
 from closedloop.serving.config import WorkerConfig
+from closedloop.serving.log.spool import SpoolWriter
 from closedloop.serving.metrics import WorkerMetrics
 from closedloop.serving.models import LoadedModel
-from closedloop.serving.slots import Serving, SlotHolder
-from closedloop.serving.spool import SpoolWriter
+from closedloop.serving.slots.holder import SlotHolder
+from closedloop.serving.slots.slots import Serving
 
 
 def read_id_key(state_dir: Path, given: str) -> bytes:
@@ -46,27 +43,6 @@ def read_id_key(state_dir: Path, given: str) -> bytes:
     return path.read_bytes()
 
 
-def read_tokens() -> dict[str, tuple[str, ...]]:
-    """Tokens and their scopes, as `export_secrets` has put them into the environment."""
-    found = os.environ.get(TOKENS_VARIABLE)
-    return msgspec.json.decode(found, type=dict[str, tuple[str, ...]]) if found else {}
-
-
-def end_with_parent() -> None:
-    """End when the process that started this one of several workers has ended, else it would keep the port for ever."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
 def name_reason(text: str) -> str:
     """The kind of check that a version failed, as the metric has it."""
     kinds = {"digest:": "digest", "SHA-256": "digest", "golden rows": "golden rows", "contract": "contract"}
@@ -78,30 +54,32 @@ class Worker:
 
     def __init__(self, config: WorkerConfig, batcher: type[Batcher] = Batcher) -> None:
         self.config = config
-        self.tokens = read_tokens()
-        state_dir = Path(config.state_dir)
-        self.id_key = read_id_key(state_dir, os.environ.get(ID_KEY_VARIABLE, ""))
-        bundled = Path(config.bundled_dir) if config.bundled_dir else None
-        self.slots = SlotHolder(state_dir, bundled, range_margin=config.range_margin)
+        secrets = read_serving_environment()
+        self.tokens = secrets.tokens
+        state_dir, settings = config.state_dir, config.settings
+        self.id_key = read_id_key(state_dir, secrets.id_key)
+        self.slots = SlotHolder(state_dir, config.bundled_dir, range_margin=settings.range_margin)
         self.slots.load_first()
         name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self.log = SpoolWriter(
             state_dir / "spool" / name,
-            segment_bytes=config.spool_segment_bytes,
-            disk_free_bytes_min=config.disk_free_bytes_min,
-            bytes_max=config.spool_bytes_max,
-            fsync_before_answer=config.fsync_before_answer,
+            segment_bytes=settings.spool_segment_bytes,
+            disk_free_bytes_min=settings.disk_free_bytes_min,
+            bytes_max=settings.spool_bytes_max,
+            drain_seconds_max=settings.drain_seconds_max,
+            fsync_before_answer=settings.fsync_before_answer,
         )
         self.metrics = WorkerMetrics(state_dir / "metrics", name)
-        self.clock = Clock(Path(config.clock) if config.clock else None)
+        self.clock = Clock(config.clock)
         self._readers: dict[str, OnlineReader] = {}
         self.batcher = batcher(
             self.log,
             self.metrics,
             id_key=self.id_key,
             reader=self._find_reader,
-            state_of=self._state_of,
+            is_stale=self._is_stale,
             clock=self.clock,
+            sent_features=settings.count_sent_features,
         )
         self._shown: Serving | None = None
         self._refused: dict[str, str] = {}
@@ -111,10 +89,11 @@ class Worker:
     def start(self) -> None:
         """Begin to follow the slots and to sync the spool; called again it does nothing."""
         if self._following is None:
+            self.metrics.start()
             gc.freeze()  # what is loaded by now stays: the collector would walk through it again and again
             self._following = asyncio.get_running_loop().create_task(self._follow())
-            if not self.config.fsync_before_answer:
-                self.log.start_syncing(self.config.fsync_every_ms)
+            if not self.config.settings.fsync_before_answer:
+                self.log.start_syncing(self.config.settings.fsync_every_ms)
 
     async def stop(self) -> None:
         """Sync and close; what was answered is on disk then."""
@@ -143,7 +122,8 @@ class Worker:
         if "canary" in versions:  # it scores what the champion answers, too
             shown.append(("shadow", versions["canary"]))
         for variant, version in shown:
-            self.metrics.count("model_errors_total", version, variant, by=0)  # Prometheus sees no series' first count
+            for name in ("model_errors_total", "model_failed_customers_total"):
+                self.metrics.count(name, version, variant, by=0)  # Prometheus sees no series' first count
         if self._shown is None or self._shown.champion is not serving.champion:
             self.metrics.use_reference(serving.champion.contract)
         self._shown = serving
@@ -168,6 +148,7 @@ class Worker:
                 "weight": serving.slots.weight,
             }
         return {
+            "model_name": self.config.model_name,
             "model_version": serving.champion.version,
             "revision": serving.slots.revision,
             "source": source,
@@ -186,8 +167,8 @@ class Worker:
             )
         return self._readers[contract.feature_service]
 
-    def _state_of(self, snapshot_at: dt.datetime) -> str:
+    def _is_stale(self, snapshot_at: dt.datetime) -> bool:
         now = self.clock()
         if self.config.as_of is not None:
             now = dt.datetime.combine(self.config.as_of, dt.time(), dt.UTC)
-        return state_of(snapshot_at, now, self.config.feature_max_age_days)
+        return is_stale(snapshot_at, now, self.config.feature_max_age_days)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from closedloop.adapters.mlflow import NOTE_TAG
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.featureset import read_features
+from closedloop.config.layout import Layout
+from closedloop.config.params import Params
 from closedloop.contract import ModelContract, check_digest, read_contract
-from closedloop.core import gates as gate
-from closedloop.dataset import DatasetConfig
-from closedloop.featureset import read_features
+from closedloop.core.evaluation import gates as gate
 from closedloop.files import replace_folder, write_json, write_text
-from closedloop.params import Params
-from closedloop.stages.candidate import GROUP, Candidate, load_candidate
-from closedloop.stages.judge import judge
+from closedloop.stages.parts.candidate import Candidate, load_candidate
+from closedloop.stages.parts.card import describe_run, describe_standing, render_card
+from closedloop.stages.parts.judge import judge
+from closedloop.stages.parts.measure import choose_bootstrap, measure
 
 if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
     from closedloop.adapters.mlflow import Tracking
-    from closedloop.core.comparison import Comparison
-    from closedloop.core.metrics import Interval
+    from closedloop.core.evaluation.comparison import Comparison
 
 logger = logging.getLogger(__name__)
+COLUMNS_SHOWN = 10
 
 
 def evaluate(
@@ -35,99 +40,72 @@ def evaluate(
     dataset: DatasetConfig,
     tracking: Tracking,
     features: Features,
+    layout: Layout,
     *,
-    raw_dir: Path,
-    training_dir: Path,
-    model_dir: Path,
-    pipeline_dir: Path,
-    figures_dir: Path,
-    plots_dir: Path,
-    card_path: Path,
-    gates_path: Path,
-    metrics_path: Path,
+    auto_promote: bool = False,
+    policy: str = "own",
 ) -> dict[str, Any]:
-    """Judge the model in ``model_dir`` on rows that it was not trained on; all reports are written before any refusal.
+    """Judge ``layout.model`` on rows that it was not trained on; write all reports before any gate refuses.
+
+    For the card alone: ``auto_promote`` is what `register` will be told, ``policy`` what will retrain the model.
 
     Raises
     ------
     GateFailed
-        If a gate says no: one line each, with figure and limit.
+        If a gate says no; the message has one line for each such gate, with figure and limit.
     DataError
-        If the model folder does not hold what its contract says.
+        If the model folder's files do not match its contract.
     """
-    candidate = load_candidate(training_dir, model_dir, pipeline_dir)
-    logger.info("measuring %d test rows, %d resamples", len(candidate.test), params.evaluation.bootstrap_samples)
-    figures, intervals = measure(params, candidate)
-    groups = measure_sensitive_groups(dataset, candidate)
-    logger.info("comparing with the champion")
+    candidate = load_candidate(layout)
+    logger.info("measuring test rows: %d, resamples: %d", len(candidate.test), params.evaluation.bootstrap_samples)
+    measured = measure(params, dataset, candidate)
     comparison, champion = compare_with_champion(params, tracking, features, candidate)
     logger.info("judging by every gate")
-    results = judge(params, dataset, candidate, figures, intervals, groups, raw_dir=raw_dir)
+    results = judge(params, dataset, candidate, measured, layout)
     results.append(gate.gate_champion_challenger(comparison, _explain(champion)))
-    failed = gate.failed_gates(results)
     verdict = {
-        "passed": not failed,
+        "passed": not gate.failed_gates(results),
+        "judges": candidate.next_period["judged"],
         "folder_sha256": candidate.folder_sha256,
         "champion": champion,
         "comparison": None if comparison is None else asdict(comparison),
-        "gates": {result.name: {**_finite(asdict(result)), "sentence": result.sentence()} for result in results},
+        "baseline": measured.baseline,
+        "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
+        "gates": {result.name: _describe(result) for result in results},
     }
-    with replace_folder(plots_dir) as plots, replace_folder(figures_dir) as pictures:
+    with replace_folder(layout.test_plots) as plots, replace_folder(layout.test_figures) as pictures:
         draw(candidate, plots, pictures)
-        write_card(card_path, params, dataset, candidate, figures, intervals, groups, verdict, pictures)
-    flat = {name: value for name, value in figures.items() if math.isfinite(value)}
-    write_json(metrics_path, {**flat, "intervals": intervals})
-    write_json(gates_path, verdict)
-    with tracking.start_run("evaluate", run_id=tracking.find_run(candidate.folder_sha256)):
-        tracking.log_metrics(flat, prefix="test_")
-        tracking.set_tags({"closedloop.gates": "failed" if failed else "passed"})
-        tracking.log_files({"evaluation": card_path, "evaluation/figures": figures_dir, "gates": gates_path})
+        standing = describe_standing(tracking, candidate.folder_sha256, verdict, policy, auto_promote=auto_promote)
+        write_text(layout.card, render_card(params, dataset, candidate, measured, verdict, standing, layout, pictures))
+    flat = {name: value for name, value in measured.figures.items() if math.isfinite(value)}
+    flat |= {f"baseline_{name}": value for name, value in measured.baseline["figures"].items()}
+    write_json(layout.eval_metrics, {**flat, "intervals": measured.intervals, "next_period": candidate.next_period})
+    write_json(layout.gates, verdict)
+    with tracking.start_run("evaluate", run_id=tracking.find_run(candidate.folder_sha256)) as run_id:
+        note = describe_run(dataset, candidate, measured, verdict, run_id)
+        log_evaluation(tracking, layout, flat, note, passed=verdict["passed"])
     gate.require_gates(results)
-    return {"figures": figures, "intervals": intervals, **verdict}
+    return {"figures": measured.figures, "intervals": measured.intervals, **verdict}
 
 
-def measure(params: Params, candidate: Candidate) -> tuple[dict[str, float], dict[str, Interval]]:
-    """Figures on the test rows, and the bootstrap intervals of the main ones."""
-    from closedloop.core.metrics import bootstrap_intervals, measure_classification
-
-    threshold = candidate.contract.threshold
-    figures = measure_classification(candidate.labels, candidate.scores, threshold)
-    intervals = bootstrap_intervals(
-        candidate.labels,
-        candidate.scores,
-        threshold,
-        seed=params.seed,
-        samples=params.evaluation.bootstrap_samples,
-        level=params.evaluation.level,
-        customers=candidate.test["customer_id"].to_numpy(),
-    )
-    return figures, intervals
-
-
-def measure_sensitive_groups(dataset: DatasetConfig, candidate: Candidate) -> pd.DataFrame | None:
-    """The figures of each sensitive group; None if the data set names no such column."""
-    from closedloop.core.metrics import measure_groups
-
-    if GROUP not in candidate.test:
-        return None
-    return measure_groups(
-        candidate.labels,
-        candidate.scores,
-        candidate.contract.threshold,
-        candidate.test[GROUP],
-        minimum_rows=dataset.gates.group_rows_min,
-    )
+def log_evaluation(
+    tracking: Tracking, layout: Layout, figures: Mapping[str, float], note: str, *, passed: bool
+) -> None:
+    """Log figures and reports to the open run, and describe it."""
+    tracking.log_metrics(figures, prefix="test_")
+    tracking.set_tags({"closedloop.gates": "passed" if passed else "failed", NOTE_TAG: note})
+    tracking.log_files({"evaluation": layout.card, "evaluation/figures": layout.test_figures, "gates": layout.gates})
 
 
 def compare_with_champion(
     params: Params, tracking: Tracking, features: Features, candidate: Candidate
 ) -> tuple[Comparison | None, dict[str, Any] | None]:
-    """The paired comparison on the test rows, and who the champion is; None where there is nobody to compare with."""
+    """The paired comparison on the test rows, and the champion; None where there is no champion to compare with."""
     from closedloop.adapters.mlflow import CHAMPION, DIGEST_TAG
     from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.contract import MODEL_FILE
-    from closedloop.core.comparison import compare_models
-    from closedloop.core.estimators import encode_frame
+    from closedloop.core.evaluation.comparison import compare_models
+    from closedloop.core.training.estimators import encode_frame
 
     version = tracking.read_alias(CHAMPION)
     if version is None:
@@ -150,25 +128,22 @@ def compare_with_champion(
         candidate.scores,
         champion_threshold=contract.threshold,
         challenger_threshold=candidate.contract.threshold,
-        seed=params.seed,
-        samples=params.evaluation.bootstrap_samples,
-        level=params.evaluation.level,
-        customers=candidate.test["customer_id"].to_numpy(),
+        bootstrap=choose_bootstrap(params, candidate.test),
     )
     return comparison, champion
 
 
 def _explain(champion: dict[str, Any] | None) -> str:
-    """Why there is no comparison, where there is none."""
+    """The reason why there was no comparison with a champion."""
     if champion is None:
         return "there is no champion yet"
     return str(champion.get("not_compared", "it is the champion"))
 
 
 def read_champion_rows(features: Features, contract: ModelContract, test: pd.DataFrame) -> pd.DataFrame | None:
-    """The test rows with the features that the champion takes, in the same order; None if they are not to be had.
+    """The test rows with the champion's features, in the same order; None if the feature store lacks them.
 
-    A champion of another feature definition reads the rows that were published for it.
+    For a champion with another feature definition these are the rows that were published for that definition.
     """
     if contract.feature_service == features.features.service:
         return test
@@ -176,9 +151,9 @@ def read_champion_rows(features: Features, contract: ModelContract, test: pd.Dat
 
 
 def draw(candidate: Candidate, plots: Path, pictures: Path) -> None:
-    """Plot data for DVC, and pictures, of the test rows."""
-    from closedloop.adapters.pictures import draw_scores
-    from closedloop.core.charts import tabulate_calibration, tabulate_curve, tabulate_lift
+    """Draw the test rows: plot data for DVC, and pictures."""
+    from closedloop.adapters.matplotlib import draw_scores
+    from closedloop.core.evaluation.curves import tabulate_calibration, tabulate_curve, tabulate_lift
 
     labels, scores = candidate.labels, candidate.scores
     tabulate_curve(labels, scores, "roc").to_csv(plots / "roc.csv", index=False)
@@ -191,41 +166,9 @@ def draw(candidate: Candidate, plots: Path, pictures: Path) -> None:
     draw_scores(pictures, labels, scores, candidate.contract.threshold, rows_name="test")
 
 
-def write_card(
-    path: Path,
-    params: Params,
-    dataset: DatasetConfig,
-    candidate: Candidate,
-    figures: dict[str, float],
-    intervals: dict[str, Interval],
-    groups: pd.DataFrame | None,
-    verdict: dict[str, Any],
-    pictures: Path,
-) -> None:
-    """The model card, one HTML page with its pictures inside."""
-    import base64
-
-    from closedloop.adapters.pages import render_page
-
-    images = {
-        picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in sorted(pictures.glob("*.png"))
-    }
-    page = render_page(
-        "model_card.html",
-        params=params,
-        dataset=dataset,
-        contract=candidate.contract,
-        figures=figures,
-        intervals=intervals,
-        groups=None if groups is None else groups.to_dict("records"),
-        verdict=verdict,
-        images=images,
-        rows={"train": len(candidate.train), "test": len(candidate.test)},
-    )
-    write_text(path, page)
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def _describe(result: gate.GateResult) -> dict[str, Any]:
+    """A gate's result as values that JSON can hold (JSON has no NaN)."""
+    values = asdict(result) | {"sentence": result.sentence(), "remedy": result.remedy}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }

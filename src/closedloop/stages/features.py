@@ -1,4 +1,4 @@
-"""features: the roll-up brought up to date, then one file of window features a snapshot."""
+"""features: write one file of feature rows for each snapshot, from windows over events or a table's columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import pyarrow as pa
-
-from closedloop.adapters.engine import write_batches
-from closedloop.adapters.tables import UTC_TIME, list_event_days
-from closedloop.core.labels import compute_labels, is_closed
-from closedloop.core.rollup import ROLLUP_COLUMNS
-from closedloop.core.windows import (
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.featureset import build_window_spec, list_features
+from closedloop.config.layout import Layout
+from closedloop.config.params import Params
+from closedloop.core.features.daily import DAILY_COLUMNS
+from closedloop.core.features.windows import (
     ORIGINS_COLUMNS,
     PAST_COLUMNS,
     WindowSpec,
@@ -22,79 +21,109 @@ from closedloop.core.windows import (
     date_windows,
     feature_names,
     find_first_days,
-    list_snapshots,
     select_past,
 )
-from closedloop.errors import ConfigError, DataError
-from closedloop.files import replace_folder
-from closedloop.stages.rollup import list_rollup, update_rollup
+from closedloop.errors import ConfigError, DataError, count_noun
+from closedloop.files import replace_folder, write_text
+from closedloop.stages.parts.daily import list_daily, update_daily
+from closedloop.stages.parts.snapshots import ROW_KEY, list_feature_snapshots
+from closedloop.tabular.tables import build_schema, read_table, write_batches, write_table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
-    from closedloop.adapters.engine import Engine, Session
-    from closedloop.dataset import DatasetConfig
-    from closedloop.params import Params
+    from closedloop.adapters.duckdb import Engine, Session
 
 logger = logging.getLogger(__name__)
-LABELS_ARROW = pa.schema([("customer_id", pa.string()), ("event_timestamp", UTC_TIME), ("churned", pa.bool_())])
 
 
-def build_features(
-    events_dir: Path,
-    customers_path: Path,
-    rollup_dir: Path,
-    features_dir: Path,
+def compute_features(
+    params: Params,
+    dataset: DatasetConfig,
+    engine: Engine,
+    layout: Layout,
+    *,
+    snapshots: Sequence[dt.datetime] | None = None,
+) -> dict[str, int]:
+    """Write ``layout.features/YYYY-MM-DD.parquet``; with ``snapshots`` None, for all snapshots that the data allow.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``snapshots`` and ``features``.
+    """
+    count, columns = len(list_features(params, dataset).names), dataset.columns
+    attributes: dict[str, Literal["numeric", "categorical"]] = dict.fromkeys(columns.numeric, "numeric")
+    attributes.update(dict.fromkeys(columns.categorical, "categorical"))
+    if dataset.kind == "table":
+        # the stage must have this output, which a table does not need; DVC warns of an empty folder three times a run
+        write_text(layout.daily / "none.txt", "A data set of kind 'table' has no daily aggregates.\n")
+        return {**_write_table_rows(params, layout, describe_rows((), attributes)), "features": count}
+    report = write_window_features(
+        layout,
+        engine,
+        spec=build_window_spec(params, dataset),
+        snapshots=snapshots or list_feature_snapshots(params, dataset, layout.raw / "events"),
+        attributes=attributes,
+        since_column=columns.since,
+    )
+    return {**report, "features": count}
+
+
+def write_window_features(
+    layout: Layout,
+    engine: Engine,
     *,
     spec: WindowSpec,
     snapshots: Sequence[dt.datetime],
     attributes: Mapping[str, Literal["numeric", "categorical"]],
     since_column: str | None,
-    engine: Engine,
 ) -> dict[str, int]:
-    """Update the roll-up and write ``features_dir/YYYY-MM-DD.parquet``, one file a snapshot and no other.
+    """Update ``layout.daily`` and write ``layout.features/YYYY-MM-DD.parquet``, one file a snapshot and no other.
 
     Each file is sorted by customer_id; columns: customer_id, event_timestamp (timestamp[us, UTC]), `feature_names`
     (float64), then ``attributes`` (numeric: float64, categorical: string), null for customers not in
-    ``customers_path``. ``since_column`` there is where tenure counts from; without it, from the first event.
+    ``customers.parquet``. ``since_column`` there is where tenure counts from; without it, from the first event.
 
     Returns
     -------
     dict
-        ``rollup_files`` and ``rollup_files_written``, ``snapshots``, ``rows``.
+        ``daily_files`` and ``daily_files_written``, ``snapshots``, ``rows``.
 
     Raises
     ------
     DataError
-        If a table cannot be read, a customer stands in it twice, or nobody is active at any snapshot.
+        If a table cannot be read, a customer stands in it twice, or no customer is active at any snapshot.
     ConfigError
         If an attribute is called like a feature.
     """
-    written = update_rollup(events_dir, rollup_dir, engine=engine)
-    files = list_rollup(rollup_dir)
+    events_dir, customers_path = layout.raw / "events", layout.raw / "customers.parquet"
+    written = update_daily(events_dir, layout.daily, engine=engine)
+    files = list_daily(layout.daily)
     plan = _Plan(spec, attributes, since_column, engine)
 
     def write(session: Session, snapshot: dt.datetime) -> int:
         reach = snapshot - dt.timedelta(days=spec.lookback_days), snapshot
-        plan.bind(session, list_rollup(rollup_dir, *reach), customers_path)
+        plan.bind(session, list_daily(layout.daily, *reach), customers_path)
         batches = session.read_batches(plan.define(session, snapshot))
         rows = write_batches(folder / f"{snapshot:%Y-%m-%d}.parquet", batches, plan.schema)
-        logger.info("snapshot %s: %d customers", snapshot.date(), rows)
+        logger.info("snapshot %s, customers: %d", snapshot.date(), rows)
         return rows
 
-    with replace_folder(features_dir) as folder:
+    with replace_folder(layout.features) as folder:
         with engine.open_session() as session:
             plan.bind(session, files, customers_path)
             plan.store_origins(session, customers_path)
         rows = sum(engine.map(write, snapshots))
         if not rows:
             raise DataError(
-                f"{events_dir}: nobody has an event of type {spec.label_event_type!r} in the {spec.active_days} days "
-                f"before any of the {len(snapshots)} snapshots"
+                f"{events_dir}: no customer has an event of type {spec.label_event_type!r} "
+                f"in the {count_noun(spec.active_days, 'day')} before any of "
+                f"{count_noun(len(snapshots), 'snapshot')}"
             )
     return {
-        "rollup_files": len(files),
-        "rollup_files_written": written,
+        "daily_files": len(files),
+        "daily_files_written": written,
         "snapshots": len(snapshots),
         "rows": rows,
     }
@@ -118,10 +147,10 @@ class _Plan:
             columns[since_column] = "timestamp(6)"
         self.customer_columns = columns
         self.customers = ibis.table(columns, name="customers")
-        self.rollup = ibis.table(ROLLUP_COLUMNS, name="rollup")
+        self.daily = ibis.table(DAILY_COLUMNS, name="daily")
         self.origins = ibis.table(ORIGINS_COLUMNS, name="origins")
         if since_column is None:
-            self._first_days = find_first_days(self.rollup, spec)
+            self._first_days = find_first_days(self.daily, spec)
         else:
             origin_day = self.customers[since_column].date()
             self._first_days = self.customers.select("customer_id", origin_day=origin_day)
@@ -131,7 +160,7 @@ class _Plan:
         self.schema = describe_rows(feature_names(spec), attributes)
 
     def bind(self, session: Session, files: Sequence[Path], customers_path: Path) -> None:
-        session.bind("rollup", files, ROLLUP_COLUMNS)
+        session.bind("daily", files, DAILY_COLUMNS)
         session.bind("customers", [customers_path], self.customer_columns)
 
     def store_origins(self, session: Session, customers_path: Path) -> None:
@@ -139,12 +168,15 @@ class _Plan:
         counts = self.customers.aggregate(rows=self.customers.count(), ids=self.customers.customer_id.nunique())
         rows, ids = next(session.read_batches(self.engine.compile(counts))).to_pylist()[0].values()
         if rows != ids:
-            raise DataError(f"{customers_path}: customer_id must be unique and given, found {ids} ids in {rows} rows")
+            raise DataError(
+                f"{customers_path}: customer_id must be unique and given, found {count_noun(ids, 'id')} in "
+                f"{count_noun(rows, 'row')}"
+            )
         session.store("origins", self.engine.compile(self._first_days))
 
     def define(self, session: Session, snapshot: dt.datetime) -> str:
         """Define the views of a snapshot; returns the query of its rows."""
-        session.define("past", self.engine.compile(select_past(self.rollup, snapshot, self.spec)))
+        session.define("past", self.engine.compile(select_past(self.daily, snapshot, self.spec)))
         session.define("windows", self._windows_sql)
         dated = date_windows(self.windows, self.origins, snapshot, self.spec)
         known = self.customers.select("customer_id", *self.attributes)
@@ -152,83 +184,30 @@ class _Plan:
         return self.engine.compile(joined.select(*self.schema.names))
 
 
-def build_labels(
-    rollup_dir: Path,
-    *,
-    spec: WindowSpec,
-    snapshots: Sequence[dt.datetime],
-    horizon_days: int,
-    as_of: dt.datetime,
-    engine: Engine,
-) -> pd.DataFrame:
-    """customer_id (str), event_timestamp (datetime64[us, UTC]), churned (bool), sorted by snapshot and customer.
+def _write_table_rows(params: Params, layout: Layout, schema: pa.Schema) -> dict[str, int]:
+    """Write a table's feature rows; a table without a time column is one snapshot, at as_of."""
+    import pandas as pd
 
-    Raises
-    ------
-    ConfigError
-        If the horizon of a snapshot is open at ``as_of``.
-    DataError
-        If there is no roll-up.
-    """
-    import ibis
-
-    files = list_rollup(rollup_dir)
-    if not files:
-        raise DataError(f"{rollup_dir}: holds no roll-up; 'closedloop features' writes it")
-    rollup = ibis.table(ROLLUP_COLUMNS, name="rollup")
-    labels = compute_labels(rollup, snapshots, spec, horizon_days=horizon_days, as_of=as_of)
-    with engine.open_session() as session:
-        session.bind("rollup", files, ROLLUP_COLUMNS)
-        sql = engine.compile(labels.order_by("event_timestamp", "customer_id"))
-        return session.read_frame(sql, LABELS_ARROW)
-
-
-def list_feature_snapshots(params: Params, dataset: DatasetConfig, events_dir: Path) -> list[dt.datetime]:
-    """Every snapshot up to ``as_of`` with ``warmup_days`` of history.
-
-    Raises
-    ------
-    DataError
-        If there are no events, or too few days of them.
-    """
-    assert dataset.label is not None
-    days = list_event_days(events_dir)
-    if not days:
-        raise DataError(f"{events_dir}: holds no events; 'closedloop ingest' writes them")
-    first = dt.datetime.combine(days[0], dt.time(), dt.UTC) + dt.timedelta(days=dataset.label.warmup_days)
-    snapshots = list_snapshots(first, params.as_of_at, dataset.label.snapshot_every_days)
-    if not snapshots:
+    path = layout.raw / "customers.parquet"
+    customers = read_table(path, made_by="closedloop ingest")
+    if "event_timestamp" not in customers:
+        customers["event_timestamp"] = pd.Timestamp(params.as_of_at).as_unit("us")
+    repeated = customers.loc[customers.duplicated(["customer_id", "event_timestamp"]), "customer_id"]
+    if len(repeated):
         raise DataError(
-            f"{events_dir}: events begin on {days[0]}, and {dataset.label.warmup_days} days of history "
-            f"(label.warmup_days) end after as_of {params.as_of}: there is no snapshot"
+            f"{path}: customer_id must be unique at each time, found {repeated.iloc[0]!r} again "
+            f"({count_noun(len(repeated), 'such row')})"
         )
-    return snapshots
-
-
-def list_closed_snapshots(params: Params, dataset: DatasetConfig, events_dir: Path) -> list[dt.datetime]:
-    """Those of `list_feature_snapshots` whose label is known at ``as_of``.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
-    assert dataset.label is not None
-    horizon_days, as_of = dataset.label.horizon_days, params.as_of_at
-    snapshots = list_feature_snapshots(params, dataset, events_dir)
-    closed = [time for time in snapshots if is_closed(time, horizon_days=horizon_days, as_of=as_of)]
-    if not closed:
-        raise DataError(
-            f"{events_dir}: no snapshot has a closed horizon of {horizon_days} days at as_of {params.as_of}; "
-            f"the first is {snapshots[0]:%Y-%m-%d}"
-        )
-    return closed
+    days = 0
+    with replace_folder(layout.features) as folder:
+        for day, rows in customers.groupby(customers["event_timestamp"].dt.date):
+            ordered = rows.sort_values("customer_id", kind="stable")[schema.names]
+            write_table(folder / f"{day}.parquet", ordered, schema)
+            days += 1
+    return {"rows": len(customers), "snapshots": days}
 
 
 def describe_rows(computed: Sequence[str], attributes: Mapping[str, str]) -> pa.Schema:
     """The columns of feature rows: computed ones, and attributes by their kind."""
-    columns: list[tuple[str, pa.DataType]] = [("customer_id", pa.string()), ("event_timestamp", UTC_TIME)]
-    columns += [(name, pa.float64()) for name in computed]
-    for name, kind in attributes.items():
-        columns.append((name, pa.float64() if kind == "numeric" else pa.string()))
-    return pa.schema(columns)
+    described = {name: "float64" if kind == "numeric" else "string" for name, kind in attributes.items()}
+    return build_schema({**ROW_KEY, **dict.fromkeys(computed, "float64"), **described})

@@ -1,68 +1,68 @@
-"""refresh: ingest, validate and features as of a date, then online - without training."""
+"""refresh: run ingest, validate and features as of a date, and write the rows to the online store; no training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from closedloop.dataset import DatasetConfig
-from closedloop.params import Params
-from closedloop.stages.feature_rows import compute_features
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.layout import Layout
+from closedloop.config.params import Params
+from closedloop.stages.features import compute_features
 from closedloop.stages.ingest import ingest
-from closedloop.stages.training_set import check_freshness, find_newest_snapshot, materialize_newest
+from closedloop.stages.parts.online import check_freshness, find_newest_snapshot, materialize_newest
 from closedloop.stages.validate import validate
 
 if TYPE_CHECKING:
-    from closedloop.adapters.engine import Engine
+    from closedloop.adapters.duckdb import Engine
     from closedloop.adapters.feast import Features
 
 
 def refresh(
     params: Params, dataset: DatasetConfig, features: Features, engine: Engine, *, work_dir: Path
 ) -> dict[str, Any]:
-    """Bring the features of ``params.as_of`` online; data that fail their gate, or are too old, are not.
+    """Write the features of ``params.as_of`` to the online store, if the data pass their gate and are fresh enough.
 
-    The skew gate compares what is online by then with the file: a difference is the store's, and stays to be looked at.
+    The skew gate then compares the online rows with the file. If they differ, the store is at fault, and the rows stay
+    there to be examined.
 
-    ``work_dir`` is kept between calls, so that the roll-up grows by the new days only.
+    Keep ``work_dir`` between calls, so that only new days are added to the daily aggregates.
 
     Raises
     ------
     GateFailed
         If the data gate, the freshness gate or the skew gate says no.
     """
-    raw_dir, features_dir = work_dir / "raw", work_dir / "features"
-    ingest_tables(params, dataset, work_dir=work_dir)
-    compute_features(
-        params,
-        dataset,
-        engine,
-        raw_dir=raw_dir,
-        rollup_dir=work_dir / "rollup",
-        features_dir=features_dir,
-        snapshots=None if dataset.kind == "table" else [params.as_of_at],
+    layout = locate_work(work_dir)
+    ingest_tables(params, dataset, layout)
+    snapshots = None if dataset.kind == "table" else [params.as_of_at]
+    compute_features(params, dataset, engine, layout, snapshots=snapshots)
+    newest = find_newest_snapshot(layout.features)
+    check_freshness(features, newest=newest, events_dir=layout.raw / "events", as_of=params.as_of_at)
+    features.publish(layout.features)
+    return materialize_newest(features, layout.features, newest=newest, seed=params.seed)
+
+
+def locate_work(folder: Path) -> Layout:
+    """The working tables of `closedloop refresh` and `closedloop outcomes`."""
+    return Layout(
+        raw=folder / "raw",
+        ingest_metrics=folder / "ingest.json",
+        data_docs=folder / "data_docs",
+        data_quality_page=folder / "data_quality.html",
+        data_quality=folder / "data_quality.json",
+        daily=folder / "daily",
+        features=folder / "features",
     )
-    newest = find_newest_snapshot(features_dir)
-    check_freshness(features, newest=newest, events_dir=raw_dir / "events", as_of=params.as_of_at)
-    features.publish(features_dir)
-    return materialize_newest(features, features_dir, newest=newest, as_of=params.as_of_at, seed=params.seed)
 
 
-def ingest_tables(params: Params, dataset: DatasetConfig, *, work_dir: Path) -> None:
-    """Write ``work_dir/raw`` as of ``params.as_of``, through the data gate.
+def ingest_tables(params: Params, dataset: DatasetConfig, layout: Layout) -> None:
+    """Write ``layout.raw`` as of ``params.as_of``, and run the data gate.
 
     Raises
     ------
     GateFailed
         If the gate says no.
     """
-    raw_dir = work_dir / "raw"
-    ingest(params, dataset, raw_dir=raw_dir, metrics_path=work_dir / "ingest.json")
-    validate(
-        params,
-        dataset,
-        raw_dir=raw_dir,
-        docs_dir=work_dir / "data_docs",
-        page_path=work_dir / "data_quality.html",
-        metrics_path=work_dir / "data_quality.json",
-    )
+    ingest(params, dataset, layout)
+    validate(params, dataset, layout)

@@ -1,20 +1,21 @@
-"""register: a model that passed its gates becomes a version, and challenger; a winner may become champion."""
+"""register: register a model that passed its gates as version and challenger; a winner may become champion."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from closedloop.contract import digest_folder, read_contract
+from closedloop.config.layout import Layout
+from closedloop.contract import ModelContract, digest_folder, read_contract
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.files import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from closedloop.stages.deploy import Releases
+    from closedloop.adapters.mlflow import Tracking
+    from closedloop.release.moves import Releases
 
 # MLflow's deprecated stages, for those used to them.
 ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
@@ -22,35 +23,32 @@ ALIAS_OF_STAGE = {"Staging": "challenger", "Production": "champion"}
 
 def register(
     releases: Releases,
+    layout: Layout,
     *,
     now: dt.datetime,
-    model_dir: Path,
-    gates_path: Path,
-    run_path: Path,
-    registration_path: Path,
     auto_promote: bool,
     model_name: str | None = None,
     stage: str | None = None,
     cause: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Register the evaluated model; running it again registers nothing twice.
+    """Register the evaluated model; a second run registers nothing twice.
 
     Parameters
     ----------
     releases
-        What moves the champion.
+        The journal of releases, through which the champion changes.
     now
         The time that a release is recorded with (UTC).
     auto_promote
         Make the first version, or one that won against the champion, champion at once.
     model_name
-        Must be the contract's, where it is given.
+        Must be the contract's model name, or empty.
     stage
-        ``Staging`` or ``Production``: the alias of that meaning; ``Production`` asks for the promotion of a winner
-        whatever ``auto_promote`` says, and is refused to anything else.
+        ``Staging`` asks for the alias challenger. ``Production`` asks for the alias champion whatever ``auto_promote``
+        says, and is refused unless the version is the first or won.
     cause
-        Why the model was trained (``trigger_id``, ``check_id``): tags of the version. They are not in the contract,
-        since the same data and parameters give the same folder whoever asked.
+        Why the model was trained (``trigger_id``, ``check_id``), as tags of the version. The contract leaves them out:
+        the same data and parameters give the same folder, whatever the cause.
 
     Raises
     ------
@@ -61,24 +59,16 @@ def register(
     ConfigError
         If ``model_name`` or ``stage`` does not fit.
     """
-    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, FEATURES_TAG, GATES_TAG, REJECTED_TAG
-    from closedloop.stages.deploy import deploy_champion
+    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, KIND_TAG, REJECTED_TAG
+    from closedloop.release.moves import deploy_champion
 
-    tracking, contract = releases.tracking, read_contract(model_dir)
-    folder_sha256 = digest_folder(model_dir)
-    verdict = read_json(gates_path, made_by="closedloop evaluate")
+    tracking, contract = releases.tracking, read_contract(layout.model)
+    verdict = read_json(layout.gates, made_by="closedloop evaluate")
+    folder_sha256 = digest_folder(layout.model)
     check_request(contract.model_name, verdict, folder_sha256, model_name=model_name, stage=stage)
-    version = tracking.find_version(folder_sha256)
-    created = version is None
-    if version is None:
-        run = read_json(run_path, made_by="closedloop train")
-        if run.get("folder_sha256") != folder_sha256:
-            raise DataError(f"{run_path} is of another model than {model_dir}: run 'closedloop train' again")
-        tags = contract.lineage.list_tags() | {f"closedloop.{name}": value for name, value in (cause or {}).items()}
-        tags |= {DIGEST_TAG: folder_sha256, GATES_TAG: "passed", FEATURES_TAG: contract.feature_service}
-        version = tracking.register(run["model_uri"], run["run_id"], tags)
+    version, created = find_or_create_version(tracking, contract, folder_sha256, layout, cause or {})
     tracking.tag_version(version, describe_comparison(verdict))
-    row = releases.settle(overrule=True).row  # what a killed registration left half done is done first
+    row = releases.read_state(overrule=True).row
     champion = tracking.read_alias(CHAMPION)
     is_champion = champion is not None and champion.version == version.version
     promoted = False
@@ -93,18 +83,39 @@ def register(
     if promoted or (is_champion and row is None):
         reason = "the first version" if champion is None else "won against the champion offline"
         deploy_champion(releases, str(version.version), now=now, actor="register", reason=reason)
-    report = {
-        "model_name": contract.model_name,
-        "version": int(version.version),
-        "alias": "champion" if is_champion or promoted else "challenger",
-        "folder_sha256": folder_sha256,
-    }
-    write_json(registration_path, report)
+    alias = "champion" if is_champion or promoted else "challenger"
+    report = {"model_name": contract.model_name, "version": int(version.version), "alias": alias}
+    report |= {"folder_sha256": folder_sha256, "kind": version.tags.get(KIND_TAG, "training")}
+    write_json(layout.registration, report)
     return {**report, "created": created}
 
 
+def find_or_create_version(
+    tracking: Tracking, contract: ModelContract, folder_sha256: str, layout: Layout, cause: Mapping[str, str]
+) -> tuple[ModelVersion, bool]:
+    """Return the version of this model folder, and whether this call registered it.
+
+    Raises
+    ------
+    DataError
+        If the training run on record is of another model.
+    """
+    from closedloop.adapters.mlflow import DIGEST_TAG, FEATURES_TAG, GATES_TAG, KIND_TAG
+
+    version = tracking.find_version(folder_sha256)
+    if version is not None:
+        return version, False
+    run = read_json(layout.run_file, made_by="closedloop train")
+    if run.get("folder_sha256") != folder_sha256:
+        raise DataError(f"{layout.run_file} is of another model than {layout.model}: run 'closedloop train' again")
+    tags = contract.lineage.list_tags() | {f"closedloop.{name}": value for name, value in cause.items()}
+    tags |= {DIGEST_TAG: folder_sha256, GATES_TAG: "passed", FEATURES_TAG: contract.feature_service}
+    tags[KIND_TAG] = run.get("kind", "training")
+    return tracking.register(run["model_uri"], run["run_id"], tags), True
+
+
 def describe_comparison(verdict: dict[str, Any]) -> dict[str, str]:
-    """Tags that say how a version did against the champion of its evaluation; nothing where there was none."""
+    """Tags with a version's comparison with the champion of its evaluation; empty if there was no champion."""
     from closedloop.adapters.mlflow import COMPARED_TAG, VERDICT_TAG
 
     compared = (verdict["champion"] or {}).get("folder_sha256")
@@ -114,7 +125,7 @@ def describe_comparison(verdict: dict[str, Any]) -> dict[str, str]:
 
 
 def is_interrupted(version: ModelVersion, *holders: ModelVersion | None) -> bool:
-    """Whether a version is newer than all that hold an alias: its registration ended before it was given one."""
+    """Whether a version is newer than all with an alias: its registration was interrupted before it got its alias."""
     return all(holder is None or int(holder.version) < int(version.version) for holder in holders)
 
 

@@ -1,44 +1,37 @@
-"""train: search, fit, calibrate, export; the run in MLflow and the model contract."""
+"""train: search, fit, calibrate and export a model; write the MLflow run and the model contract."""
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from closedloop.adapters.tables import read_table
-from closedloop.contract import Feature, Lineage, digest_folder
-from closedloop.dataset import DatasetConfig
-from closedloop.errors import GateFailed
-from closedloop.featureset import FeatureSet
+from closedloop.adapters.mlflow import DIGEST_TAG
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.layout import Layout
+from closedloop.config.params import Params
+from closedloop.contract import Lineage, digest_folder
+from closedloop.errors import GateFailed, count_noun
 from closedloop.files import read_json, replace_folder, write_json
-from closedloop.params import Params
-from closedloop.stages.model_folder import write_model
+from closedloop.stages.parts.challengers import choose_challenger, list_newest, recalibrate
+from closedloop.stages.parts.fitting import Fitted, build_unfitted, fit
+from closedloop.stages.parts.model_folder import write_model
+from closedloop.stages.parts.next_period import measure_next_period
+from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.core.training.splits import RowFold
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
 IMPORTANCE_ROWS_MAX = 3_000
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted pipeline with what was decided on the way."""
-
-    pipeline: Pipeline
-    uncalibrated: Pipeline
-    features: tuple[Feature, ...]
-    calibration: str
-    threshold: float
-    hyper_parameters: dict[str, Any]
 
 
 def train(
@@ -46,18 +39,11 @@ def train(
     dataset: DatasetConfig,
     feature_set: FeatureSet,
     tracking: Tracking,
+    layout: Layout,
     *,
-    training_dir: Path,
-    data_quality_path: Path,
-    model_dir: Path,
-    pipeline_dir: Path,
-    figures_dir: Path,
-    plots_dir: Path,
-    run_path: Path,
-    metrics_path: Path,
     use_wandb: bool = False,
 ) -> dict[str, Any]:
-    """Train on ``training_dir`` and write the contract folder ``model_dir``; everything is logged to one MLflow run.
+    """Train on ``layout.training`` and write the contract folder ``layout.model``; all is logged to one MLflow run.
 
     Raises
     ------
@@ -68,55 +54,69 @@ def train(
     ConfigError
         If a hyper-parameter or the search space is wrong.
     """
-    from closedloop.adapters.mlflow import DIGEST_TAG
-    from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
-
-    refused = read_json(data_quality_path, made_by="closedloop validate")["failed_critical"]
-    if refused:  # the graph stops there; stages run by hand do not
-        raise GateFailed(f"{data_quality_path}: {refused} critical expectations failed, so nothing is trained")
-    rows = {part: read_table(training_dir / f"{part}.parquet", made_by="closedloop training-set") for part in PARTS}
-    lineage = describe_lineage(params, dataset, training_dir, rows)
+    refused = read_json(layout.data_quality, made_by="closedloop validate")["failed_critical"]
+    if refused:  # DVC stops the graph at a failed gate; a stage run by hand must check it here
+        raise GateFailed(
+            f"{layout.data_quality}: {count_noun(refused, 'critical expectation')} failed, so nothing is trained"
+        )
+    rows = {part: read_table(layout.training / f"{part}.parquet", made_by="closedloop training-set") for part in PARTS}
+    lineage = describe_lineage(params, dataset, layout.training, rows)
     with tracking.start_run(f"{params.model.type} {params.as_of}", tags=lineage.list_tags()) as run_id:
         tracking.log_params(params.model_dump(exclude={"tuning": {"space"}}))
         found = search_parameters(params, dataset, feature_set, tracking, rows["train"], use_wandb=use_wandb)
         tracking.log_params({"hyper_parameters": found})
-        logger.info("fitting %s on %d rows", params.model.type, len(rows["train"]))
+        logger.info("fitting %s, rows: %d", params.model.type, len(rows["train"]))
         fitted = fit(params, feature_set, found, rows)
-        with replace_folder(model_dir) as folder:
-            write_model(
-                folder,
-                fitted.pipeline,
-                features=fitted.features,
-                threshold=fitted.threshold,
-                params=params,
-                dataset=dataset,
-                feature_service=feature_set.service,
-                test=rows["test"],
-                lineage=lineage,
-            )
-        logger.info("measuring and drawing")
+        if params.model.recalibrates is not None:
+            newest = list_newest(rows["train"], by_day=dataset.label is None)
+            other = recalibrate(tracking, params.model, newest, feature_set)
+            fitted = choose_challenger(params, feature_set, fitted, rows, other)
+        with replace_folder(layout.model) as folder:
+            model = fitted.pipeline, fitted.features, fitted.threshold
+            write_model(folder, *model, params=params, dataset=dataset, test=rows["test"], lineage=lineage)
+        logger.info("measuring, drawing and logging run %s", run_id)
         report = measure(fitted, rows)
-        with replace_folder(figures_dir) as figures, replace_folder(plots_dir) as plots:
+        report["next_period"] = measure_next_period(params, dataset, feature_set, fitted, rows)
+        with replace_folder(layout.train_figures) as figures, replace_folder(layout.train_plots) as plots:
             tracking.log_curves(draw(fitted, rows, figures, plots))
-        with replace_folder(pipeline_dir) as folder:
-            save_pipeline(folder / PIPELINE_FILE, fitted.pipeline)
-        logger.info("logging run %s", run_id)
-        inputs = {
-            part: (rows[part], training_dir / f"{part}.parquet", lineage.data_md5[f"{part}.parquet"]) for part in PARTS
-        }
-        tracking.log_inputs(inputs)
-        for part in ("train", "validation"):
-            tracking.log_metrics(report[part], prefix=f"{part}_")
-        model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][list(feature_set.names)].head(3))
-        write_json(metrics_path, report)
-        tracking.log_files(
-            {"contract": model_dir, "figures": figures_dir, "": data_quality_path, "metrics": metrics_path}
-        )
-        # last: by its digest a run is found, so that one which was killed earlier never stands for the model
-        folder_sha256 = digest_folder(model_dir)
-        tracking.set_tags({DIGEST_TAG: folder_sha256})
-        write_json(run_path, {"run_id": run_id, "model_uri": model_uri, "folder_sha256": folder_sha256})
+        model_uri = log_run(tracking, fitted, rows, lineage, report, layout)
+        # last, since runs are found by this tag: a run that was killed earlier must not be found
+        run = {"model_uri": model_uri, "folder_sha256": digest_folder(layout.model), "kind": fitted.kind}
+        tracking.set_tags({DIGEST_TAG: run["folder_sha256"]})
+        write_json(layout.run_file, {"run_id": run_id, **run})
     return report
+
+
+def log_run(
+    tracking: Tracking,
+    fitted: Fitted,
+    rows: dict[str, pd.DataFrame],
+    lineage: Lineage,
+    report: dict[str, Any],
+    layout: Layout,
+) -> str:
+    """Save the pipeline and the figures, and log both with the run's inputs and files; returns the model's address."""
+    from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
+
+    with replace_folder(layout.pipeline) as folder:
+        save_pipeline(folder / PIPELINE_FILE, fitted.pipeline)
+    places = {part: layout.training / f"{part}.parquet" for part in PARTS}
+    tracking.log_inputs({part: (rows[part], place, lineage.data_md5[place.name]) for part, place in places.items()})
+    for part in ("train", "validation"):
+        tracking.log_metrics(report[part], prefix=f"{part}_")
+    tracking.log_metrics(report["next_period"].get("figures", {}), prefix="next_period_")
+    names = [feature.name for feature in fitted.features]
+    model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3))
+    write_json(layout.train_metrics, report)
+    tracking.log_files(
+        {
+            "contract": layout.model,
+            "figures": layout.train_figures,
+            "": layout.data_quality,
+            "metrics": layout.train_metrics,
+        }
+    )
+    return model_uri
 
 
 def describe_lineage(
@@ -158,97 +158,72 @@ def search_parameters(
     *,
     use_wandb: bool,
 ) -> dict[str, Any]:
-    """Hyper-parameters: those of params.yaml, with the best of the search on top; each trial is a nested run."""
-    given = dict(params.model.params)
-    if params.tuning.trials == 0:
+    """Return params.yaml's hyper-parameters, updated with the best of the search; each trial is a nested run."""
+    given, tuning = dict(params.model.params), params.tuning
+    if tuning.trials == 0:
         return given
+
     from closedloop.adapters.optuna import search
     from closedloop.adapters.wandb import open_mirror
-    from closedloop.core.folds import index_day_folds, index_hash_folds, index_time_folds, score_fold
+    from closedloop.core.training.splits import score_fold
 
-    if len(rows) > params.tuning.rows_max:
-        rows = rows.sample(params.tuning.rows_max, random_state=params.seed).sort_index()
-    labels, metric = rows["churned"].to_numpy(), params.tuning.objective
-    if dataset.label is not None:
-        folds = index_time_folds(
-            rows["event_timestamp"], horizon_days=dataset.label.horizon_days, folds=params.tuning.folds
-        )
-    elif dataset.columns.time is not None:
-        folds = index_day_folds(rows["event_timestamp"], folds=params.tuning.folds)
-    else:
-        folds = index_hash_folds(rows["customer_id"], folds=params.tuning.folds, salt=str(params.seed))
+    if len(rows) > tuning.rows_max:
+        rows = rows.sample(tuning.rows_max, random_state=params.seed).sort_index()
+    labels, folds = rows["churned"].to_numpy(), choose_folds(params, dataset, rows)
 
     def score_parameters(candidate: dict[str, Any], fold: int) -> float:
-        def build(frame: pd.DataFrame) -> Pipeline:
-            return build_unfitted(params, feature_set, {**given, **candidate}, frame)[0]
-
-        return score_fold(build, rows, labels, folds[fold], metric)
+        build = partial(build_unfitted, params, feature_set, {**given, **candidate})
+        return score_fold(lambda frame: build(frame)[0], rows, labels, folds[fold], tuning.objective)
 
     with open_mirror(dataset.model_name, enabled=use_wandb) as mirror:
-
-        def log(number: int, candidate: dict[str, Any], value: float, state: str) -> None:
-            with tracking.start_trial(number):
-                tracking.log_params(candidate)
-                tracking.log_metrics({metric: value})
-                tracking.set_tags({"state": state})
-            mirror(number, candidate, {metric: value})
-
         found = search(
             score_parameters,
-            params.tuning.space[params.model.type],
+            tuning.space[params.model.type],
             folds=len(folds),
-            trials=params.tuning.trials,
-            metric=metric,
+            trials=tuning.trials,
+            metric=tuning.objective,
             seed=params.seed,
-            on_trial=log,
+            on_trial=partial(log_trial, tracking, mirror, tuning.objective),
         )
     return {**given, **found.best_params}
 
 
-def build_unfitted(
-    params: Params, feature_set: FeatureSet, hyper_parameters: dict[str, Any], rows: pd.DataFrame
-) -> tuple[Pipeline, tuple[Feature, ...]]:
-    """The pipeline for these rows, and the features that it takes."""
-    from closedloop.core.estimators import build_pipeline, describe_features
+def log_trial(
+    tracking: Tracking,
+    mirror: Callable[..., None],
+    metric: str,
+    number: int,
+    candidate: dict[str, Any],
+    value: float,
+    state: str,
+) -> None:
+    """Log one trial of the search as a nested run, and to the mirror."""
+    with tracking.start_trial(number):
+        tracking.log_params(candidate)
+        tracking.log_metrics({metric: value})
+        tracking.set_tags({"state": state})
+    mirror(number, candidate, {metric: value})
 
-    features = describe_features(rows, feature_set.numeric, feature_set.categorical)
-    pipeline = build_pipeline(
-        features,
-        model_type=params.model.type,
-        model_params=hyper_parameters,
-        normalize=params.preprocess.normalize,
-        feature_selection=params.preprocess.feature_selection,
-        seed=params.seed,
-    )
-    return pipeline, features
 
+def choose_folds(params: Params, dataset: DatasetConfig, rows: pd.DataFrame) -> Sequence[RowFold]:
+    """Folds for the search: by time where rows have one, else by a stable hash of the id."""
+    from closedloop.core.training.splits import index_day_folds, index_hash_folds, index_time_folds
 
-def fit(
-    params: Params, feature_set: FeatureSet, hyper_parameters: dict[str, Any], rows: dict[str, pd.DataFrame]
-) -> Fitted:
-    """Fit on train rows; calibrate and choose the threshold on validation rows."""
-    from closedloop.core.calibration import calibrate_pipeline, choose_threshold
-    from closedloop.core.estimators import round_thresholds, score
-
-    train_rows, validation = rows["train"], rows["validation"]
-    unfitted, features = build_unfitted(params, feature_set, hyper_parameters, train_rows)
-    uncalibrated = round_thresholds(unfitted.fit(train_rows, train_rows["churned"].to_numpy()))
-    pipeline, calibration = uncalibrated, "switched off (model.calibrate)"
-    labels = validation["churned"].to_numpy()
-    if params.model.calibrate:
-        ids = validation["customer_id"].tolist()
-        pipeline, calibration = calibrate_pipeline(uncalibrated, validation, labels, ids)
-    threshold = choose_threshold(labels, score(pipeline, validation), params.model.threshold)
-    return Fitted(pipeline, uncalibrated, features, calibration, threshold, hyper_parameters)
+    folds, times = params.tuning.folds, rows["event_timestamp"]
+    if dataset.label is not None:
+        return index_time_folds(times, horizon_days=dataset.label.horizon_days, folds=folds)
+    if dataset.columns.time is not None:
+        return index_day_folds(times, folds=folds)
+    return index_hash_folds(rows["customer_id"], folds=folds, salt=str(params.seed))
 
 
 def measure(fitted: Fitted, rows: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Figures of the train and validation rows, and what was decided."""
-    from closedloop.core.estimators import score
-    from closedloop.core.metrics import measure_classification
+    """Return metrics of the train and validation rows, and the choices made while fitting."""
+    from closedloop.core.evaluation.metrics import measure_classification
+    from closedloop.core.training.estimators import score
 
     report: dict[str, Any] = {"threshold": fitted.threshold, "hyper_parameters": fitted.hyper_parameters}
-    report["calibration"] = fitted.calibration
+    report["calibration"], report["kind"] = fitted.calibration, fitted.kind
     for part in ("train", "validation"):
         scores = score(fitted.pipeline, rows[part])
         report[part] = measure_classification(rows[part]["churned"].to_numpy(), scores, fitted.threshold)
@@ -256,12 +231,12 @@ def measure(fitted: Fitted, rows: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 def draw(fitted: Fitted, rows: dict[str, pd.DataFrame], figures: Path, plots: Path) -> pd.DataFrame:
-    """Pictures and plot data of the validation rows; returns the training curve."""
+    """Draw pictures and plot data of the validation rows; return the training curve."""
     from sklearn.inspection import permutation_importance
 
-    from closedloop.adapters.pictures import draw_importance, draw_scores, draw_training_curve
-    from closedloop.core.curves import trace_training
-    from closedloop.core.estimators import score
+    from closedloop.adapters.matplotlib import draw_importance, draw_scores, draw_training_curve
+    from closedloop.core.training.estimators import score
+    from closedloop.core.training.learning_curve import trace_training
 
     validation = rows["validation"]
     labels = validation["churned"].to_numpy()

@@ -6,23 +6,27 @@ import contextlib
 import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from closedloop.adapters.checks import Checks, Retraining
 from closedloop.adapters.kfp import PipelineFailed
-from closedloop.dataset import load_dataset, read_yaml
+from closedloop.config.dataset import load_dataset
+from closedloop.config.params import Params, parse_params
+from closedloop.config.yaml import read_yaml
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
-from closedloop.loop.retrain import choose_dates, name_trigger, record_end, run_retraining
-from closedloop.params import Params, parse_params
+from closedloop.loop.retrain import name_trigger, plan_retraining, record_end, run_retraining
+from closedloop.store.checks import Checks, Retraining
+from closedloop.store.database import Database
 
 ROOT = Path(__file__).parents[3]
 SHOP, TELCO = (load_dataset(name, ROOT / "configs/datasets") for name in ("shop", "telco"))
 PARAMS = parse_params(read_yaml(ROOT / "params.yaml"), "params.yaml")
 NOW = dt.datetime(2025, 1, 2, 9, tzinfo=dt.UTC)
 AS_OF = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+PLAN = partial(plan_retraining, dataset=SHOP, window_days=90, split="time")
 REQUEST = Retraining("t-1", "shop_churn", "monitor", "drift", AS_OF, NOW)
 
 
@@ -51,15 +55,15 @@ class FakeRunner:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checks]:
-    made = Checks(f"sqlite:///{tmp_path_factory.mktemp('retrain') / 'operations.db'}")
-    made.upgrade()
+    made = Checks(Database(f"sqlite:///{tmp_path_factory.mktemp('retrain') / 'operations.db'}"))
+    made.database.upgrade()
     yield made
-    made.close()
+    made.database.close()
 
 
 @pytest.fixture
 def checks(database: Checks) -> Checks:
-    with database._begin() as connection:
+    with database.database.begin() as connection:
         connection.exec_driver_sql("DELETE FROM retrainings")
     database.request_retraining(REQUEST)
     return database
@@ -68,7 +72,7 @@ def checks(database: Checks) -> Checks:
 def run(
     checks: Checks, runner: FakeRunner, params: Params = PARAMS, trigger_id: str = "t-1"
 ) -> tuple[Retraining, bool]:
-    return run_retraining(params, SHOP, checks, runner, trigger_id, window_days=90, now=lambda: NOW)
+    return run_retraining(params, SHOP, checks, runner, trigger_id, plan=PLAN, now=lambda: NOW)
 
 
 def end(checks: Checks, state: Any, **values: str) -> Callable[[], Retraining]:
@@ -192,7 +196,7 @@ def test_an_unknown_trigger_and_another_models_are_refused(checks):
     with pytest.raises(DataError, match="t-9"):
         run(checks, FakeRunner(), trigger_id="t-9")
     checks.request_retraining(dataclasses.replace(REQUEST, trigger_id="t-2", model_name="telco_churn"))
-    with pytest.raises(ConfigError, match="telco_churn, not of shop_churn"):
+    with pytest.raises(ConfigError, match="telco_churn, not to shop_churn"):
         run(checks, FakeRunner(), trigger_id="t-2")
 
 
@@ -207,12 +211,37 @@ def test_a_check_at_nine_in_the_morning_knows_what_happened_before_midnight(chec
 def test_dates_that_were_asked_for_win():
     day = dt.date(2024, 10, 3)
     asked = PARAMS.model_copy(update={"data": PARAMS.data.model_copy(update={"end_date": day})})
-    chosen = choose_dates(asked, SHOP, window_days=90).data
+    chosen = plan_retraining(asked, SHOP, window_days=90, split="time").data
     assert (chosen.start_date, chosen.end_date) == (day - dt.timedelta(days=90), day)
     both = {"start_date": dt.date(2024, 1, 1), "end_date": day}
     asked = PARAMS.model_copy(update={"data": PARAMS.data.model_copy(update=both)})
-    assert choose_dates(asked, SHOP, window_days=90) == asked
+    assert plan_retraining(asked, SHOP, window_days=90, split="time") == asked
 
 
-def test_a_table_has_no_snapshots_to_choose_from():
-    assert choose_dates(PARAMS, TELCO, window_days=90) == PARAMS
+def test_without_a_window_a_retraining_uses_as_many_snapshots_as_a_run():
+    planned = plan_retraining(PARAMS, SHOP, window_days=None, split="customer")
+    assert planned.data == PARAMS.data
+    assert planned.split == PARAMS.split.model_copy(update={"by": "customer"})
+    assert planned.model == PARAMS.model
+
+
+def test_the_champion_is_recalibrated_beside_what_is_trained():
+    for dataset in (SHOP, TELCO):
+        for only in (True, False):
+            how: Any = {"window_days": None, "split": "customer", "champion": "7", "recalibrates_only": only}
+            assert plan_retraining(PARAMS, dataset, **how).model.recalibrates_only is only
+        planned = plan_retraining(PARAMS, dataset, window_days=None, split="customer", champion="7")
+        assert planned.model.recalibrates == 7
+
+
+def test_a_table_without_days_has_nothing_to_choose_from():
+    assert plan_retraining(PARAMS, TELCO, window_days=90, split="customer") == PARAMS
+
+
+def test_a_table_with_days_holds_customers_out_and_ends_now():
+    dated = TELCO.model_copy(update={"columns": TELCO.columns.model_copy(update={"time": "day"})})
+    planned = plan_retraining(PARAMS, dated, window_days=None, split="customer")
+    assert (planned.split.by, planned.data) == ("customer", PARAMS.data)
+    chosen = plan_retraining(PARAMS, dated, window_days=90, split="customer").data
+    assert chosen.end_date == PARAMS.as_of - dt.timedelta(days=1)
+    assert chosen.start_date == PARAMS.as_of - dt.timedelta(days=90)

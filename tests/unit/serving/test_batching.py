@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from dataclasses import replace
 
 import pytest
 
 from closedloop.errors import ServiceUnavailable
+from closedloop.rules import ScoringRequest
 from closedloop.serving.batching import BATCH_ROWS, OBSERVED_ROWS, Batcher
 from closedloop.serving.models import load_model
-from closedloop.serving.requests import RequestChecker, ScoringRequest
-from closedloop.serving.slots import Serving, Slot, Slots
+from closedloop.serving.requests import RequestChecker
+from closedloop.serving.slots.slots import Serving, Slot, Slots
 from tests.model_folders import write_model_folder
 
 
@@ -33,7 +35,7 @@ class Recorder:
         pass
 
     def count(self, name, *labels, by=1) -> None:
-        self.counted.append((name, *labels))
+        self.counted.append((name, *labels, by))
 
     def observe_features(self, matrix, missing=None) -> None:
         self.observed.append(len(matrix))
@@ -48,7 +50,7 @@ def recorder():
 def submit(tmp_path, recorder):
     model = load_model(write_model_folder(tmp_path / "model"), version="1", folder_sha256=None)
     serving = Serving(Slots(1, "", Slot("1", "", "")), model, None, RequestChecker(model.contract, 1.0))
-    batcher = Batcher(recorder, recorder, id_key=b"key", reader=lambda _: None, state_of=lambda _: "fresh")
+    batcher = Batcher(recorder, recorder, id_key=b"key", reader=lambda _: None, is_stale=lambda _: False)
 
     def send(serving=serving):
         return batcher.submit(ScoringRequest("r", None, (6.0, 40.0, "plus")), serving, arrived=0.0)
@@ -137,4 +139,37 @@ def test_what_a_model_fails_to_answer_is_counted(submit, recorder, monkeypatch):
 
     monkeypatch.setattr(type(submit.serving.champion), "pack", fail)
     asyncio.run(run())
-    assert recorder.counted == [("model_errors_total", "1", "champion")]
+    # a request that carries its features names nobody whom the online store knows
+    assert recorder.counted == [("model_errors_total", "1", "champion", 1)]
+
+
+class Known:
+    """An online store that knows every customer."""
+
+    async def read(self, customers):
+        return [((6.0, 40.0, "plus"), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)) for _ in customers]
+
+
+def test_a_customer_whose_requests_fail_again_and_again_is_one_that_a_release_is_judged_by(
+    submit, recorder, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError
+
+    reading = Batcher(recorder, recorder, id_key=b"key", reader=lambda _: Known(), is_stale=lambda _: False)
+
+    async def ask(revision, *customers):
+        serving = submit.serving._replace(slots=Slots(revision, "", None))
+        asked = [ScoringRequest("r", customer) for customer in customers]
+        await asyncio.gather(*[reading.submit(one, serving, arrived=0.0) for one in asked], return_exceptions=True)
+
+    async def run():
+        await ask(1, *["ann"] * 50)
+        await ask(1, "ann", "bob")
+        await ask(2, "ann")  # another step of a release
+
+    monkeypatch.setattr(type(submit.serving.champion), "pack", fail)
+    asyncio.run(run())
+    failed = [by for name, *_, by in recorder.counted if name == "model_failed_customers_total"]
+    assert failed == [1, 1, 1]
+    assert sum(by for name, *_, by in recorder.counted if name == "model_errors_total") == 53

@@ -8,12 +8,12 @@ import sys
 
 PROGRAM = """
 import logging.config
-from closedloop.cli import configure_logging
+from closedloop.cli.main import configure_logging
 from closedloop.serving.logs import LOG_CONFIG
 
 configure_logging()
 logging.config.dictConfig(LOG_CONFIG)
-logging.getLogger("closedloop.serving.agent").warning("version %s is refused", "3", extra={"request_id": "r1"})
+logging.getLogger("closedloop.serving.process.agent").warning("version %s is refused", "3", extra={"request_id": "r1"})
 logging.getLogger("uvicorn").info("started")
 logging.getLogger("alembic").info("not of interest")
 """

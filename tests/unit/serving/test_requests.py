@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from closedloop.contract import CategoricalFeature, NumericFeature, encode_row, read_contract
+from closedloop.contract import CategoricalFeature, NumericFeature, read_contract
+from closedloop.rules import CUSTOMER_ID_RULE, RefusedRequest, Rules
+from closedloop.serving.http.openapi import describe_service
 from closedloop.serving.models import load_model
-from closedloop.serving.requests import RefusedRequest, RequestChecker, find_range
-from tests.model_folders import ROWS, write_model_folder
+from closedloop.serving.requests import RequestChecker
+from tests.model_folders import ROWS, pack_row, write_model_folder
 
 GOOD = ROWS[0]
 
@@ -51,9 +53,14 @@ def test_a_request_by_customer_carries_no_features(checker):
     [
         ([], "", "object"),
         ({}, "customer_id", "customer_id or features is required"),
-        ({"customer_id": ""}, "customer_id", "a text of 1 to 200 printable characters"),
-        ({"customer_id": 7}, "customer_id", "a text of 1 to 200 printable characters"),
-        ({"customer_id": "C\n1"}, "customer_id", "a text of 1 to 200 printable characters"),
+        ({"customer_id": ""}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": " "}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": True}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": 1.5}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": 2e16}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": "2e+16"}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": "C\n1"}, "customer_id", CUSTOMER_ID_RULE),
+        ({"customer_id": ["C1"]}, "customer_id", CUSTOMER_ID_RULE),
         ({"customer_id": "C1", "colour": 1}, "colour", "is not known"),
         ({"customer_id": "C1", "request_id": []}, "request_id", "a text of 1 to 200 printable characters"),
         ({"features": []}, "features", "object"),
@@ -64,8 +71,8 @@ def test_a_request_by_customer_carries_no_features(checker):
         ({"features": GOOD | {"age": 111.5}}, "features.age", "from 0 to 111"),
         ({"features": GOOD | {"visits_30d": -1}}, "features.visits_30d", "from 0 to 30"),
         ({"features": GOOD | {"visits_30d": {}}}, "features.visits_30d", "number or null"),
-        ({"features": GOOD | {"plan": "gold"}}, "features.plan", "one of basic, plus or null"),
-        ({"features": GOOD | {"plan": 1}}, "features.plan", "one of basic, plus or null"),
+        ({"features": GOOD | {"plan": "gold"}}, "features.plan", 'one of "basic", "plus" or null'),
+        ({"features": GOOD | {"plan": 1}}, "features.plan", 'one of "basic", "plus" or null'),
         ({"features": GOOD | {"shoe": 1}}, "features.shoe", "is not known"),
         ({"features": {"age": 40, "plan": None}}, "features.visits_30d", "is required; null where it is unknown"),
     ],
@@ -92,10 +99,14 @@ def test_the_limits_themselves_are_allowed(checker):
 
 
 def test_a_number_that_was_never_negative_stays_so_and_others_may_leave_both_ends():
-    assert find_range(NumericFeature(name="a", minimum=-10, maximum=10), 0.5) == (-20, 20)
-    assert find_range(NumericFeature(name="a", minimum=5, maximum=5), 1.0) == (4, 6)
-    assert find_range(NumericFeature(name="a", minimum=0, maximum=10), 1.0) == (0, 20)
-    assert find_range(NumericFeature(name="a"), 1.0) == (-3e38, 3e38)
+    def find_range(margin, **seen):
+        (feature,) = Rules([NumericFeature(name="a", **seen).model_dump()], margin).features
+        return feature.low, feature.high
+
+    assert find_range(0.5, minimum=-10, maximum=10) == (-20, 20)
+    assert find_range(1.0, minimum=5, maximum=5) == (4, 6)
+    assert find_range(1.0, minimum=0, maximum=10) == (0, 20)
+    assert find_range(1.0) == (-3e38, 3e38)
 
 
 JSON = st.recursive(
@@ -133,7 +144,9 @@ BODIES = st.builds(
     dict,
     features=st.none()
     | st.builds(dict, visits_30d=numbered(-10, 30, 30.1), age=numbered(40, 0, 111), plan=numbered("plus", "basic")),
-    customer_id=st.sampled_from([None, "C1", "C\n1", "", 7, "C" * 201]),
+    customer_id=st.sampled_from(
+        [None, "C1", "C\n1", "", " ", 7, "7.0", " C1", 2**70, 7.0, 7.5, True, "2e+16", "C" * 201, "C" * 200 + " "]
+    ),
     request_id=st.sampled_from([None, "mine", "\x00", "", 7, "r" * 201]),
 ) | st.fixed_dictionaries({}, optional={"customer_id": st.just("C1"), "features": st.just(GOOD), "other": st.just(1)})
 
@@ -151,6 +164,77 @@ def test_the_short_way_takes_and_refuses_what_the_rules_do(checker, body):
     line = msgspec.json.encode(body)
     expected = outcome(lambda: checker.check(msgspec.json.decode(line), "given"))
     assert outcome(lambda: checker.read(line, "given")) == expected
+
+
+CODED = (
+    CategoricalFeature(name="level", categories=("0", "1", "1.5", "True", "a")),
+    CategoricalFeature(name="old", categories=("1.0", "2"), nullable=False),  # from before codes were normalised
+)
+
+
+@pytest.fixture(scope="module")
+def coded(folder):
+    return RequestChecker(read_contract(folder).model_copy(update={"features": CODED}), range_margin=0.5)
+
+
+@pytest.mark.parametrize(
+    ("level", "taken"), [(0, "0"), (1.0, "1"), ("1.0", "1"), (" a", "a"), (1.5, "1.5"), (True, "True"), (None, None)]
+)
+def test_a_category_is_taken_in_each_spelling_of_its_code(coded, level, taken):
+    line = msgspec.json.encode({"features": {"level": level, "old": 2}})
+    assert coded.read(line, "given").values == (taken, "2")
+
+
+def test_quotes_show_that_categories_are_text(coded, folder):
+    rules = refuse(coded, {"features": {"level": 2, "old": None}})
+    assert rules == {
+        ("features.level", 'one of "0", "1", "1.5", "True", "a" or null'): 2,
+        ("features.old", 'one of "1.0", "2"'): None,
+    }
+    many = CategoricalFeature(name="many", categories=tuple(map(str, range(23))), nullable=False)
+    checker = RequestChecker(read_contract(folder).model_copy(update={"features": (many,)}), 0.5)
+    ((_, rule),) = refuse(checker, {"features": {"many": "x"}})
+    assert rule.endswith('"18", "19" and 3 more')
+
+
+def test_the_description_names_the_numbers_that_are_taken_for_categories(coded):
+    described = describe_service(coded.contract, range_margin=0.5, batch_items_max=3, with_tokens=False)
+    features = described["components"]["schemas"]["Features"]["properties"]
+    assert features["level"] == {"enum": ["0", "1", "1.5", "True", "a", 0, 1, 1.5, None]}
+    assert features["old"] == {"enum": ["1.0", "2", 2]}
+
+
+CODES = st.sampled_from(
+    [
+        None,
+        0,
+        1,
+        2,
+        1.0,
+        1.5,
+        -0.0,
+        1e300,
+        True,
+        False,
+        "0",
+        "1",
+        "1.0",
+        "1.00",
+        " 1",
+        "01",
+        "1.5",
+        "True",
+        "",
+        "a ",
+        [],
+    ]
+)
+
+
+@given(st.builds(dict, features=st.builds(dict, level=CODES, old=CODES)))
+def test_the_short_way_reads_codes_as_the_rules_do(coded, body):
+    line = msgspec.json.encode(body)
+    assert outcome(lambda: coded.read(line, "own")) == outcome(lambda: coded.check(msgspec.json.decode(line), "own"))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +266,7 @@ def test_values_are_packed_as_the_graph_takes_them(folder):
     expected = [[math.nan, 40.0, 1.0], [1.0, 2.0, -1.0], [3.0, math.nan, -1.0]]
     np.testing.assert_array_equal(packed, expected)
     for row in ROWS:
-        np.testing.assert_array_equal(model.pack([tuple(row.values())]), encode_row(model.contract.features, row))
+        np.testing.assert_array_equal(model.pack([tuple(row.values())]), pack_row(model.contract.features, row))
 
 
 def test_missing_categories_are_found_for_the_metrics(folder):

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from closedloop.adapters.engine import Engine
-from closedloop.adapters.tables import EVENT_SCHEMA, write_event_days, write_table
-from closedloop.core.windows import AGGREGATIONS, WindowSpec, feature_names
+from closedloop.adapters.duckdb import Engine
+from closedloop.config.layout import Layout
+from closedloop.core.features.windows import AGGREGATIONS, WindowSpec, feature_names
 from closedloop.errors import ConfigError, DataError
-from closedloop.stages.features import build_features, build_labels
-from closedloop.stages.rollup import update_rollup
+from closedloop.stages.features import write_window_features
+from closedloop.stages.parts.daily import update_daily
+from closedloop.stages.parts.snapshots import build_labels
+from closedloop.tabular.tables import EVENT_SCHEMA, write_event_days, write_table
 
 SPEC = WindowSpec(
     event_types=("purchase", "login"),
@@ -78,10 +80,10 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def roll_up_anew(events_dir: Path, engine: Engine) -> dict[str, bytes]:
+def aggregate_anew(events_dir: Path, engine: Engine) -> dict[str, bytes]:
     folder = events_dir.parent / "anew"
     shutil.rmtree(folder, ignore_errors=True)
-    update_rollup(events_dir, folder, engine=engine)
+    update_daily(events_dir, folder, engine=engine)
     return read_bytes(folder)
 
 
@@ -92,18 +94,18 @@ def build(events_dir: Path, customers_path: Path, engine: Engine, **changes: Any
         "snapshots": SNAPSHOTS,
         "attributes": {"age": "numeric", "plan": "categorical"},
         "since_column": "since",
-        "engine": engine,
         **changes,
     }
-    return build_features(events_dir, customers_path, root / "rollup", root / "features", **arguments)
+    layout = Layout(raw=root, daily=root / "daily", features=root / "features")
+    return write_window_features(layout, engine, **arguments)
 
 
 def test_layout_months_then_days_of_the_newest_month(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
-    update_rollup(events_dir, tmp_path / "rollup", engine=engine)
-    names = sorted(path.stem for path in (tmp_path / "rollup").iterdir())
+    update_daily(events_dir, tmp_path / "daily", engine=engine)
+    names = sorted(path.stem for path in (tmp_path / "daily").iterdir())
     april = [f"2024-04-{day:02d}" for day in range(1, 10)]
     assert names == ["2024-01", "2024-02", "2024-03", *april]
-    rows = sum(pq.read_table(path)["event_count"].to_pandas().sum() for path in (tmp_path / "rollup").iterdir())
+    rows = sum(pq.read_table(path)["event_count"].to_pandas().sum() for path in (tmp_path / "daily").iterdir())
     assert rows == 1500
 
 
@@ -150,17 +152,17 @@ def _keep(folder: Path) -> None:
         (_delete_newest_month, [f"2024-03-{day:02d}" for day in range(1, 32)]),
     ],
 )
-def test_an_update_equals_a_roll_up_from_scratch(
+def test_an_update_equals_aggregates_from_scratch(
     change: Any, computed: list[str], events_dir: Path, tmp_path: Path, engine: Engine
 ) -> None:
-    rollup = tmp_path / "rollup"
-    update_rollup(events_dir, rollup, engine=engine)
-    before = {path.stem: path.stat().st_ino for path in rollup.iterdir()}
+    daily = tmp_path / "daily"
+    update_daily(events_dir, daily, engine=engine)
+    before = {path.stem: path.stat().st_ino for path in daily.iterdir()}
     change(events_dir)
-    assert update_rollup(events_dir, rollup, engine=engine) == len(computed)
-    written = [path.stem for path in rollup.iterdir() if before.get(path.stem) != path.stat().st_ino]
+    assert update_daily(events_dir, daily, engine=engine) == len(computed)
+    written = [path.stem for path in daily.iterdir() if before.get(path.stem) != path.stat().st_ino]
     assert sorted(written) == computed
-    assert read_bytes(rollup) == roll_up_anew(events_dir, engine)
+    assert read_bytes(daily) == aggregate_anew(events_dir, engine)
 
 
 def test_a_file_that_ingest_did_not_write_is_compared_by_content(
@@ -171,63 +173,63 @@ def test_a_file_that_ingest_did_not_write_is_compared_by_content(
     plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     pq.write_table(pa.Table.from_pandas(table, schema=EVENT_SCHEMA, preserve_index=False), path, **plain)
     footer = path.read_bytes()[-300:]
-    update_rollup(events_dir, tmp_path / "rollup", engine=engine)
+    update_daily(events_dir, tmp_path / "daily", engine=engine)
     table.loc[table["amount"].notna().idxmax(), "amount"] = 1234.5
     pq.write_table(pa.Table.from_pandas(table, schema=EVENT_SCHEMA, preserve_index=False), path, **plain)
     assert path.read_bytes()[-300:] == footer
-    assert update_rollup(events_dir, tmp_path / "rollup", engine=engine) == 1
-    assert read_bytes(tmp_path / "rollup") == roll_up_anew(events_dir, engine)
+    assert update_daily(events_dir, tmp_path / "daily", engine=engine) == 1
+    assert read_bytes(tmp_path / "daily") == aggregate_anew(events_dir, engine)
 
 
 def test_whatever_a_kill_leaves_is_made_good(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
-    rollup = tmp_path / "rollup"
-    update_rollup(events_dir, rollup, engine=engine)
-    whole = (rollup / "2024-01.parquet").read_bytes()
-    (rollup / ".2024-01.parquet.4711").write_bytes(whole[:100])  # half written beside
-    (rollup / "2024-02.parquet").write_bytes(whole[: len(whole) // 2])  # torn
-    (rollup / "2024-03.parquet").write_bytes(b"")
-    (rollup / "2024-04-01.parquet").unlink()
-    (rollup / "2024-03-07.parquet").write_bytes(whole)  # from when March was the newest month
-    assert update_rollup(events_dir, rollup, engine=engine) == 3
-    assert read_bytes(rollup) == roll_up_anew(events_dir, engine)
+    daily = tmp_path / "daily"
+    update_daily(events_dir, daily, engine=engine)
+    whole = (daily / "2024-01.parquet").read_bytes()
+    (daily / ".2024-01.parquet.4711").write_bytes(whole[:100])  # half written beside
+    (daily / "2024-02.parquet").write_bytes(whole[: len(whole) // 2])  # torn
+    (daily / "2024-03.parquet").write_bytes(b"")
+    (daily / "2024-04-01.parquet").unlink()
+    (daily / "2024-03-07.parquet").write_bytes(whole)  # from when March was the newest month
+    assert update_daily(events_dir, daily, engine=engine) == 3
+    assert read_bytes(daily) == aggregate_anew(events_dir, engine)
 
 
 def test_the_events_own_folder_is_refused(events_dir: Path, engine: Engine) -> None:
     before = read_bytes(events_dir)
-    with pytest.raises(ConfigError, match="needs one of its own"):
-        update_rollup(events_dir, events_dir, engine=engine)
+    with pytest.raises(ConfigError, match="need one of their own"):
+        update_daily(events_dir, events_dir, engine=engine)
     assert read_bytes(events_dir) == before
 
 
 def test_foreign_files_are_left_alone(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
-    rollup = tmp_path / "rollup"
-    rollup.mkdir()
-    (rollup / "notes.parquet").write_bytes(b"not ours")
-    update_rollup(events_dir, rollup, engine=engine)
-    assert (rollup / "notes.parquet").read_bytes() == b"not ours"
-    labels = build_labels(rollup, spec=SPEC, snapshots=SNAPSHOTS[:1], horizon_days=3, as_of=AS_OF, engine=engine)
+    daily = tmp_path / "daily"
+    daily.mkdir()
+    (daily / "notes.parquet").write_bytes(b"not ours")
+    update_daily(events_dir, daily, engine=engine)
+    assert (daily / "notes.parquet").read_bytes() == b"not ours"
+    labels = build_labels(daily, spec=SPEC, snapshots=SNAPSHOTS[:1], horizon_days=3, as_of=AS_OF, engine=engine)
     assert len(labels)
 
 
 def test_no_events_are_refused(tmp_path: Path, engine: Engine) -> None:
     (tmp_path / "events").mkdir()
     with pytest.raises(DataError, match="holds no events"):
-        update_rollup(tmp_path / "events", tmp_path / "rollup", engine=engine)
+        update_daily(tmp_path / "events", tmp_path / "daily", engine=engine)
 
 
 def test_a_damaged_day_is_named_and_leaves_nothing(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
     (events_dir / "2024-02-05.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DataError, match="2024-02-05"):
-        update_rollup(events_dir, tmp_path / "rollup", engine=engine)
-    assert not (tmp_path / "rollup" / "2024-02.parquet").exists()
-    assert not list((tmp_path / "rollup").glob(".*"))
+        update_daily(events_dir, tmp_path / "daily", engine=engine)
+    assert not (tmp_path / "daily" / "2024-02.parquet").exists()
+    assert not list((tmp_path / "daily").glob(".*"))
 
 
 def test_an_infinite_amount_is_refused(tmp_path: Path, engine: Engine) -> None:
     events = make_events(rows=50)
     events.loc[events["event_type"] == "purchase", "amount"] = np.inf
     with pytest.raises(DataError, match="engine"):
-        update_rollup(write_events(tmp_path / "events", events), tmp_path / "rollup", engine=engine)
+        update_daily(write_events(tmp_path / "events", events), tmp_path / "daily", engine=engine)
 
 
 def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine) -> None:
@@ -235,7 +237,7 @@ def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, e
     files = sorted((tmp_path / "features").iterdir())
     assert [path.name for path in files] == ["2024-03-11.parquet", "2024-04-10.parquet"]
     tables = [pq.read_table(path) for path in files]
-    assert report == {"rollup_files": 12, "rollup_files_written": 12, "snapshots": 2, "rows": sum(map(len, tables))}
+    assert report == {"daily_files": 12, "daily_files_written": 12, "snapshots": 2, "rows": sum(map(len, tables))}
     schema = tables[1].schema
     assert schema.names == ["customer_id", "event_timestamp", *feature_names(SPEC), "age", "plan"]
     assert schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
@@ -269,14 +271,14 @@ def test_same_bytes_whatever_the_threads_and_whatever_was_there(
     events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine
 ) -> None:
     build(events_dir, customers_path, engine)
-    first = read_bytes(tmp_path / "features"), read_bytes(tmp_path / "rollup")
+    first = read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")
     (tmp_path / "features" / "2023-01-01.parquet").write_bytes(b"of an earlier run")
     build(events_dir, customers_path, engine)
-    assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "rollup")) == first
-    shutil.rmtree(tmp_path / "rollup")
+    assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first
+    shutil.rmtree(tmp_path / "daily")
     with Engine(memory_limit="300MB", threads=1, temp_directory=tmp_path / "spill") as other:
         build(events_dir, customers_path, other)
-    assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "rollup")) == first
+    assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first
 
 
 def test_a_failure_leaves_the_features_as_they_were(
@@ -286,13 +288,13 @@ def test_a_failure_leaves_the_features_as_they_were(
     before = read_bytes(tmp_path / "features")
     with pytest.raises(DataError, match="wrong_name"):
         build(events_dir, customers_path, engine, attributes={"wrong_name": "numeric"})
-    with pytest.raises(DataError, match="nobody has an event of type 'purchase'"):
+    with pytest.raises(DataError, match="no customer has an event of type 'purchase'"):
         build(events_dir, customers_path, engine, snapshots=[START - dt.timedelta(days=9)])
     with pytest.raises(ConfigError, match="'Tenure_days' is called like a computed column"):
         build(events_dir, customers_path, engine, attributes={"Tenure_days": "numeric"})
     assert read_bytes(tmp_path / "features") == before
     assert {path.name for path in tmp_path.iterdir()} <= {
-        "events", "customers.parquet", "rollup", "features", "spill"
+        "events", "customers.parquet", "daily", "features", "spill"
     }  # fmt: skip
 
 
@@ -306,7 +308,7 @@ def test_a_customer_that_stands_twice_is_refused(events_dir: Path, customers_pat
 def test_labels_of_the_population(events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine) -> None:
     build(events_dir, customers_path, engine)
     arguments: dict[str, Any] = {"spec": SPEC, "horizon_days": 3, "as_of": AS_OF, "engine": engine}
-    labels = build_labels(tmp_path / "rollup", snapshots=SNAPSHOTS[:1], **arguments)
+    labels = build_labels(tmp_path / "daily", snapshots=SNAPSHOTS[:1], **arguments)
     features = pq.read_table(tmp_path / "features" / "2024-03-11.parquet").to_pandas()
     assert labels["customer_id"].tolist() == features["customer_id"].tolist()
     assert str(labels["event_timestamp"].dtype) == "datetime64[us, UTC]"
@@ -317,6 +319,6 @@ def test_labels_of_the_population(events_dir: Path, customers_path: Path, tmp_pa
     assert labels["churned"].tolist() == (~labels["customer_id"].isin(after["customer_id"])).tolist()
     assert 0 < labels["churned"].sum() < len(labels)
     with pytest.raises(ConfigError, match="is open at as_of"):
-        build_labels(tmp_path / "rollup", snapshots=SNAPSHOTS, **arguments)
-    with pytest.raises(DataError, match="holds no roll-up"):
+        build_labels(tmp_path / "daily", snapshots=SNAPSHOTS, **arguments)
+    with pytest.raises(DataError, match="holds no daily aggregates"):
         build_labels(tmp_path / "nowhere", snapshots=SNAPSHOTS[:1], **arguments)

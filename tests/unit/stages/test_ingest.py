@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy
 
-from closedloop.adapters.tables import read_table
-from closedloop.dataset import DatasetConfig
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.layout import Layout
+from closedloop.config.params import merge_values, parse_params
 from closedloop.errors import DataError
-from closedloop.params import merge_values, parse_params
 from closedloop.stages.ingest import ingest
+from closedloop.tabular.tables import read_table
 
 ORDERS = {
     "name": "orders",
@@ -77,8 +79,7 @@ def run(tmp_path: Path, config: dict[str, Any], source: Path | None, **data: Any
     return ingest(
         params,
         DatasetConfig.model_validate(config),
-        raw_dir=tmp_path / "raw",
-        metrics_path=tmp_path / "metrics/ingest.json",
+        Layout(raw=tmp_path / "raw", ingest_metrics=tmp_path / "metrics/ingest.json"),
     )
 
 
@@ -207,7 +208,7 @@ def test_a_source_without_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"data\.source: there are column names, but no rows"):
         run(tmp_path, ORDERS, path)
     path.write_text(HEADER + "1,A,2025-01-01 09:00:00,1,1\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"no event before as_of 2024-06-01 is left \(1 rows read, 1 at or after as_of"):
+    with pytest.raises(DataError, match=r"no event before as_of 2024-06-01 is left \(1 row read, 1 at or after as_of"):
         run(tmp_path, ORDERS, path)
     assert not (tmp_path / "raw").exists()
 
@@ -287,3 +288,159 @@ def test_without_ids_to_drop_a_blank_one_is_left_for_the_data_gate(tmp_path, ord
     run(tmp_path, config, orders)
     assert read(tmp_path, "events")["customer_id"].isna().sum() == 1
     assert read(tmp_path, "customers.parquet")["customer_id"].tolist() == ["17850", "A7"]
+
+
+def write_codes(folder: Path) -> Path:
+    """The same codes as whole numbers, and as floats since one is missing."""
+    folder.mkdir()
+    rows = pd.DataFrame({"id": [1, 2], "plan": [1, 2], "paid": [1, 1], "gender": [0, 1], "left": [1, 0]})
+    rows.to_parquet(folder / "a.parquet")
+    later = pd.DataFrame(
+        {
+            "id": [3.0, 4.0, 5.0],
+            "plan": [1.0, 2.0, None],
+            "paid": 1.0,
+            "gender": [0.0, 1.0, None],
+            "left": [1.0, 0.0, 1.0],
+        }
+    )
+    later.to_parquet(folder / "b.parquet")
+    return folder
+
+
+CODES = merge_values(
+    PLANS, {"source": {"type": "parquet"}, "columns": {"label": {"column": "left", "churned": "1", "stayed": "0"}}}
+)
+
+
+def test_a_missing_code_in_one_file_makes_no_new_category(tmp_path):
+    run(tmp_path, CODES, write_codes(tmp_path / "codes"))
+    customers = read(tmp_path, "customers.parquet")
+    assert customers["customer_id"].tolist() == ["1", "2", "3", "4", "5"]
+    assert customers["plan"].tolist() == ["1", "2", "1", "2", None]
+    assert customers["gender"].tolist() == ["0", "1", "0", "1", None]
+    assert customers["churned"].tolist() == [True, False, True, False, True]
+
+
+def test_a_database_and_a_csv_spell_codes_as_parquet_does(tmp_path, monkeypatch):
+    write_codes(tmp_path / "codes")
+    frames = [pd.read_parquet(tmp_path / f"codes/{name}.parquet") for name in "ab"]
+    monkeypatch.setenv("PLANS_DATABASE", f"sqlite:///{tmp_path / 'plans.db'}")
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'plans.db'}")
+    for name, frame in zip("ab", frames, strict=True):
+        frame.to_sql(name, engine, index=False)
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    engine.dispose()
+    query = "SELECT * FROM a UNION ALL SELECT * FROM b"
+    table = {**CODES, "source": {"type": "sql", "url_variable": "PLANS_DATABASE", "query": query}}
+    written = []
+    for config, source in (
+        (CODES, tmp_path / "codes"),
+        (table, None),
+        ({**CODES, "source": {"type": "csv"}}, tmp_path / "[ab].csv"),
+    ):
+        run(tmp_path, config, source)
+        written.append((tmp_path / "raw/customers.parquet").read_bytes())
+    assert len(set(written)) == 1
+
+
+def test_an_event_type_written_as_a_float_is_the_type_that_was_listed(tmp_path):
+    pd.DataFrame({"who": [1, 2], "what": [1, 2], "at": "2024-01-01"}).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"who": [1.0, None], "what": [1.0, None], "at": "2024-02-01"}).to_parquet(tmp_path / "b.parquet")
+    config = {
+        **ORDERS,
+        "source": {"type": "parquet"},
+        "columns": {"entity_id": "who", "time": "at", "event_type": "what"},
+        "event_types": {"1": {}, "3": {}},
+        "cleaning": {},
+        "label": {**ORDERS["label"], "event_type": "1"},
+    }
+    report = run(tmp_path, config, tmp_path / "*.parquet")
+    assert read(tmp_path, "events")["event_type"].tolist() == ["1", "2", "1"]
+    assert report["event_types_ignored"] == {"2": 1}
+
+
+def test_a_listed_event_type_that_never_occurs_is_told(tmp_path, caplog):
+    path = tmp_path / "log.csv"
+    path.write_text("who,what,at\n1,order,2024-01-01 11:00:00\n", encoding="utf-8")
+    config = {
+        **ORDERS,
+        "columns": {"entity_id": "who", "time": "at", "event_type": "what"},
+        "event_types": {"order": {}, "visit": {}},
+        "cleaning": {},
+        "label": {**ORDERS["label"], "event_type": "order"},
+    }
+    run(tmp_path, config, path)
+    assert "event_types: no event is of type visit" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["csv", "parquet"])
+def test_a_line_is_a_duplicate_by_its_values_and_not_by_their_places(tmp_path, name):
+    """The first line is in both files, whose columns stand in another order; the second line differs."""
+    first = pd.DataFrame(
+        [["1", "17", "2023-01-02 09:00:00", 2, 3], ["2", "17", "2023-01-03 09:00:00", 4, 1]],
+        columns=["Invoice", "Customer", "At", "Price", "Pieces"],
+    )
+    second = first.assign(Price=[2.0, 1.0], Pieces=[3, 4])[["Pieces", "Invoice", "Customer", "At", "Price"]]
+    for number, frame in enumerate((first, second)):
+        path = tmp_path / f"{number}.{name}"
+        frame.to_csv(path, index=False) if name == "csv" else frame.to_parquet(path)
+    if name == "csv":
+        (tmp_path / "1.csv").write_text((tmp_path / "1.csv").read_text().replace(".0", ""))
+    report = run(tmp_path, merge_values(ORDERS, {"source": {"type": name}}), tmp_path / f"*.{name}")
+    assert report["rows_dropped"] == 1
+    dropped = read(tmp_path, "dropped.parquet")
+    assert dropped[["source", "row"]].to_numpy().tolist() == [[f"1.{name}", 1]]
+
+
+def test_a_table_without_ids_is_numbered_through_its_files(tmp_path):
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    (folder / "a.csv").write_text("plan,paid,gender,left\na,1,f,yes\nb,2,m,no\n", encoding="utf-8")
+    (folder / "b.csv").write_text("plan,paid,gender,left\na,1,f,yes\na,1,f,yes\n", encoding="utf-8")
+    config = merge_values(PLANS, {"columns": {"entity_id": "row_number"}})
+    run(tmp_path, config, folder)
+    assert read(tmp_path, "customers.parquet")["customer_id"].tolist() == ["1", "2", "3", "4"]
+    run(tmp_path, merge_values(config, {"cleaning": {"drop_duplicates": True}}), folder)
+    assert read(tmp_path, "customers.parquet")["customer_id"].tolist() == ["1", "2"]
+
+
+def test_odd_names_are_read_under_others(tmp_path):
+    path = tmp_path / "plans.csv"
+    path.write_text('id,"plan #1, ""old""",paid:eur,gender,left\n1,a,2,f,yes\n', encoding="utf-8")
+    config = merge_values(PLANS, {"columns": {"rename": {'plan #1, "old"': "plan", "paid:eur": "paid"}}})
+    run(tmp_path, config, path)
+    assert read(tmp_path, "customers.parquet")[["plan", "paid"]].to_numpy().tolist() == [["a", 2.0]]
+
+
+def test_words_that_may_mean_a_missing_value_are_told_or_taken_for_one(tmp_path, caplog):
+    path = tmp_path / "plans.csv"
+    path.write_text("id,plan,paid,gender,left\n1,NULL,1,?,yes\n2,NULL,1,f,no\n3,a,1,\\N,no\n", encoding="utf-8")
+    report = run(tmp_path, PLANS, path)
+    assert report["missing_words"] == {"plan": {"NULL": 2}, "gender": {"?": 1, "\\N": 1}}
+    assert "column plan holds NULL (2): if that means a missing value, name it in source.na_values" in caplog.text
+    taken = run(tmp_path, merge_values(PLANS, {"source": {"na_values": ["NULL", "?", "\\N"]}}), path)
+    assert (taken["missing_words"], taken["blank_values"]) == ({}, {"plan": 2, "gender": 2})
+
+
+def test_a_decimal_comma_between_semicolons(tmp_path):
+    path = tmp_path / "plans.csv"
+    path.write_text("id;plan;paid;gender;left\n1;a;10,5;f;yes\n", encoding="cp1252")
+    config = merge_values(PLANS, {"source": {"delimiter": ";", "decimal": ",", "encoding": "cp1252"}})
+    run(tmp_path, config, path)
+    assert read(tmp_path, "customers.parquet")["paid"].tolist() == [10.5]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("2e+16,a,1,f,yes", "column 'id': 2e\\+16 may have lost digits"),
+        ("a\0b,a,1,f,yes", "column 'id': must be a text of 1 to 200 printable characters"),
+        ("1,a\0b,1,f,yes", "column 'plan': must not hold control characters"),
+    ],
+)
+def test_an_id_or_code_that_cannot_be_kept_is_refused_with_its_place(tmp_path, cells, message):
+    path = tmp_path / "plans.csv"
+    path.write_text(f"id,plan,paid,gender,left\n{cells}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"plans\.csv, row 1, {message}"):
+        run(tmp_path, PLANS, path)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from closedloop.config.dataset import load_dataset
+from closedloop.config.layout import Layout
+from closedloop.config.params import parse_params
 from closedloop.errors import ConfigError, DataError
-from closedloop.params import parse_params
-from closedloop.stages.training_set import _require_classes, select_snapshots, split_table_by_time
+from closedloop.stages.training_set import _require_classes, read_labels, select_snapshots, split_table_by_time
 
+TELCO = load_dataset("telco", Path(__file__).parents[3] / "configs/datasets")
 MONTHS = [dt.datetime(2024, month, 1, tzinfo=dt.UTC) for month in range(1, 7)]
 
 
@@ -39,6 +43,35 @@ def test_a_table_with_time_is_split_by_whole_days_newest_last():
     days = pd.Series(pd.to_datetime(["2024-01-01"] * 6 + ["2024-01-02"] * 2 + ["2024-01-03"] * 2, utc=True))
     parts = split_table_by_time(days, validation_fraction=0.2, test_fraction=0.2)
     assert parts.tolist() == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(["01"], "of 2024-01-01; "), (["01", "02"], "of 2024-01-01 and 2024-01-02; ")]
+)
+def test_a_table_of_one_day_or_two_is_refused_with_the_remedy(days, said):
+    times = pd.Series(pd.to_datetime([f"2024-01-{day}" for day in days] * 20, utc=True))
+    with pytest.raises(DataError, match=said + r".*needs at least 3: give rows of more days, or take columns.time out"):
+        split_table_by_time(times, validation_fraction=0.2, test_fraction=0.2)
+
+
+def write_customers(folder, **columns):
+    layout = Layout(raw=folder)
+    values = {"customer_id": ["a", "b", "c"], "churned": [True, False, True], **columns}
+    pd.DataFrame(values).to_parquet(folder / "customers.parquet")
+    return layout
+
+
+def test_dates_choose_a_tables_days(tmp_path):
+    days = pd.to_datetime(["2024-01-01", "2024-01-02", "2024-01-03"], utc=True)
+    layout = write_customers(tmp_path, event_timestamp=days)
+    for data, ids in (({}, "abc"), ({"start_date": "2024-01-02"}, "bc"), ({"end_date": "2024-01-02"}, "ab")):
+        assert "".join(read_labels(params_with(**data), TELCO, None, layout)["customer_id"]) == ids
+
+
+def test_dates_of_a_table_without_days_are_refused(tmp_path):
+    layout = write_customers(tmp_path)
+    with pytest.raises(ConfigError, match=r"the table has no columns\.time"):
+        read_labels(params_with(start_date="2024-01-02"), TELCO, None, layout)
 
 
 def test_the_split_by_time_does_not_depend_on_the_order_of_the_rows():

@@ -1,0 +1,159 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from closedloop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from closedloop.bootstrap import RunContext
+
+# The headings of `closedloop --help`.
+WORKFLOW, SERVING, MONITORING = "Workflow", "Serving", "Monitoring"
+RELEASE, STORE, TOOLS = "Release", "Store", "Tools"
+PARAMS = Path("params.yaml")
+REASONS_MAX = 20  # as in closedloop.rules, whose import would cost every command NumPy's
+ParamsOption = Annotated[
+    Path, typer.Option("--params", help="The parameters of the model and the name of the data set.")
+]
+AsOfOption = Annotated[str, typer.Option(help="UTC date: only events before it are used.")]
+ClockOption = Annotated[
+    str | None, typer.Option("--as-of", help="The data's clock: a UTC date, or 'now' (production's default).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+ModelOption = Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")]
+
+
+# What a mistyped command may be taken for: nothing that a person could not want to have run.
+READ_ONLY = frozenset(
+    ["analyze", "check", "doctor", "history", "paired", "reproduce", "size", "skew", "status", "verify", "why"]
+)
+
+
+class Commands(TyperGroup):
+    """A group that suggests only commands that change nothing, and groups, for one that is mistyped."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command, as Typer does but for its suggestions."""
+        self.suggest_commands = False
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            offered = [name for name, one in self.commands.items() if name in READ_ONLY or isinstance(one, TyperGroup)]
+            if args and (close := difflib.get_close_matches(args[0], offered)):
+                error.message = f"{str(error).rstrip('.')}. Did you mean {' or '.join(map(repr, close))}?"  # type: ignore[attr-defined]
+            raise
+
+
+_verbose = [False]
+
+
+def be_verbose(wanted: bool) -> None:
+    """Keep whether a person wants to see what trainings say."""
+    _verbose[0] = wanted
+
+
+def is_verbose() -> bool:
+    """Whether a person wants to see what trainings say."""
+    return _verbose[0]
+
+
+# Where a person typed the command: `enter_workspace` goes elsewhere, and paths that are given are of here.
+_began_in: list[Path] = []
+
+
+def enter_workspace(name: str) -> None:
+    """Go into a data set's workspace; the data set of params.yaml may have its results here.
+
+    Raises
+    ------
+    ConfigError
+        If the data set has no workspace yet.
+    """
+    from closedloop.config.calls import name_call, remember_dataset
+    from closedloop.config.dataset import load_dataset
+    from closedloop.config.yaml import read_yaml
+
+    load_dataset(name, Path("configs/datasets"))  # refuses an unknown one, and a path
+    folder = Path("workspaces") / name
+    _began_in[:] = [Path.cwd()]
+    if (folder / PARAMS).is_file():
+        os.chdir(folder)
+    elif read_yaml(PARAMS).get("dataset") != name:
+        raise ConfigError(f"{folder}: {name} has no results yet; make them: {name_call(f'run --dataset {name}')}")
+    remember_dataset(name)
+
+
+def locate_given(text: str) -> str:
+    """A path that was given, as it is from the present folder; an address of a table stays as it is."""
+    if not _began_in or "://" in text:
+        return text
+    return str(_began_in[0] / text)
+
+
+def print_json(content: Any) -> None:
+    """Print for programs."""
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(content)).decode())
+
+
+def tell(name: str, text: str) -> None:
+    """What a stage has to say to people, behind its name, on standard error."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text.assemble((f"{name:>12}", "bold"), f"  {text}"))
+
+
+def read_now() -> dt.datetime:
+    """The wall clock, UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+def read_clock(text: str | None, context: RunContext) -> dt.date | None:
+    """The date that ``--as-of`` takes for today; None is the wall clock, which production goes by."""
+    if text is None:
+        return None if context.settings.profile == "production" else context.params.as_of
+    return None if text == "now" else read_date("--as-of", text, ", or 'now'")
+
+
+def read_clock_at(text: str | None, context: RunContext, now: dt.datetime) -> dt.datetime:
+    """The data's clock as `read_clock` reads it: a midnight (UTC), or ``now``."""
+    day = read_clock(text, context)
+    return now if day is None else dt.datetime.combine(day, dt.time(), dt.UTC)
+
+
+def read_date(option: str, text: str, others: str = "") -> dt.date:
+    """The date that an option gives.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: a date as 2025-01-31{others}") from error
+
+
+def check_model(model: Path | None) -> Path | None:
+    """A model folder, if one is given.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is none.
+    """
+    if model is not None and not (model / "contract.json").is_file():
+        raise ConfigError(f"--model {model}: there is no contract.json; give a folder that 'closedloop train' made")
+    return model

@@ -1,0 +1,195 @@
+"""The command line of predictions: the HTTP service and its agent, the stream, batches, and edge devices."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from closedloop.cli.options import (
+    PARAMS,
+    REASONS_MAX,
+    SERVING,
+    ClockOption,
+    Commands,
+    ModelOption,
+    ParamsOption,
+    check_model,
+    locate_given,
+    read_clock,
+    read_date,
+    read_now,
+)
+from closedloop.errors import ConfigError, ServiceUnavailable, count_noun
+
+app = typer.Typer()
+edge_app = typer.Typer(
+    cls=Commands, help="Export a model to a device, and import the predictions made there.", no_args_is_help=True
+)
+app.add_typer(edge_app, name="edge", rich_help_panel=SERVING)
+
+PortOption = Annotated[int | None, typer.Option(help="In place of the settings' port.", min=0, max=65535)]
+
+
+@app.command(rich_help_panel=SERVING)
+def serve(
+    params: ParamsOption = PARAMS,
+    as_of: ClockOption = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder to serve until the operations store names one.")
+    ] = None,
+    bento: Annotated[Path | None, typer.Option(help="The same, from a Bento of 'closedloop package'.")] = None,
+    clock: Annotated[Path | None, typer.Option(help="A file that holds the service's clock, for a replay.")] = None,
+    port: PortOption = None,
+    metrics_port: PortOption = None,
+) -> None:
+    """Serve the deployed model over HTTP until stopped."""
+    from closedloop.bootstrap import load_run, write_serving_config
+    from closedloop.serving.process.server import serve as serve_until_stopped
+
+    for name, number in (("PORT", port), ("METRICS_PORT", metrics_port)):
+        if number is not None:  # the agent reads the settings by itself
+            os.environ[f"CLOSEDLOOP_SERVING__{name}"] = str(number)
+    context = load_run(params)
+    if model is not None and bento is not None:
+        raise ConfigError("--model and --bento: give one of them")
+    bundled = check_model(model)
+    if bento is not None:
+        from closedloop.adapters.bentoml import open_bento
+
+        bundled = open_bento(bento)
+    date = None if clock is not None else read_clock(as_of, context)
+    try:
+        config = write_serving_config(context, as_of=date, bundled_dir=bundled, clock=clock)
+    except OSError as error:
+        raise ServiceUnavailable(f"serving.state {context.settings.serving.state}: {error.strerror}") from error
+    serve_until_stopped(config)  # in this process: another would import for a second time what is here already
+
+
+@app.command(rich_help_panel=SERVING)
+def stream(
+    params: ParamsOption = PARAMS,
+    as_of: ClockOption = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder to use until the operations store names one.")
+    ] = None,
+    agent: Annotated[bool, typer.Option(help="Run an agent too; not beside `serve` on the same state folder.")] = True,
+) -> None:
+    """Score the events of a Kafka topic, each once, until stopped."""
+    from closedloop.bootstrap import load_run, write_stream_config
+
+    context = load_run(params)
+    config = write_stream_config(context, as_of=read_clock(as_of, context), bundled_dir=check_model(model), agent=agent)
+    os.execv(sys.executable, [sys.executable, "-m", "closedloop.scoring.stream", str(config)])  # noqa: S606
+
+
+@app.command(rich_help_panel=SERVING)
+def score(
+    source: Annotated[str, typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE.")],
+    target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
+    params: ParamsOption = PARAMS,
+    model: ModelOption = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
+    log: Annotated[bool, typer.Option(help="Log every prediction in the operations store.")] = True,
+    as_of: Annotated[
+        str | None, typer.Option(help="UTC date that the predictions are logged under, instead of now.")
+    ] = None,
+    reasons: Annotated[
+        int, typer.Option(min=0, max=REASONS_MAX, help="Give each score this many reasons, the strongest first.")
+    ] = 0,
+) -> None:
+    """Score a file or a database table with the released model."""
+    from closedloop.bootstrap import build_predictions, load_run, locate_serving_state, open_slot
+    from closedloop.scoring.batch import BatchOptions, score_batch
+    from closedloop.serving.worker import read_id_key
+
+    day = None if as_of is None else read_date("--as-of", as_of)
+    context = load_run(params)
+    state_dir, store = locate_serving_state(context), build_predictions(context)
+    if log:
+        context.database.upgrade()
+    options = BatchOptions(
+        range_margin=context.settings.serving.range_margin,
+        id_key=read_id_key(state_dir, context.settings.serving.id_key),
+        store=store if log else None,
+        id_column=context.dataset.columns.entity_id,
+        threads=context.settings.engine.threads,
+        resume=resume,
+        show_progress=True,
+        clock=read_now if day is None else lambda: dt.datetime.combine(day, dt.time(), dt.UTC),
+        reasons=reasons,
+        source=context.dataset.source,
+        rename=context.dataset.columns.rename,
+    )
+    with open_slot(context, check_model(model)) as slot:
+        found = score_batch(locate_given(source), locate_given(target), slot, options, state_dir=state_dir)
+    rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
+    typer.echo(f"{found.scored:,} of {count_noun(found.rows, 'row')} scored{rejected}", err=True)
+
+
+@edge_app.command("export")
+def edge_export(
+    output: Annotated[Path, typer.Option(help="A new folder.")],
+    params: ParamsOption = PARAMS,
+    model: ModelOption = None,
+) -> None:
+    """Write a folder with the model and one script that needs numpy and ONNX Runtime alone."""
+    from closedloop.bootstrap import load_run, open_slot
+    from closedloop.contract import MODEL_FILE
+    from closedloop.scoring.edge import export_edge
+
+    context = load_run(params)
+    with open_slot(context, check_model(model)) as slot:
+        export = export_edge(slot, output, range_margin=context.settings.serving.range_margin)
+    size = export["files"][MODEL_FILE]["bytes"]
+    typer.echo(f"{output}: {MODEL_FILE} has {size:,} bytes; score.py takes JSON lines", err=True)
+
+
+@edge_app.command("import")
+def edge_import(
+    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")], params: ParamsOption = PARAMS
+) -> None:
+    """Store a device's predictions in the operations store; each is stored once."""
+    from closedloop.bootstrap import build_predictions, build_released, load_run, locate_serving_state
+    from closedloop.scoring.edge import import_records
+    from closedloop.serving.worker import read_id_key
+
+    context = load_run(params)
+    store = build_predictions(context)
+    context.database.upgrade()
+    key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
+    found = import_records(records, store, build_released(context), model_name=context.dataset.model_name, id_key=key)
+    for number, reason in found.refused[:20]:
+        typer.echo(f"{records}, line {number}: {reason}", err=True)
+    typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
+
+
+@app.command("serve-agent", hidden=True)
+def serve_agent(
+    params: ParamsOption = PARAMS,
+    parent: Annotated[int | None, typer.Option(help="End when this process has.")] = None,
+) -> None:
+    """What `serve` runs beside its workers."""
+    import logging.config
+
+    from closedloop.bootstrap import build_agent, load_run
+    from closedloop.processes import END_SIGNALS, handle_end_signals
+    from closedloop.serving.exposition import build_registry, serve_metrics
+    from closedloop.serving.logs import LOG_CONFIG
+
+    logging.config.dictConfig(LOG_CONFIG)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the agent asks again anyway: minutes sooner
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    context = load_run(params)
+    agent, state_dir = build_agent(context, parent=parent)
+    settings = context.settings.serving
+    registry = build_registry(state_dir / "metrics")
+    serve_metrics(registry, settings.host, settings.metrics_port, "serving.metrics_port")
+    handle_end_signals(lambda _: agent.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # the server held them back until here
+    agent.run()

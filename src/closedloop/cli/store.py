@@ -1,0 +1,91 @@
+"""The command line of the operations store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from closedloop.cli.options import PARAMS, STORE, AsOfOption, Commands, ParamsOption
+from closedloop.errors import ServiceUnavailable, count_noun
+
+if TYPE_CHECKING:
+    from closedloop.store.predictions import Removed
+
+app = typer.Typer()
+store_app = typer.Typer(
+    cls=Commands, help="Create the tables, purge old predictions, erase a customer.", no_args_is_help=True
+)
+app.add_typer(store_app, name="store", rich_help_panel=STORE)
+
+
+@store_app.command()
+def upgrade(params: ParamsOption = PARAMS) -> None:
+    """Create the tables, or migrate them to this release."""
+    from closedloop.bootstrap import load_run
+
+    load_run(params).database.upgrade()
+    typer.echo("the operations store is up to date", err=True)
+
+
+@store_app.command()
+def purge(
+    as_of: AsOfOption,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Delete predictions older than operations.predictions_keep_days, and their outcomes."""
+    from closedloop.bootstrap import build_predictions, load_run
+
+    context = load_run(params, overrides={"as_of": as_of})
+    name, keep_days = context.dataset.model_name, context.settings.operations.predictions_keep_days
+    _tell_removed(build_predictions(context).purge(name, keep_days=keep_days, as_of=context.params.as_of_at))
+
+
+@store_app.command()
+def erase(
+    customer_id: Annotated[str, typer.Option(help="Delete all rows of this customer, in every data set.")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Delete a customer: features, working files, predictions and outcomes."""
+    from closedloop.adapters.feast_store import read_store_config
+    from closedloop.bootstrap import build_predictions, hold_working_files, load_run
+    from closedloop.loop.erasure import erase_online, erase_published, erase_working_files, is_anybody_online
+
+    context = load_run(params)
+    settings = context.settings
+    store_config = read_store_config(settings, context.dataset.model_name)["online_store"]
+    offline_dir = settings.locate(settings.features.offline)
+    unfinished: list[str] = []
+    with hold_working_files(context):  # a refresh that read before the source forgot must not publish after this
+        _attempt(lambda: erase_working_files(settings.root), unfinished)
+        # features first: whom the service does not know, it logs no predictions of
+        online = _attempt(lambda: erase_online(store_config, customer_id), unfinished)
+        published = _attempt(lambda: erase_published(offline_dir, customer_id), unfinished)
+    if published is None:
+        typer.echo(f"deleted rows of features: online {online}; nothing is published in {offline_dir}", err=True)
+    else:
+        typer.echo(f"deleted rows of features: online {online}, published {published}, in {offline_dir}", err=True)
+    _attempt(lambda: _tell_removed(build_predictions(context).erase(customer_id)), unfinished)
+    if published is None and _attempt(lambda: is_anybody_online(store_config), unfinished):
+        unfinished.append(
+            f"features are online, so they were published, but not in {offline_dir}: run it where those files lie"
+        )
+    if unfinished:
+        raise ServiceUnavailable("; ".join(unfinished))
+
+
+def _attempt(step: Callable[[], Any], unfinished: list[str]) -> Any:
+    """What a step returns; one that cannot be finished, or tidied up after, keeps no other from being done."""
+    try:
+        return step()
+    except ServiceUnavailable as error:
+        unfinished.append(str(error))
+        return "an unknown number"
+
+
+def _tell_removed(removed: Removed) -> None:
+    predictions, outcomes = count_noun(removed.predictions, "prediction"), count_noun(removed.outcomes, "outcome")
+    typer.echo(f"deleted: {predictions} and {outcomes}", err=True)
+    if removed.left:
+        raise ServiceUnavailable(removed.left)

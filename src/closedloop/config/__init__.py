@@ -1,0 +1,1 @@
+"""Settings, parameters, data set configs and feature sets, each parsed once."""

@@ -1,0 +1,1 @@
+"""Reasons: how much each feature moves a raw score, exactly, by Shapley values."""

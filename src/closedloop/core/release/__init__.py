@@ -1,0 +1,1 @@
+"""How a release moves, and on what evidence."""

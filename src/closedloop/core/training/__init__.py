@@ -1,0 +1,1 @@
+"""From training rows to one calibrated pipeline."""

@@ -1,0 +1,1 @@
+"""The monitor: outcomes, checks, and reports for people."""

@@ -1,0 +1,1 @@
+"""The whole loop over a data set's history, on a simulated clock."""

@@ -1,0 +1,1 @@
+"""Predictions without HTTP: batch, stream and edge."""

@@ -1,0 +1,1 @@
+"""The prediction log: spools beside the workers, drained into the operations store."""

@@ -1,0 +1,1 @@
+"""The versions that serve, and their download and checks."""

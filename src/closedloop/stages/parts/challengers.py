@@ -1,0 +1,142 @@
+"""The challengers that a retraining makes: trained on all snapshots, on the newest, or the champion recalibrated."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from closedloop.config.featureset import FeatureSet
+from closedloop.config.params import ModelParams, Params
+from closedloop.contract import Feature, check_digest, read_contract
+from closedloop.core.evaluation.metrics import list_log_losses
+from closedloop.core.training.calibration import choose_threshold, recalibrate_pipeline
+from closedloop.core.training.estimators import score
+from closedloop.errors import GateFailed, count_noun
+from closedloop.stages.parts.fitting import Fitted, fit
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+    from closedloop.adapters.mlflow import Tracking
+
+logger = logging.getLogger(__name__)
+CLASS_ROWS_MIN, RECENT_CLASS_ROWS_MIN = 10, 100
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """A registered version's pipeline with a new intercept and slope, and the same without any."""
+
+    version: int
+    pipeline: Pipeline
+    uncalibrated: Pipeline
+    features: tuple[Feature, ...]
+
+
+def recalibrate(
+    tracking: Tracking, model: ModelParams, newest: pd.DataFrame, feature_set: FeatureSet
+) -> Recalibrated | str:
+    """Fit the scores of version ``model.recalibrates`` to the newest rows; or say why that cannot be.
+
+    Parameters
+    ----------
+    newest
+        Training rows (`list_newest`): their customers neither validate nor test.
+    """
+    version = model.recalibrates
+    assert version is not None
+    with tempfile.TemporaryDirectory() as folder:
+        place, digest = tracking.fetch_version(str(version), Path(folder))
+        check_digest(place, digest)
+        contract = read_contract(place)
+    if contract.feature_service != feature_set.service:
+        return f"version {version} takes features of {contract.feature_service}"
+    if contract.model_type != model.type:
+        return f"version {version} is of type {contract.model_type}"
+    return refit(version, tracking.load_pipeline(str(version)), contract.features, newest)
+
+
+def refit(version: int, pipeline: Pipeline, features: tuple[Feature, ...], newest: pd.DataFrame) -> Recalibrated | str:
+    """Fit a pipeline's scores to the newest rows; or say why that cannot be."""
+    truth = newest["churned"].to_numpy()
+    if min(truth.sum(), len(truth) - truth.sum()) < CLASS_ROWS_MIN:
+        return f"a class has fewer than {count_noun(CLASS_ROWS_MIN, 'training row')} among the newest"
+    base, recalibrated = recalibrate_pipeline(pipeline, newest, truth)
+    return Recalibrated(version, recalibrated, base, features)
+
+
+def choose_challenger(
+    params: Params, feature_set: FeatureSet, fitted: Fitted, rows: Mapping[str, pd.DataFrame], other: Recalibrated | str
+) -> Fitted:
+    """Of a retraining, one on the newest snapshots alone, and a recalibration: the lowest log loss on validation rows.
+
+    ``other``: the recalibration, or why there is none.
+
+    Raises
+    ------
+    GateFailed
+        If there is no recalibration, and ``model.recalibrates_only`` asks for nothing else.
+    """
+    if isinstance(other, str):
+        if params.model.recalibrates_only:
+            raise GateFailed(f"not recalibrated: {other} (monitoring.policy recalibrate trains nothing else)")
+        logger.info("not recalibrated: %s", other)
+        return choose_best([fitted, *fit_recent(params, feature_set, fitted, rows)], rows["validation"])
+    recalibrated = complete_recalibration(params, other, rows["validation"])
+    if params.model.recalibrates_only:
+        return recalibrated
+    trained = [fitted, *fit_recent(params, feature_set, fitted, rows)]
+    return choose_best([*trained, recalibrated], rows["validation"])
+
+
+def fit_recent(
+    params: Params, feature_set: FeatureSet, fitted: Fitted, rows: Mapping[str, pd.DataFrame]
+) -> list[Fitted]:
+    """The same training on the newest snapshots alone; empty if there are too few rows of them."""
+    recent = list_recent(rows["train"])
+    if recent is None:
+        return []
+    days = recent["event_timestamp"].nunique()
+    found = fit(params, feature_set, fitted.hyper_parameters, {**rows, "train": recent})
+    return [replace(found, kind=f"training on the newest {count_noun(days, 'snapshot')}")]
+
+
+def choose_best(candidates: Sequence[Fitted], validation: pd.DataFrame) -> Fitted:
+    """The candidate with the lowest log loss on validation rows."""
+    truth = validation["churned"].to_numpy()
+    losses = [float(list_log_losses(truth, score(each.pipeline, validation)).mean()) for each in candidates]
+    for each, loss in zip(candidates, losses, strict=True):
+        logger.info("log loss on validation rows %.5f: %s", loss, each.kind)
+    return candidates[losses.index(min(losses))]
+
+
+def list_newest(rows: pd.DataFrame, *, by_day: bool) -> pd.DataFrame:
+    """Training rows of the newest snapshot; ``by_day``, of a table, whose one day is small: of the newest third."""
+    recent = list_recent(rows) if by_day else None
+    return rows[rows["event_timestamp"] == rows["event_timestamp"].max()] if recent is None else recent
+
+
+def list_recent(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Training rows of the newest third of the snapshots; None if they are too few, or of one class.
+
+    Right after a change most training rows are from before it, and outweigh the few that know it.
+    """
+    days = sorted(rows["event_timestamp"].unique())
+    recent = rows[rows["event_timestamp"].isin(days[-(len(days) // 3) :])] if len(days) >= 3 else rows.head(0)
+    churned = int(recent["churned"].sum())
+    return recent if min(churned, len(recent) - churned) >= RECENT_CLASS_ROWS_MIN else None
+
+
+def complete_recalibration(params: Params, other: Recalibrated, validation: pd.DataFrame) -> Fitted:
+    """A recalibration as a candidate, with its threshold chosen on validation rows."""
+    labels, version = validation["churned"].to_numpy(), other.version
+    threshold = choose_threshold(labels, score(other.pipeline, validation), params.model.threshold)
+    note = f"intercept and slope of version {version} on the newest outcomes"
+    kind = f"recalibration of version {version}"
+    return Fitted(other.pipeline, other.uncalibrated, other.features, note, threshold, {}, kind)

@@ -1,0 +1,1 @@
+"""The operations store: predictions, outcomes, checks, journal and deployment row."""

@@ -1,0 +1,1 @@
+"""Tables: sources, Parquet, files and database tables by the chunk."""

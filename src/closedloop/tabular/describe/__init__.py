@@ -1,0 +1,1 @@
+"""`closedloop describe`: a strange table becomes a data set's config."""

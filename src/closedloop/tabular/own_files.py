@@ -1,0 +1,68 @@
+"""Files that are written as a data set's own source is, under the names that its config gives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from closedloop.config.sources import FileSource, Source
+from closedloop.errors import DataError
+from closedloop.tabular.csv_files import TextFormat
+from closedloop.tabular.rows import RowFile, find_format
+from closedloop.tabular.sources import blank_words
+
+
+class OwnFile(RowFile):
+    """A file as a source's config describes it: encoding, delimiter, words for a blank, names.
+
+    Parameters
+    ----------
+    source
+        How it is written.
+    rename
+        Names in the file, and those that they have here.
+    numeric
+        The columns, by their names here, in which a decimal comma becomes a point.
+    """
+
+    def __init__(self, path: Path, source: FileSource, rename: Mapping[str, str], numeric: Collection[str]) -> None:
+        super().__init__(path, format_=source.type, text=TextFormat(source.delimiter, source.encoding))
+        self._source, self._commas = source, numeric if source.decimal == "," else ()
+        names = [rename.get(name, name) for name in self.schema.names]
+        self._written = dict(zip(names, self.schema.names, strict=True))
+        self.schema = pa.schema([one.with_name(name) for one, name in zip(self.schema, names, strict=True)])
+
+    def read_chunks(self, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
+        """As `RowFile.read_chunks`."""
+        self._require_once(columns)
+        written = [self._written[name] for name in columns]
+        for table in self._read(written, chunk_rows):
+            yield self._translate(blank_words(table.rename_columns(columns), self._source.na_values))
+
+    def _translate(self, table: pa.Table) -> pa.Table:
+        for place, name in enumerate(table.column_names):
+            if name in self._commas:
+                table = table.set_column(place, name, pc.replace_substring(table.column(place), ",", "."))
+        return table
+
+
+def open_rows(
+    path: Path,
+    source: Source | None,
+    rename: Mapping[str, str],
+    *,
+    needed: Collection[str],
+    numeric: Collection[str] = (),
+) -> RowFile:
+    """Open a file as the data set's own if its header has the ``needed`` columns then, else as plain CSV or Parquet."""
+    if isinstance(source, FileSource) and source.type == find_format(path):
+        try:
+            own = OwnFile(path, source, rename, numeric)
+        except DataError:
+            return RowFile(path)
+        if set(needed) <= set(own.schema.names):
+            return own
+    return RowFile(path)

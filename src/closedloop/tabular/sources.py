@@ -1,0 +1,145 @@
+"""Other people's data, file by file or through a query: which of them to read, and their rows as frames."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from closedloop.config.sources import FileSource, SqlSource
+from closedloop.errors import ConfigError, DataError
+from closedloop.tabular.csv_files import TextFormat
+from closedloop.tabular.row_tables import read_query
+from closedloop.tabular.rows import RowFile, find_format
+
+logger = logging.getLogger(__name__)
+CHUNK_ROWS = 500_000
+# what people have instead of a CSV file, and how they get one
+CONVERT = {
+    (".xls", ".xlsx", ".xlsm", ".ods"): "is a workbook: save its sheet as CSV UTF-8, and name that file",
+    (".zip", ".7z", ".rar", ".tar", ".tgz", ".xz"): "is an archive: unpack it, and name the file in it",
+}
+
+
+def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path]:
+    """The files that a path names: itself, those in a folder (with ``suffix``), or those that a glob matches.
+
+    In a folder the case of the ending does not matter, a compressed CSV file counts, and hidden files do not.
+    ``key`` is the parameter that the path comes from, for the error.
+
+    Raises
+    ------
+    DataError
+        If it names none.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        there = sorted(file for file in place.iterdir() if file.is_file())
+        files = [file for file in there if find_format(file) == suffix[1:] and not file.name.startswith(".")]
+        if left_out := [file.name for file in there if file not in files]:
+            logger.info("%s: no %s files, left out: %s", place, suffix, ", ".join(left_out)[:300])
+    elif place.is_file():
+        files = [place]
+    else:
+        files = sorted(Path(found) for found in glob.glob(str(place)))  # noqa: PTH207  the pattern may be absolute
+    if not files:
+        raise DataError(f"{key} {path!r}: no such file, no {suffix} file in such a folder, and no match as a glob")
+    for file in files:
+        for endings, advice in CONVERT.items():
+            if file.name.lower().endswith(endings):
+                raise DataError(f"{file}: {advice}")
+    return files
+
+
+def read_chunks(
+    source: FileSource | SqlSource,
+    path: str | None,
+    columns: Sequence[str],
+    *,
+    all_columns: bool = False,
+    rename: Mapping[str, str] | None = None,
+    key: str = "data.source",
+) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Yield (file name, number of the chunk's first row counted from 1, rows).
+
+    CSV cells come as text, so that nothing is guessed; Parquet and SQL keep their types.
+
+    Parameters
+    ----------
+    columns
+        The names that must be there, and are read.
+    all_columns
+        Whether the others are read too.
+    rename
+        Names in the source, and those that they get here.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, empty, not in its encoding, not parseable, or lacks a column or has it twice.
+    ConfigError
+        If no source is named, or the database's environment variable is not set.
+    """
+    names = dict(rename or {})
+    if isinstance(source, SqlSource):
+        yield from _read_query(source, columns, names, all_columns=all_columns)
+        return
+    chosen = path or source.path
+    if chosen is None:
+        role = key.removeprefix("data.")
+        once = ", or make run DATASET=NAME SOURCE=PATH" if role == "source" else ""
+        raise ConfigError(
+            f"{key}: this data set has no path of its own; give one: {role}.path in configs/datasets/NAME.yaml{once}"
+        )
+    text = TextFormat(source.delimiter, source.encoding)
+    for path_ in list_files(chosen, f".{source.type}", key=key):
+        file = RowFile(path_, format_=source.type, text=text)
+        found = [names.get(name, name) for name in file.schema.names]
+        _require_columns(path_.name, found, columns, all_columns=all_columns)
+        pairs = zip(file.schema.names, found, strict=True)
+        wanted = [name for name, ours in pairs if all_columns or ours in columns]
+        first = 1
+        for table in file.read_chunks(wanted, CHUNK_ROWS):
+            renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
+            # as floats, long ids beside a null would become alike
+            yield path_.name, first, blank_words(renamed, source.na_values).to_pandas(integer_object_nulls=True)
+            first += len(table)
+
+
+def blank_words(table: pa.Table, na_values: Sequence[str]) -> pa.Table:
+    """A table whose texts of ``na_values`` are null."""
+    for place, field in enumerate(table.schema if na_values else ()):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            column = table.column(place)
+            known = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(na_values, field.type))
+            table = table.set_column(place, field, pc.if_else(known, pa.scalar(None, field.type), column))
+    return table
+
+
+def _read_query(
+    source: SqlSource, columns: Sequence[str], names: Mapping[str, str], *, all_columns: bool
+) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    first = 1
+    for found, rows in read_query(source.url_variable, source.query, chunk_rows=CHUNK_ROWS):
+        found = [names.get(name, name) for name in found]
+        _require_columns("the query", found, columns, all_columns=all_columns)
+        # objects: pandas would make floats of whole numbers beside a NULL
+        yield "query", first, pd.DataFrame(list(rows), columns=found, dtype=object)
+        first += len(rows)
+
+
+def _require_columns(place: str, found: Sequence[str], columns: Sequence[str], *, all_columns: bool) -> None:
+    missing = [name for name in columns if name not in found]
+    if missing:
+        hint = ""
+        if len(found) == 1 and any(character in found[0] for character in ";\t|"):
+            hint = "; is source.delimiter right?"
+        raise DataError(f"{place}: no column {', '.join(map(repr, missing))}; its columns: {', '.join(found)}{hint}")
+    repeated = sorted({name for name in found if found.count(name) > 1 and (all_columns or name in columns)})
+    if repeated:
+        raise DataError(f"{place}: more than one column {', '.join(map(repr, repeated))}; rename all but one of them")

@@ -1,0 +1,76 @@
+"""The page about the architecture cannot go stale: its picture and its file names are held against the package."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src/closedloop"
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+LINES_MAX, PARAMETERS_MAX = 40, 8
+
+
+def test_the_picture_is_that_of_the_imports() -> None:
+    subprocess.run([sys.executable, ROOT / "docs/rooms.py", "--check"], check=True, cwd=ROOT)
+
+
+def test_every_room_is_described_and_every_file_is_there() -> None:
+    named = re.findall(r"`([\w/]+(?:\.(?:py|md|yaml)|/))`", PAGE)
+    missing = [
+        name for name in named if not any((base / name).exists() for base in (PACKAGE, ROOT)) and "NAME" not in name
+    ]
+    assert missing == []
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert {f"{room}/" for room in rooms} - set(named) == set()
+
+
+def test_the_names_that_an_addition_goes_to_are_in_their_files() -> None:
+    found = re.findall(r"`([A-Z]\w+)` in `([\w/]+\.py)`", PAGE)
+    assert len(found) >= 3
+    places = {file: PACKAGE / file if (PACKAGE / file).exists() else ROOT / file for _, file in found}
+    texts = {file: place.read_text(encoding="utf-8") for file, place in places.items()}
+    missing = [one for one in found if not re.search(rf"^(class )?{one[0]}\b", texts[one[1]], re.MULTILINE)]
+    assert missing == []
+
+
+def measure(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int]:
+    """Lines without the docstring, and parameters without ``self``."""
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) and first.end_lineno else 0
+    given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring, len(
+        [one for one in given if one.arg not in ("self", "cls")]
+    )
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_is_long(path: Path) -> None:
+    if path.parent.name == "versions":
+        return  # a migration is a list of steps
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    found = {node.name: measure(node) for node in functions}
+    assert {name: size for name, size in found.items() if size[0] > LINES_MAX or size[1] > PARAMETERS_MAX} == {}
+
+
+def test_no_two_classes_of_the_package_have_one_name() -> None:
+    """A reader who searches for a noun finds its one home; classes of one file alone begin with an underscore."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    names = [
+        node.name
+        for file in files
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert len(names) > 100
+    assert [name for name, count in collections.Counter(names).items() if count > 1] == []

@@ -1,0 +1,50 @@
+"""A file that is written as the data set's source is read by its config; one under the model's names as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from closedloop.config.sources import FileSource
+from closedloop.errors import DataError
+from closedloop.tabular.own_files import open_rows
+
+GERMAN = FileSource(type="csv", encoding="cp1252", delimiter=";", decimal=",", na_values=("-",))
+RENAME = {"Gebühr €": "fee", "Kunde": "id"}
+NEEDED = ("fee", "Stadt")
+
+
+def read(path: Path, source: FileSource, columns: list[str]) -> list[dict[str, str | None]]:
+    file = open_rows(path, source, RENAME, needed=NEEDED, numeric=["fee"])
+    return [row for table in file.read_chunks(columns, 2) for row in table.to_pylist()]
+
+
+def test_a_file_in_the_data_sets_own_writing_gets_the_names_and_numbers_of_the_config(tmp_path):
+    (tmp_path / "a.csv").write_text("Kunde;Stadt;Gebühr €\nK1;Köln;1,5\nK2;-;-\nK3;a, b;2\n", encoding="cp1252")
+    assert read(tmp_path / "a.csv", GERMAN, ["id", "fee", "Stadt"]) == [
+        {"id": "K1", "fee": "1.5", "Stadt": "Köln"},
+        {"id": "K2", "fee": None, "Stadt": None},
+        {"id": "K3", "fee": "2", "Stadt": "a, b"},
+    ]
+
+
+@pytest.mark.parametrize("source", [GERMAN, GERMAN.model_copy(update={"encoding": "utf-16"})])
+def test_a_plain_file_under_the_models_names_is_read_as_it_stands(tmp_path, source):
+    (tmp_path / "a.csv").write_text('fee,Stadt\n1.5,Köln\n"1,5",-\n', encoding="utf-8")
+    assert read(tmp_path / "a.csv", source, ["fee", "Stadt"]) == [
+        {"fee": "1.5", "Stadt": "Köln"},
+        {"fee": "1,5", "Stadt": "-"},
+    ]
+
+
+def test_parquet_gets_the_names_too(tmp_path):
+    pd.DataFrame({"Gebühr €": [1.5], "Stadt": ["Köln"]}).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", FileSource(type="parquet"), ["fee", "Stadt"]) == [{"fee": 1.5, "Stadt": "Köln"}]
+
+
+def test_a_column_that_stands_there_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("fee;Gebühr €;Stadt\n1;2;Köln\n", encoding="cp1252")
+    with pytest.raises(DataError, match="more than one column 'fee'"):
+        read(tmp_path / "a.csv", GERMAN, ["fee"])
