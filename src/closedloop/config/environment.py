@@ -27,6 +27,7 @@ PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false", "MLFLOW_ENABLE_PRO
 THREADS = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 # Another program's run: MLflow would go on with it, or fail because this store does not know it.
 LEFT_OVER = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID")
+STARTED = ("closedloop", "dvc", "mlflow")  # by name, by us or by tools of ours
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - called, not listened on
 
 
@@ -49,9 +50,15 @@ def set_environment() -> None:
 
 
 def _find_own_programs() -> None:
-    own, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
-    if path.split(os.pathsep)[0] != str(own) and (own / "closedloop").exists():
-        os.environ["PATH"] = f"{own}{os.pathsep}{path}"
+    """Put this environment's folder on the PATH just before the first that has programs of the same names.
+
+    Whatever stands before that stays in front: a kubectl of the user's, say.
+    """
+    own, folders = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath).split(os.pathsep)
+    holders = (place for place, folder in enumerate(folders) if any((Path(folder) / name).exists() for name in STARTED))
+    place = next(holders, len(folders))
+    if folders[place : place + 1] != [own] and (Path(own) / "closedloop").exists():
+        os.environ["PATH"] = os.pathsep.join([*folders[:place], own, *folders[place:]])
 
 
 @contextlib.contextmanager

@@ -114,3 +114,20 @@ def test_programs_are_those_of_its_own_environment_whether_or_not_it_is_activate
     )
     own = Path(sys.executable).parent
     assert found.stdout.split() == [str(own / name) for name in ("closedloop", "dvc", "mlflow")]
+
+
+@pytest.mark.parametrize("theirs", ["nothing", "dvc"])
+def test_other_programs_are_those_that_the_user_puts_first(tmp_path, theirs):
+    """The environment has a kubectl of its own too, and a user's cluster may need theirs."""
+    front, behind = tmp_path / "front", tmp_path / "behind"
+    for program in (front / "kubectl", behind / theirs):
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\n", encoding="utf-8")
+        program.chmod(0o755)
+    code = (
+        "import shutil; from closedloop.config.environment import set_environment;"
+        " set_environment(); set_environment(); print(*(shutil.which(name) for name in ('kubectl', 'dvc')), sep='\\n')"
+    )
+    environment = {**os.environ, "PATH": f"{front}:{behind}:/usr/bin:/bin"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(front / "kubectl"), str(Path(sys.executable).parent / "dvc")]
