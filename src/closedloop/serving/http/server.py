@@ -15,7 +15,7 @@ GRACEFUL_SECONDS = 10  # for open requests, when the server is told to end
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
-    """Take an address; connections are refused until `run` listens.
+    """Take an address; connections are refused until `run` listens, and nothing that is done to the socket blocks.
 
     Parameters
     ----------
@@ -30,6 +30,7 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        listener.setblocking(False)
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
@@ -39,6 +40,17 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
             f"{setting} {port}: {host} port {port} cannot be listened on ({reason}); "
             f"end the program that has it, or choose another by {variable}"
         ) from error
+    return listener
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """The socket that `bind` made in another process, by its inherited descriptor.
+
+    Python takes it to be blocking, and its `dup` would make it so for every process that has it, at a worker's start:
+    another one would then wait in `accept` for the next client, and answer none of those that it has.
+    """
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
     return listener
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from closedloop.processes import END_SIGNALS, end_with_parent, exit_on_signals
 from closedloop.serving.config import CONFIG_VARIABLE, WorkerConfig, read_config
-from closedloop.serving.http.server import GRACEFUL_SECONDS, bind, run
+from closedloop.serving.http.server import GRACEFUL_SECONDS, adopt, bind, run
 from closedloop.serving.logs import LOG_CONFIG
 from closedloop.serving.process.children import keep_agent, keep_running
 
@@ -87,7 +87,7 @@ def main() -> None:
     exit_on_signals(0)
     end_with_parent(int(sys.argv[2]))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # the server held them back until here
-    _answer(socket.socket(fileno=int(sys.argv[1])))
+    _answer(adopt(int(sys.argv[1])))
 
 
 if __name__ == "__main__":
