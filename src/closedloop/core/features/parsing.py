@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ TIME = re.compile(
 )
 MIDNIGHT_AT_END = re.compile(r"^24:?00(?::?00(?:[.,]0+)?)?$")
 TIME_RULE = "must be a date or time such as 2024-05-31 13:45:00, from the year 1678 to 2261"
+NO_NUMBERS = [bool, np.bool_, dt.timedelta, pd.Timedelta, np.timedelta64, list, dict, np.ndarray]
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
@@ -69,26 +71,28 @@ def parse_numbers(values: pd.Series, *, place: str, row_numbers: pd.Series, deci
     Raises
     ------
     DataError
-        Naming the first value that is not a finite number, its row and how many there are; a boolean is none.
+        Naming the first value that is not a finite number, its row and how many there are; a boolean, a span of time
+        and a list are none.
     """
     blank, rule = is_blank(values), "must be a number"
-    if pd.api.types.is_datetime64_any_dtype(values):
+    if values.dtype.kind in "Mm":
         values = values.astype(object)  # pandas would count nanoseconds
     plain = values
     if decimal != "." and not pd.api.types.is_numeric_dtype(values):
         text = values.astype("string")
         plain = text.str.replace(decimal, ".", regex=False).mask(text.str.contains(".", regex=False))
         rule += f" with the decimal mark {decimal!r}, and none between thousands"
-    numbers = pd.to_numeric(plain, errors="coerce").astype("float64")
-    bad = (numbers.isna() | np.isinf(numbers) | _is_truth(values)) & ~blank
+    other = _is_no_number(values)
+    numbers = pd.to_numeric(plain.mask(other), errors="coerce").astype("float64")
+    bad = (numbers.isna() | np.isinf(numbers)) & ~blank
     _refuse_first(values, bad, place=place, row_numbers=row_numbers, rule=rule)
     return numbers
 
 
-def _is_truth(values: pd.Series) -> pd.Series:
-    """Which values are booleans, which pandas would take for 1 and 0 and no later part does."""
+def _is_no_number(values: pd.Series) -> pd.Series:
+    """Which values pandas would take for numbers though no later part does, or cannot look at."""
     kinds = values.map(type) if values.dtype == object else pd.Series(values.dtype.type, index=values.index)
-    return kinds.isin([bool, np.bool_])
+    return kinds.isin(NO_NUMBERS)
 
 
 def parse_times(
@@ -223,7 +227,12 @@ def parse_labels(
 
 def _map_values(values: pd.Series, read: Callable[[Any], Any], *, place: str, row_numbers: pd.Series) -> pd.Series:
     """``read`` of each value, asked once of each different one; a missing value stays None."""
-    codes, different = pd.factorize(values)
+    try:
+        codes, different = pd.factorize(values)
+    except TypeError:  # lists and mappings, which Parquet and databases have
+        nested = values.map(lambda value: not isinstance(value, Hashable))
+        _refuse_first(values, nested, place=place, row_numbers=row_numbers, rule="must be one value, not several")
+        raise
     found: list[Any] = []
     wrong: dict[int, str] = {}
     for position, value in enumerate(different):

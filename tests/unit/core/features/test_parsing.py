@@ -237,6 +237,23 @@ def test_a_time_is_no_number():
         parse_numbers(column, **where(column))
 
 
+@pytest.mark.parametrize("dtype", ["timedelta64[s]", "timedelta64[ns]", "object"])
+def test_a_span_of_time_is_no_number(dtype):
+    """pandas would count nanoseconds: an INTERVAL of PostgreSQL, a duration of Parquet."""
+    column = pd.Series([dt.timedelta(days=1), None], name="tenure").astype(dtype)
+    with pytest.raises(DataError, match=r"row 1, column 'tenure': must be a number, found 1 day.* \(1 such"):
+        parse_numbers(column, **where(column))
+
+
+@pytest.mark.parametrize("bad", [["a", "b"], {"a": 1}, np.array([1.0, 2.0]), []])
+@pytest.mark.parametrize("parse", [parse_numbers, parse_ids, parse_codes])
+def test_a_list_or_a_mapping_is_refused_with_its_row(parse, bad):
+    """Parquet and databases (JSON, arrays) have them."""
+    column = pd.Series(["1", None, bad], name="plan", dtype=object)
+    with pytest.raises(DataError, match=r"^file\.csv, row 3, column 'plan': must be .* \(1 such"):
+        parse(column, **where(column))
+
+
 @pytest.mark.parametrize("dtype", ["bool", "boolean", "object"])
 def test_a_boolean_is_no_number(dtype):
     """The service refuses JSON's true for a number, and a batch a column of booleans."""
