@@ -18,6 +18,7 @@ from closedloop.errors import DataError
 
 BLOCK_BYTES = 1 << 23
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")  # PyArrow reads these by the end of the name
+csv.field_size_limit(BLOCK_BYTES)  # of a line: PyArrow reads no row that is longer than two blocks
 BAD_BYTE = re.compile("[\udc80-\udcff]")  # how Python's "surrogateescape" marks a byte that is not of the encoding
 
 
@@ -41,7 +42,7 @@ def read_header(path: Path, text: TextFormat) -> list[str]:
         If the file cannot be read, or holds no such line.
     """
     with _explain_errors(path, text), _open_text(path, text) as stream:
-        names = next((cells for cells in csv.reader(stream, delimiter=text.delimiter) if cells), None)
+        names = next((cells for cells in csv.reader(_list_lines(stream), delimiter=text.delimiter) if cells), None)
     if names is None:
         raise DataError(f"{path}: the file is empty; a header line with column names is required")
     if BAD_BYTE.search("".join(names)):
@@ -98,7 +99,7 @@ def find_broken_lines(path: Path, text: TextFormat) -> Iterator[str]:
     """Each line that breaks a rule, and the rule."""
     line, width = 1, 0
     with _open_text(path, text) as stream:
-        reader = csv.reader(stream, delimiter=text.delimiter, strict=True)
+        reader = csv.reader(_list_lines(stream), delimiter=text.delimiter, strict=True)
         try:
             for cells in reader:
                 width = width or len(cells)
@@ -114,6 +115,14 @@ def find_broken_lines(path: Path, text: TextFormat) -> Iterator[str]:
         except csv.Error as error:
             rule = "a quoted value does not end" if "unexpected end" in str(error) else str(error)
             yield f"line {line}: {rule}"
+
+
+def _list_lines(stream: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a file, none of which is held whole where it has no end (a small archive may unpack to one)."""
+    while line := stream.readline(BLOCK_BYTES):
+        if len(line) == BLOCK_BYTES:
+            raise csv.Error(f"more than {BLOCK_BYTES:,} characters without a line break")
+        yield line
 
 
 def _guess_cause(cells: Sequence[str], width: int) -> str:

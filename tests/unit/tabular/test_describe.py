@@ -330,3 +330,13 @@ def test_a_config_is_written_whole_or_not_at_all(tmp_path):
     notes: list[str] = []
     write_config(path, describe_source(str(write_german_table(tmp_path / "k.csv")), "strange", notes))
     assert load_dataset("strange", tmp_path).model_name == "strange_churn"
+
+
+@pytest.mark.parametrize("end", ["\r", "\n"])
+def test_a_large_file_with_a_long_cell_and_any_line_ends_is_read(tmp_path, end):
+    """Larger than the part by which the delimiter is found, with a cell that is longer than Python's reader takes."""
+    lines = [f"K{number:05},{number % 2},{'x' * (200_000 if number == 3 else 900)}" for number in range(10_000)]
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join(["customer,churned,note", *lines, ""]).encode())
+    config, _ = describe(path)
+    assert config.columns.entity_id == "customer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -151,6 +152,29 @@ def test_a_damaged_archive_is_refused(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"id,n\n1,2\n" * 100)[:-9])
     with pytest.raises(DataError, match=r"a\.csv\.gz: cannot be read as csv"):
+        read_all(CSV, path, ["id"])
+
+
+@pytest.mark.parametrize(("head", "line"), [(b"", 1), (b"id,n\n1,2\n3,", 3)])
+def test_a_line_that_does_not_end_is_refused_and_never_held_whole(tmp_path, head, line):
+    """A small archive may unpack to one."""
+    path = tmp_path / "a.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head)
+        for _ in range(192):
+            file.write(b"x" * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"a\.csv\.gz, line {line}: more than 8,388,608 characters"):
+            read_all(CSV, path, ["id"])
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_beside_a_long_cell_the_line_that_is_broken_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", f"id,n\n1,{'x' * 200_000}\n2\n")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: the number of cells is 1, but 2 in the header"):
         read_all(CSV, path, ["id"])
 
 

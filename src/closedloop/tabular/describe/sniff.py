@@ -116,7 +116,7 @@ def find_text_format(path: Path) -> TextFormat:
         block = stream.read(BLOCK_BYTES)
     text = codecs.decode(block, "utf-8-sig" if encoding == "utf-8" else encoding, "replace")
     if len(block) == BLOCK_BYTES:
-        text = text[: text.rfind("\n") + 1]
+        text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
     tried = {mark: _read_lines(text, mark) for mark in DELIMITERS}
     # Commas may be decimal marks: the header has none of these, and so another number of cells.
     delimiter = max(DELIMITERS, key=lambda mark: _score_lines(tried[mark]))
