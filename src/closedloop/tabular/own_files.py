@@ -14,6 +14,8 @@ from closedloop.tabular.csv_files import TextFormat
 from closedloop.tabular.rows import RowFile, find_format
 from closedloop.tabular.sources import blank_words
 
+NO_COMMA = "(the decimal mark is ',')"
+
 
 class OwnFile(RowFile):
     """A file as a source's config describes it: encoding, delimiter, words for a blank, names.
@@ -25,11 +27,13 @@ class OwnFile(RowFile):
     rename
         Names in the file, and those that they have here.
     numeric
-        The columns, by their names here, in which a decimal comma becomes a point.
+        The columns, by their names here, in which a decimal comma becomes a point. A value that has a point already
+        is no number, and gets words that say so.
     """
 
     def __init__(self, path: Path, source: FileSource, rename: Mapping[str, str], numeric: Collection[str]) -> None:
         super().__init__(path, format_=source.type, text=TextFormat(source.delimiter, source.encoding))
+        self.time_format = source.time_format
         self._source, self._commas = source, numeric if source.decimal == "," else ()
         names = [rename.get(name, name) for name in self.schema.names]
         self._written = dict(zip(names, self.schema.names, strict=True))
@@ -45,7 +49,11 @@ class OwnFile(RowFile):
     def _translate(self, table: pa.Table) -> pa.Table:
         for place, name in enumerate(table.column_names):
             if name in self._commas:
-                table = table.set_column(place, name, pc.replace_substring(table.column(place), ",", "."))
+                written = table.column(place)
+                wrong = pc.binary_join_element_wise(written, NO_COMMA, " ")
+                point = pc.replace_substring(written, ",", ".")
+                found = pc.if_else(pc.match_substring(written, "."), wrong, point)
+                table = table.set_column(place, name, found)
         return table
 
 

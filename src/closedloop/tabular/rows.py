@@ -53,6 +53,8 @@ class RowFile:
         If it cannot be read.
     """
 
+    time_format: str | None = None  # None: as ISO 8601 has it
+
     def __init__(self, path: Path, *, format_: str | None = None, text: TextFormat = COMMAS) -> None:
         self.path, self._text = path, text
         format_ = format_ or find_format(path)

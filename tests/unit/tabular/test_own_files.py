@@ -48,3 +48,23 @@ def test_a_column_that_stands_there_twice_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("fee;Gebühr €;Stadt\n1;2;Köln\n", encoding="cp1252")
     with pytest.raises(DataError, match="more than one column 'fee'"):
         read(tmp_path / "a.csv", GERMAN, ["fee"])
+
+
+def test_where_the_comma_is_the_decimal_mark_a_point_makes_no_number(tmp_path):
+    """1.234 is 1234 to who writes like that: ingest refuses it, and a score of 1.234 would be wrong without a word."""
+    (tmp_path / "a.csv").write_text(
+        "Kunde;Stadt;Gebühr €\nK1;Köln;1.234\nK2;Köln;1.234,5\nK3;Köln;\n", encoding="cp1252"
+    )
+    assert read(tmp_path / "a.csv", GERMAN, ["fee"]) == [
+        {"fee": "1.234 (the decimal mark is ',')"},
+        {"fee": "1.234,5 (the decimal mark is ',')"},
+        {"fee": None},
+    ]
+
+
+def test_times_are_written_as_the_source_says_in_its_own_files_alone(tmp_path):
+    source = GERMAN.model_copy(update={"time_format": "%d.%m.%Y"})
+    (tmp_path / "a.csv").write_text("Kunde;Stadt;Gebühr €\n", encoding="cp1252")
+    (tmp_path / "b.csv").write_text("fee,Stadt\n", encoding="utf-8")
+    formats = [open_rows(tmp_path / name, source, RENAME, needed=NEEDED).time_format for name in ("a.csv", "b.csv")]
+    assert formats == ["%d.%m.%Y", None]

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -97,6 +98,7 @@ def _read(path: Path, dataset: DatasetConfig) -> Iterator[pd.DataFrame]:
             raise DataError(f"{path}, row {numbers[read.iloc[:, 0].isna()].iloc[0]}, column {key!r}: is empty")
         read[OUTCOME] = parse_labels(rows[label], churned=churned, stayed=stayed, place=str(path), row_numbers=numbers)
         if day is not None:
-            times = parse_times(rows[day], timezone=dataset.timezone, place=str(path), row_numbers=numbers)
+            where: dict[str, Any] = {"place": str(path), "row_numbers": numbers}
+            times = parse_times(rows[day], timezone=dataset.timezone, time_format=file.time_format, **where)
             read["day"] = times.dt.floor("D")
         yield read
