@@ -13,7 +13,7 @@ from closedloop.adapters.online_store import open_online_reader
 from closedloop.bootstrap import RunContext, load_run, write_serving_config, write_stream_config
 from closedloop.config.settings import read_stream_environment
 from closedloop.serving.config import WorkerConfig, read_config
-from closedloop.serving.worker import Worker
+from closedloop.serving.worker import Worker, read_id_key
 
 ROOT = Path(__file__).parents[2]
 REDIS = {"type": "redis", "connection_string": "redis:6379,password=s3cr3t"}
@@ -53,6 +53,21 @@ def test_secrets_in_every_form_that_the_settings_take_reach_the_workers(write, t
     worker.log.close()
     worker.metrics.close()
     assert (worker.tokens, worker.id_key) == ({"abc": ("predict",)}, b"sealed")
+
+
+def test_a_key_that_is_made_is_private_before_it_is_written(tmp_path, monkeypatch):
+    """And stays the key of this folder."""
+    modes, write = [], Path.write_bytes
+
+    def note(path: Path, content: bytes) -> int:
+        written = write(path, content)
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", note)
+    key = read_id_key(tmp_path, "")
+    assert read_id_key(tmp_path, "") == key
+    assert set(modes) == {0o600}
 
 
 def test_properties_in_another_form_reach_the_stream_worker(write):

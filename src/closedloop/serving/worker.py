@@ -34,8 +34,8 @@ def read_id_key(state_dir: Path, given: str) -> bytes:
     state_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         beside = state_dir / f".id.key.{os.getpid()}"
+        beside.touch(0o600)  # before the key is in it
         beside.write_bytes(os.urandom(32))
-        beside.chmod(0o600)
         try:
             path.hardlink_to(beside)  # the first process wins, and nobody reads half a key
         finally:
