@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -84,6 +85,7 @@ class FeatureRule:
         self.low, self.high = -_FLOAT32_MAX, _FLOAT32_MAX
         if described["kind"] == "categorical":
             self.codes = {category: float(code) for code, category in enumerate(described["categories"])}
+            self._alike = {find_code(category): category for category in self.codes}
             self.rule = _describe_categories(described["categories"], nullable=self.nullable)
             return
         least, largest = described["minimum"], described["maximum"]
@@ -99,8 +101,8 @@ class FeatureRule:
         if value is None and self.nullable:
             return None
         if self.codes is not None:
-            code = value if kind is str and value in self.codes else find_code(value)
-            if code is None or code not in self.codes:
+            code = value if kind is str and value in self.codes else self._alike.get(find_code(value))
+            if code is None:
                 raise ValueError(self.rule)
             return code
         if kind is not float and kind is not int:
@@ -218,8 +220,9 @@ def normalise_code(value: Any) -> str | None:
     """An id or a category as text, spelt the same whatever type its column had; None where it is missing.
 
     A missing value turns a column of whole numbers into one of floats, and a file does not say whether a text was a
-    float once: ``1``, ``1.0`` and ``"1.0"`` are all ``"1"``, and Java's ``"1.2E7"`` is ``"12000000"``. Other
-    text stays, but for white space around it.
+    float once: ``1``, ``1.0`` and ``"1.0"`` are all ``"1"``, and Java's ``"1.2E7"`` is ``"12000000"``. A letter and
+    its mark are one character (Unicode's NFC), as most programs write them and macOS may not. Other text stays, but for
+    white space around it.
 
     Raises
     ------
@@ -239,6 +242,8 @@ def normalise_code(value: Any) -> str | None:
     code, has_lost = "", False
     if isinstance(value, str):
         code = value.strip()
+        if not code.isascii():
+            code = unicodedata.normalize("NFC", code)
         if code.endswith("0") and (whole := _WHOLE_FLOAT.fullmatch(code)):
             code, has_lost = str(int(whole[1])), abs(int(whole[1])) >= _SAFE_INTEGER
         elif "+" in code:

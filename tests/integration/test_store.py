@@ -707,6 +707,14 @@ def test_erasure_finds_each_spelling_of_an_id(store: Predictions, asked: str) ->
     assert {record.customer_id for record in read(store)} == {"10", "1.5", "01"}
 
 
+@pytest.mark.parametrize("asked", ["Re\u0301ne\u0301", "R\u00e9n\u00e9"])
+def test_erasure_finds_an_id_however_its_marks_were_written(store: Predictions, asked: str) -> None:
+    spelt = ["Re\u0301ne\u0301", "R\u00e9n\u00e9", "Rene"]
+    store.insert([predict(str(number), customer_id=name) for number, name in enumerate(spelt)])
+    assert store.erase(asked) == Removed(2, 0)
+    assert {record.customer_id for record in read(store)} == {"Rene"}
+
+
 @pytest.mark.parametrize("customer", ["x'; DROP TABLE predictions; --", "' OR '1'='1", "%", 'x"', "x\\", "x\n"])
 def test_a_customers_id_is_a_value_and_no_sql(store: Predictions, customer: str) -> None:
     store.insert([predict("a", customer_id="anna"), predict("b", customer_id=customer)])

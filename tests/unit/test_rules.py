@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from closedloop import rules
-from closedloop.rules import normalise_code
+from closedloop.rules import FeatureRule, normalise_code
 from closedloop.scoring import edge_script
 
 
@@ -37,6 +37,21 @@ def test_a_whole_number_has_one_spelling_whatever_type_its_column_had(value: Any
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert normalise_code(text) == text
+
+
+TWO_CHARACTERS, ONE_CHARACTER = "Ge\u0301ne\u0301ve", "G\u00e9n\u00e9ve"  # as macOS may write it, and others do
+
+
+def test_a_letter_and_its_mark_are_one_character() -> None:
+    assert normalise_code(f" {TWO_CHARACTERS} ") == normalise_code(ONE_CHARACTER) == ONE_CHARACTER
+
+
+@pytest.mark.parametrize("category", [TWO_CHARACTERS, ONE_CHARACTER])
+@pytest.mark.parametrize("sent", [TWO_CHARACTERS, ONE_CHARACTER])
+def test_a_category_is_found_however_its_marks_are_written(category: str, sent: str) -> None:
+    """Also by the contract of a model that was trained before, which packs it as it stands there."""
+    rule = FeatureRule({"name": "city", "nullable": False, "kind": "categorical", "categories": ["a", category]}, 1.0)
+    assert rule.read(sent) == category
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", float("nan"), np.float32("nan")])

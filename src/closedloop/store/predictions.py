@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -272,7 +273,9 @@ def _select_outcomes() -> sa.Select[Any]:
 
 
 def list_spellings(customer_id: str) -> tuple[str, ...]:
-    """How a customer's id may have been written: as given, ``1``, and the ``1.0`` of rows from before ids had one form.
+    """How a customer's id may have been written: as given, ``1``, and as in rows from before ids had one form.
+
+    Those are ``1.0``, and a letter and its mark as two characters.
 
     >>> list_spellings("1.0")
     ('1', '1.0')
@@ -281,7 +284,7 @@ def list_spellings(customer_id: str) -> tuple[str, ...]:
     """
     code = find_code(customer_id) or customer_id
     as_float = f"{code}.0" if find_code(f"{code}.0") == code else code
-    return tuple(dict.fromkeys((code, as_float, customer_id)))
+    return tuple(dict.fromkeys((code, as_float, unicodedata.normalize("NFD", code), customer_id)))
 
 
 def _split(items: list[Item]) -> list[list[Item]]:

@@ -322,6 +322,15 @@ def test_a_missing_code_in_one_file_makes_no_new_category(tmp_path):
     assert customers["churned"].tolist() == [True, False, True, False, True]
 
 
+def test_the_same_word_in_two_encodings_of_its_marks_is_one_category(tmp_path):
+    (tmp_path / "codes").mkdir()
+    for name, plan in (("a", "Ge\u0301ne\u0301ve"), ("b", "G\u00e9n\u00e9ve")):
+        frame = pd.DataFrame({"id": [f"{name}1"], "plan": [plan], "paid": [1], "gender": ["f"], "left": [1]})
+        frame.to_csv(tmp_path / f"codes/{name}.csv", index=False)
+    run(tmp_path, {**CODES, "source": {"type": "csv"}}, tmp_path / "codes")
+    assert read(tmp_path, "customers.parquet")["plan"].tolist() == ["G\u00e9n\u00e9ve"] * 2
+
+
 def test_a_database_and_a_csv_spell_codes_as_parquet_does(tmp_path, monkeypatch):
     write_codes(tmp_path / "codes")
     frames = [pd.read_parquet(tmp_path / f"codes/{name}.parquet") for name in "ab"]
