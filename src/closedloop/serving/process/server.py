@@ -68,6 +68,7 @@ def _run_beside(config: WorkerConfig, listener: socket.socket) -> Iterator[None]
         stopping.set()
         for worker in workers:
             worker.join()
+        listener.close()  # nobody accepts any more: a client would wait until the agent has drained
         agent_stopping.set()  # after the workers: it drains what they have answered last
         if config.agent:
             with contextlib.suppress(RuntimeError):  # SIGTERM arrived before the agent started: start it to drain
