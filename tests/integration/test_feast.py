@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from closedloop.adapters import feast_store
 from closedloop.adapters.feast import Features
 from closedloop.adapters.feast_store import read_store_config
 from closedloop.config.featureset import FeatureSet
@@ -345,28 +346,46 @@ def test_the_profile_says_where_the_stores_are(settings: Settings, tmp_path: Pat
 
 
 LOCKS = """
-import sqlite3, sys, time
+import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
-time.sleep(8)
+sys.stdin.read()
 connection.execute("COMMIT")
 """
 
 
+@contextlib.contextmanager
+def hold_until_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let another process write to a SQLite file until this one says that it waits; alone SQLite waits five seconds."""
+    with start_process(
+        [sys.executable, "-c", LOCKS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        monkeypatch.setattr(feast_store.logger, "warning", lambda *_: other.stdin.close())
+        yield
+        assert other.stdin.closed
+
+
 @pytest.mark.parametrize("name", ["online.db", "registry.db"])
-def test_a_writer_waits_for_another_data_sets_writer(build_store, settings, tmp_path, name):
-    """SQLite alone gives up after five seconds."""
+def test_a_writer_waits_for_another_data_sets_writer(build_store, settings, tmp_path, monkeypatch, name):
     store = build_store()
     rows = write_rows(tmp_path / "rows", {FIRST: [("c1", 1.0, 2.0, "x")]})
     store.publish(rows)
     store.materialize(FIRST)
-    command = [sys.executable, "-c", LOCKS, str(settings.root / "state/feast" / name)]
-    with start_process(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "locked\n"
-        second = build_store("other", dataclasses.replace(SHOP, service="other_0b"))
+    second = build_store("other", dataclasses.replace(SHOP, service="other_0b"))
+    with hold_until_waited_for(settings.root / "state/feast" / name, monkeypatch):
         second.publish(rows)
         assert second.materialize(FIRST)
-        assert other.wait() == 0
     assert read_online(second, ["c1"], as_of=FIRST).state.tolist() == ["fresh"]
+
+
+def test_the_first_that_lets_readers_in_while_it_writes_waits_for_a_writer_too(
+    build_store, settings, tmp_path, monkeypatch
+):
+    store = build_store()
+    store.publish(write_rows(tmp_path / "rows", {FIRST: [("c1", 1.0, 2.0, "x")]}))
+    with hold_until_waited_for(settings.root / "state/feast/online.db", monkeypatch):
+        assert store.materialize(FIRST)

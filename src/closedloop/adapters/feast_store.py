@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-LOCK_WAIT_SECONDS = 120
+LOCK_WAIT_SECONDS, LOCK_LOOK_SECONDS = 120, 0.2
 DRIVERS = ("redis", "sqlalchemy", "sqlite3")
 
 
@@ -65,7 +65,7 @@ def open_store(config: dict[str, Any]) -> FeatureStore:
 
 def wait_while_locked(call: Callable[[], ResultT]) -> ResultT:
     """Call again while another process writes: data sets share an embedded store; SQLite gives up after 5 seconds."""
-    until = time.monotonic() + LOCK_WAIT_SECONDS
+    until, is_told = time.monotonic() + LOCK_WAIT_SECONDS, False
     while True:
         try:
             return call()
@@ -74,7 +74,10 @@ def wait_while_locked(call: Callable[[], ResultT]) -> ResultT:
             locked = getattr(driver_error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             if not locked or time.monotonic() > until:
                 raise
-            logger.warning("another process writes to the feature store: waiting for its end")
+            if not is_told:
+                logger.warning("another process writes to the feature store: waiting for its end")
+                is_told = True
+            time.sleep(LOCK_LOOK_SECONDS)  # SQLite does not wait for every kind of lock
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def allow_reads_while_writing(online: dict[str, Any]) -> Iterator[None]:
     # Feast stores times as numbers, by a rule of the whole process that pandas' to_sql replaces
     sqlite3.register_adapter(dt.datetime, adapt_datetime_epoch)
     with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+        wait_while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"))
         yield
         # empty the log: SQLite would take it for a part of any other file put in this place. Do not wait for Feast's
         # own connection if that is still open: the log goes when it closes.
