@@ -81,10 +81,13 @@ class HttpService:
         self.process.terminate()
         self.process.wait(DEADLINE_SECONDS)
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that opens with its first request."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_SECONDS)
+
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_SECONDS)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.connect()) as connection:
             connection.request(method, path, None if body is None else json.dumps(body), self.headers)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())

@@ -21,6 +21,7 @@ from closedloop.serving.slots.slots import Slot, Slots
 from tests.deployments import deploy
 from tests.http_service import FullLoad, HttpService, Load, OpenRequests, run_service, wait_until
 from tests.model_folders import FEATURES, ROWS, expected_score, write_model_folder, write_slots
+from tests.workers import WORKER, WorkerLoad, visit
 
 pytestmark = pytest.mark.thorough
 
@@ -124,7 +125,7 @@ def test_workers_without_a_processor_for_longer_than_a_health_check_allows_go_on
     uvicorn's own supervisor would end one that says nothing for 5 seconds, and start the next, which is no faster.
     """
     with run_service(root, "--model", str(tmp_path / "model"), CLOSEDLOOP_SERVING__WORKERS="2") as service:
-        workers = service.find_children("closedloop.serving.process.server")
+        workers = service.find_children(WORKER)
         assert len(workers) == 2
         for worker in workers:  # one of them, and then both
             os.kill(worker, signal.SIGSTOP)
@@ -133,8 +134,29 @@ def test_workers_without_a_processor_for_longer_than_a_health_check_allows_go_on
             os.kill(worker, signal.SIGCONT)
         for _ in range(20):
             assert service.call("POST", "/predict", {"features": ROWS[0]})[0] == 200
-        assert service.find_children("closedloop.serving.process.server") == workers
+        assert service.find_children(WORKER) == workers
     assert "is started again" not in service.read_log()
+
+
+def test_a_worker_that_lives_answers_all_its_clients_however_often_the_other_is_killed(root, tmp_path):
+    """The next worker takes up the socket that they share: nothing that it does there may make the other one wait.
+
+    New clients come until the next worker has answered one. After them no more do, so that a worker that waits for
+    one in `accept` answers its own clients no more.
+    """
+    with run_service(root, "--model", str(tmp_path / "model"), CLOSEDLOOP_SERVING__WORKERS="2") as service:
+        with WorkerLoad(service) as load:
+            for number in range(KILLS):
+                load.wait_for_each(3)
+                workers = service.find_children(WORKER)
+                assert len(workers) == 2
+                victim = workers[number % 2]
+                load.killed.add(victim)
+                os.kill(victim, signal.SIGKILL)
+                wait_until(lambda: visit(service) - {*workers, None}, "an answer of the next worker")  # noqa: B023
+            load.wait_for_each(3)
+        assert len(load.killed) == KILLS
+    assert service.read_log().count("the worker ended with status -9 and is started again") == KILLS
 
 
 def test_versions_are_swapped_under_load_and_no_answer_is_of_two(root, state, tmp_path):
