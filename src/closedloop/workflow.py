@@ -269,7 +269,8 @@ def tabulate_gates(quality: dict[str, Any], serving: dict[str, Any], gates: dict
     )
     table.add_row("skew", "[green]passed", f"{compared}; features of {serving['snapshot']}")
     for name, gate in gates.items():
-        unmet = "[red]failed" if gate["blocking"] else f"[yellow]{'no win' if name == WIN else 'reported'}"
+        quiet = "no win" if name == WIN else "excused" if gate.get("excused") else "reported"
+        unmet = "[red]failed" if gate["blocking"] else f"[yellow]{quiet}"
         mark = "[green]passed" if gate["passed"] else unmet
         table.add_row(name, mark, escape(gate["sentence"].removeprefix(f"{name} ")))
     return table

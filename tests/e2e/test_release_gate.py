@@ -30,6 +30,13 @@ def make_champion(shop, version):
     deploy_champion(releases, version, now=dt.datetime.now(dt.UTC), actor="a test", reason="for the test")
 
 
+def read_reason(shop):
+    """The reason of the journal's newest entry."""
+    from closedloop.bootstrap import build_releases, load_run
+
+    return build_releases(load_run(shop.root / "params.yaml", root=shop.root)).read_entries()[-1].reason
+
+
 @pytest.fixture(scope="module")
 def weak_shop(small_shop, tmp_path_factory):
     """Version 2 saw a fiftieth of the iterations of the champion, version 1; every other gate passes."""
@@ -116,6 +123,35 @@ def test_a_better_model_becomes_champion(better):
     better.run("register")
     assert read_registry(better) == ({"champion": 3}, 3)
     assert better.read_json("metrics/registration.json")["alias"] == "champion"
+
+
+def test_a_limit_that_the_champion_misses_too_stops_no_winner_and_every_page_says_why(better):
+    better.change_dataset("shop", {"gates": {"roc_auc_min": 0.97}})
+    output = better.run("evaluate").output
+    found = better.read_json("metrics/gates.json")
+    gate = found["gates"]["roc_auc"]
+    assert (found["passed"], found["excused"]) == (True, ["roc_auc"])
+    assert (gate["passed"], gate["blocking"], gate["excused"]) == (False, False, True)
+    assert "excused: the champion misses it too (." in gate["sentence"]
+    assert "the champion misses it too (." in (better.root / "reports/model_card.html").read_text("utf-8"), output
+    better.run("register")
+    assert read_registry(better) == ({"champion": 3}, 3)
+    assert open_tracking(better).read_version("3").tags["closedloop.excused"] == "roc_auc"
+    said = "roc_auc is missed and stops nothing: the champion misses it too, and loses to this version"
+    assert read_reason(better) == f"won against the champion offline; {said}"
+
+
+def test_a_limit_that_is_missed_without_a_win_is_refused_whatever_the_champion_misses(equal):
+    equal.change_dataset("shop", {"gates": {"roc_auc_min": 0.97}})
+    output = " ".join(equal.run("evaluate", status=2).output.split())
+    assert "must be >= .970 (lower end of the 95% interval, test rows); find better features" in output
+    assert equal.read_json("metrics/gates.json")["excused"] == []
+
+
+def test_a_winner_that_is_too_good_is_refused_though_the_champion_is_too(better):
+    better.change_dataset("shop", {"gates": {"accuracy_max": 0.5}})
+    better.run("evaluate", status=2)
+    assert better.read_json("metrics/gates.json")["excused"] == []
 
 
 def test_a_better_model_waits_where_promotion_is_switched_off_until_it_is_asked_for(better, monkeypatch):

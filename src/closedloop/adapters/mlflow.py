@@ -19,6 +19,7 @@ DIGEST_TAG = "closedloop.folder_sha256"
 GATES_TAG = "closedloop.gates"
 FEATURES_TAG = "closedloop.feature_service"
 VERDICT_TAG, COMPARED_TAG = "closedloop.comparison", "closedloop.compared_with"  # verdict, champion's digest
+EXCUSED_TAG = "closedloop.excused"  # gates that stop nothing because that champion misses them too
 REJECTED_TAG = "closedloop.rejected"
 JOURNAL_TAG = "closedloop.journal_head"  # of the registered model
 KIND_TAG = "closedloop.kind"  # a training, or a recalibration of which version

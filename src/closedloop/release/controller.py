@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 
 from closedloop.contract import REFERENCE_FILE, check_digest
+from closedloop.core.evaluation.excuses import describe_excused
 from closedloop.core.release.decision import decide_step
 from closedloop.core.release.entries import Rollout
 from closedloop.core.release.guardrails import count_scores
@@ -72,7 +73,7 @@ def start_release(
     scores, errors = read_reference_scores(releases.tracking, version), evidence.errors.read_totals()
     traffic = evidence.measure_traffic(releases.model_name, now)
     rollout = Rollout(version, row.champion_version, "shadow", now, now, errors, scores, requests_a_day=traffic)
-    reason = f"started: a {read_kind(releases, version)}"
+    reason = f"started: {describe_version(releases, version)}"
     shadow = Move("shadow", actor, reason, now, row.champion_version, (version, "shadow", 0.0), rollout)
     releases.tracking.set_challenger(version)
     started = time.monotonic()
@@ -127,11 +128,13 @@ def find_obstacle(releases: Releases, version: str, champion: str) -> str | None
     return None if verdict == "win" else f"the champion-challenger gate said {verdict}, win is needed"
 
 
-def read_kind(releases: Releases, version: str) -> str:
-    """What a version is: a training, or a recalibration of an earlier version."""
-    from closedloop.adapters.mlflow import KIND_TAG
+def describe_version(releases: Releases, version: str) -> str:
+    """What a version is, a training or a recalibration of an earlier version, and which of its gates were excused."""
+    from closedloop.adapters.mlflow import EXCUSED_TAG, KIND_TAG
 
-    return str(releases.tracking.read_version(version).tags.get(KIND_TAG, "training"))
+    tags = releases.tracking.read_version(version).tags
+    excused = [name for name in tags.get(EXCUSED_TAG, "none").split(", ") if name != "none"]
+    return "; ".join(filter(None, [f"a {tags.get(KIND_TAG, 'training')}", describe_excused(excused)]))
 
 
 def read_reference_scores(tracking: Tracking, version: str) -> tuple[int, ...]:

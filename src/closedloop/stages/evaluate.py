@@ -23,8 +23,8 @@ from closedloop.core.evaluation import gates as gate
 from closedloop.files import replace_folder, write_json, write_text
 from closedloop.stages.parts.candidate import Candidate, load_candidate
 from closedloop.stages.parts.card import describe_run, describe_standing, render_card
-from closedloop.stages.parts.judge import judge
-from closedloop.stages.parts.measure import choose_bootstrap, measure
+from closedloop.stages.parts.judge import Champion, judge
+from closedloop.stages.parts.measure import Measured, choose_bootstrap, measure
 
 if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
@@ -59,20 +59,12 @@ def evaluate(
     candidate = load_candidate(layout)
     logger.info("measuring test rows: %d, resamples: %d", len(candidate.test), params.evaluation.bootstrap_samples)
     measured = measure(params, dataset, candidate)
-    comparison, champion = compare_with_champion(params, tracking, features, candidate)
+    champion, beside = compare_with_champion(params, tracking, features, candidate)
+    comparison = beside.comparison if beside else None
     logger.info("judging by every gate")
-    results = judge(params, dataset, candidate, measured, layout)
+    results = judge(params, dataset, candidate, measured, layout, beside)
     results.append(gate.gate_champion_challenger(comparison, _explain(champion)))
-    verdict = {
-        "passed": not gate.failed_gates(results),
-        "judges": candidate.next_period["judged"],
-        "folder_sha256": candidate.folder_sha256,
-        "champion": champion,
-        "comparison": None if comparison is None else asdict(comparison),
-        "baseline": measured.baseline,
-        "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
-        "gates": {result.name: _describe(result) for result in results},
-    }
+    verdict = describe_verdict(candidate, measured, results, champion, comparison)
     with replace_folder(layout.test_plots) as plots, replace_folder(layout.test_figures) as pictures:
         draw(candidate, plots, pictures)
         standing = describe_standing(tracking, candidate.folder_sha256, verdict, policy, auto_promote=auto_promote)
@@ -88,6 +80,27 @@ def evaluate(
     return {"figures": measured.figures, "intervals": measured.intervals, **verdict}
 
 
+def describe_verdict(
+    candidate: Candidate,
+    measured: Measured,
+    results: list[gate.GateResult],
+    champion: dict[str, Any] | None,
+    comparison: Comparison | None,
+) -> dict[str, Any]:
+    """What `metrics/gates.json` holds."""
+    return {
+        "passed": not gate.failed_gates(results),
+        "excused": [result.name for result in results if result.excused],
+        "judges": candidate.next_period["judged"],
+        "folder_sha256": candidate.folder_sha256,
+        "champion": champion,
+        "comparison": None if comparison is None else asdict(comparison),
+        "baseline": measured.baseline,
+        "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
+        "gates": {result.name: _describe(result) for result in results},
+    }
+
+
 def log_evaluation(
     tracking: Tracking, layout: Layout, figures: Mapping[str, float], note: str, *, passed: bool
 ) -> None:
@@ -99,8 +112,8 @@ def log_evaluation(
 
 def compare_with_champion(
     params: Params, tracking: Tracking, features: Features, candidate: Candidate
-) -> tuple[Comparison | None, dict[str, Any] | None]:
-    """The paired comparison on the test rows, and the champion; None where there is no champion to compare with."""
+) -> tuple[dict[str, Any] | None, Champion | None]:
+    """The champion, and how the model compares with it on the test rows; None where there is none to compare with."""
     from closedloop.adapters.mlflow import CHAMPION, DIGEST_TAG
     from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.contract import MODEL_FILE
@@ -112,7 +125,7 @@ def compare_with_champion(
         return None, None
     champion = {"version": version.version, "folder_sha256": version.tags.get(DIGEST_TAG)}
     if champion["folder_sha256"] == candidate.folder_sha256:
-        return None, {**champion, "is_candidate": True}
+        return {**champion, "is_candidate": True}, None
     with tempfile.TemporaryDirectory() as folder:
         place, registered = tracking.fetch_version(version.version, Path(folder))
         check_digest(place, registered)
@@ -120,7 +133,7 @@ def compare_with_champion(
         rows = read_champion_rows(features, contract, candidate.test)
         if rows is None:
             reason = f"its features ({contract.feature_service}) of the test snapshots are not in the feature store"
-            return None, {**champion, "not_compared": reason}
+            return {**champion, "not_compared": reason}, None
         scores = OnnxScorer(place / MODEL_FILE).score(encode_frame(contract.features, rows))
     comparison = compare_models(
         candidate.labels,
@@ -130,7 +143,7 @@ def compare_with_champion(
         challenger_threshold=candidate.contract.threshold,
         bootstrap=choose_bootstrap(params, candidate.test),
     )
-    return comparison, champion
+    return champion, Champion(scores, contract.threshold, comparison)
 
 
 def _explain(champion: dict[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from closedloop.config.layout import Layout
 from closedloop.contract import ModelContract, digest_folder, read_contract
+from closedloop.core.evaluation.excuses import describe_excused
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.files import read_json, write_json
 
@@ -82,6 +83,7 @@ def register(
             promoted = may_be_champion(verdict, version.version, champion, required=stage is not None)
     if promoted or (is_champion and row is None):
         reason = "the first version" if champion is None else "won against the champion offline"
+        reason = "; ".join(filter(None, [reason, describe_excused(verdict.get("excused", []))]))
         deploy_champion(releases, str(version.version), now=now, actor="register", reason=reason)
     alias = "champion" if is_champion or promoted else "challenger"
     report = {"model_name": contract.model_name, "version": int(version.version), "alias": alias}
@@ -116,12 +118,13 @@ def find_or_create_version(
 
 def describe_comparison(verdict: dict[str, Any]) -> dict[str, str]:
     """Tags with a version's comparison with the champion of its evaluation; empty if there was no champion."""
-    from closedloop.adapters.mlflow import COMPARED_TAG, VERDICT_TAG
+    from closedloop.adapters.mlflow import COMPARED_TAG, EXCUSED_TAG, VERDICT_TAG
 
     compared = (verdict["champion"] or {}).get("folder_sha256")
     if not verdict["comparison"] or not compared:
         return {}
-    return {VERDICT_TAG: verdict["comparison"]["verdict"], COMPARED_TAG: compared}
+    tags = {VERDICT_TAG: verdict["comparison"]["verdict"], COMPARED_TAG: compared}
+    return tags | {EXCUSED_TAG: ", ".join(verdict.get("excused", [])) or "none"}
 
 
 def is_interrupted(version: ModelVersion, *holders: ModelVersion | None) -> bool:

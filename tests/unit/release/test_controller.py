@@ -59,6 +59,21 @@ def describe(releases: Any) -> tuple[Any, ...]:
     return row.champion_version, row.challenger_version, row.challenger_mode, row.weight
 
 
+def test_the_journal_says_which_limits_the_champion_excuses(desk: Any) -> None:
+    releases, evidence, _ = desk
+    releases.tracking.tags["2"] |= {"closedloop.excused": "roc_auc, lift", "closedloop.kind": "training"}
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    said = "roc_auc, lift are missed and stop nothing: the champion misses them too, and loses to this version"
+    assert releases.read_entries()[-1].reason == f"started: a training; {said}"
+
+
+def test_the_journal_says_nothing_of_excuses_where_there_are_none(desk: Any) -> None:
+    releases, evidence, _ = desk
+    releases.tracking.tags["2"] |= {"closedloop.excused": "none"}
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    assert releases.read_entries()[-1].reason == "started: a training"
+
+
 def test_a_version_that_holds_passes_every_step_and_each_is_journaled_with_its_evidence(desk: Any) -> None:
     releases, evidence, traffic = desk
     start_release(releases, evidence, "2", actor="a test", now=NOW)

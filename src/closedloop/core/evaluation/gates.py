@@ -52,7 +52,10 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class GateResult:
-    """One figure against one limit; a result that is not ``blocking`` is reported but stops nothing."""
+    """One figure against one limit; a result that is not ``blocking`` is reported but stops nothing.
+
+    ``excused``: that is because the champion misses the limit too (`closedloop.core.evaluation.excuses`).
+    """
 
     name: str
     passed: bool
@@ -61,6 +64,7 @@ class GateResult:
     rule: Rule
     detail: str
     blocking: bool = True
+    excused: bool = False
 
     @property
     def remedy(self) -> str:
@@ -75,7 +79,7 @@ class GateResult:
         >>> gate_accuracy(0.812, 0.85, where="column churned, test rows").sentence()
         'accuracy .812 must be >= .850 (column churned, test rows)'
         """
-        figure, limit = _format_pair(self.figure, self.limit)
+        figure, limit = format_pair(self.figure, self.limit)
         return f"{self.name} {figure} must be {self.rule} {limit} ({self.detail})"
 
     def report_only(self, reason: str) -> GateResult:
@@ -83,6 +87,10 @@ class GateResult:
         if not reason:
             return self
         return replace(self, blocking=False, detail=f"{self.detail}; reported only: {reason}")
+
+    def excuse(self, reason: str) -> GateResult:
+        """The same, but the champion, to which ``reason`` points, takes away what stops."""
+        return replace(self, blocking=False, excused=True, detail=f"{self.detail}; excused: {reason}")
 
 
 class _NotCompared(GateResult):
@@ -276,8 +284,8 @@ def _sort_low(value: float) -> float:
     return -math.inf if math.isnan(value) else value  # what could not be measured is the worst
 
 
-def _format_pair(figure: float, limit: float) -> tuple[str, str]:
-    # More digits until they differ: ".850 must be >= .850" would explain nothing.
+def format_pair(figure: float, limit: float) -> tuple[str, str]:
+    """Both numbers with three digits, or as many more as tell them apart: ".850 must be >= .850" explains nothing."""
     for digits in range(3, 17):
         texts = _format(figure, digits), _format(limit, digits)
         if texts[0] != texts[1] or figure == limit:

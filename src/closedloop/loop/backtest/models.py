@@ -11,6 +11,7 @@ import pandas as pd
 
 from closedloop.config.settings import RetrainingSettings
 from closedloop.core.evaluation.comparison import compare_models
+from closedloop.core.evaluation.excuses import describe_excused
 from closedloop.core.evaluation.gates import failed_gates
 from closedloop.core.monitoring.evidence import Baseline, build_baseline
 from closedloop.core.release.guardrails import count_scores
@@ -26,7 +27,7 @@ from closedloop.stages.parts.challengers import (
     refit,
 )
 from closedloop.stages.parts.fitting import Fitted, fit
-from closedloop.stages.parts.judge import judge_scores
+from closedloop.stages.parts.judge import Champion, excuse, judge_scores
 from closedloop.stages.parts.measure import choose_bootstrap, measure_scores
 from closedloop.stages.training_set import LABEL, PARTS, assign_parts
 
@@ -135,15 +136,22 @@ def judge_challenger(champion: Model, challenger: Model) -> Judgement:
     test, params = parts["test"], history.params
     labels, scores = test[LABEL].to_numpy(), score(challenger.fitted.pipeline, test)
     measured = measure_scores(params, history.dataset, parts, scores, challenger.fitted.threshold)
-    failed = failed_gates(judge_scores(params, history.dataset, labels, measured))
-    if failed:
-        return Judgement(registered=False, won=False, reason="; ".join(one.sentence() for one in failed))
+    others, threshold = score(champion.fitted.pipeline, test), champion.fitted.threshold
     found = compare_models(
         labels,
-        score(champion.fitted.pipeline, test),
+        others,
         scores,
-        champion_threshold=champion.fitted.threshold,
+        champion_threshold=threshold,
         challenger_threshold=challenger.fitted.threshold,
         bootstrap=choose_bootstrap(params, test),
     )
-    return Judgement(registered=True, won=found.verdict == "win", reason=found.reason)
+    results = judge_scores(params, history.dataset, labels, measured)
+    results = excuse(params, history.dataset, parts, results, Champion(others, threshold, found))
+    if failed := failed_gates(results):
+        return Judgement(
+            registered=False, won=False, reason="; ".join([*(one.sentence() for one in failed), found.reason])
+        )
+    excused = describe_excused([one.name for one in results if one.excused])
+    return Judgement(
+        registered=True, won=found.verdict == "win", reason="; ".join([found.reason, *filter(None, [excused])])
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,12 +13,22 @@ from closedloop.config.dataset import DatasetConfig
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params
 from closedloop.core.evaluation import gates as gate
+from closedloop.core.evaluation.comparison import Comparison
+from closedloop.core.evaluation.excuses import excuse_beside_champion
 from closedloop.core.evaluation.limits import GateLimits
-from closedloop.stages.parts.candidate import GROUP, Candidate
-from closedloop.stages.parts.measure import Measured, ScoreFigures
+from closedloop.stages.parts.candidate import GROUP, LABEL, Candidate
+from closedloop.stages.parts.measure import Measured, ScoreFigures, measure_scores
 from closedloop.tabular.tables import read_table
 
 CUTOFF_SAMPLE = 500
+
+
+class Champion(NamedTuple):
+    """The champion's scores of the test rows, its threshold, and how the challenger compares with it."""
+
+    scores: np.ndarray
+    threshold: float
+    comparison: Comparison
 
 
 def judge(
@@ -25,8 +37,9 @@ def judge(
     candidate: Candidate,
     measured: Measured,
     layout: Layout,
+    champion: Champion | None = None,
 ) -> list[gate.GateResult]:
-    """Every model gate; the limits come from the data set's config."""
+    """Every model gate; the limits come from the data set's config, and ``champion`` excuses some (`excuse`)."""
     limits = dataset.gates
     columns, most = (measured.columns, measured.pairs), (limits.single_column_auc_max, limits.column_pair_auc_max)
     results = judge_scores(params, dataset, candidate.labels, measured)
@@ -35,7 +48,7 @@ def judge(
     results += judge_export(limits, candidate)
     if dataset.kind == "events":
         results.append(judge_cutoff(params, dataset, candidate, layout.raw))
-    return results
+    return excuse(params, dataset, {"train": candidate.train, "test": candidate.test}, results, champion)
 
 
 def judge_scores(
@@ -57,6 +70,24 @@ def judge_scores(
         where = dataset.columns.sensitive or GROUP
         results.append(gate.gate_group_fairness(measured.groups, limits.group_accuracy_min, where=where))
     return results
+
+
+def excuse(
+    params: Params,
+    dataset: DatasetConfig,
+    rows: Mapping[str, pd.DataFrame],
+    results: list[gate.GateResult],
+    champion: Champion | None,
+) -> list[gate.GateResult]:
+    """The results of a challenger; where it wins, what the champion misses too on the same rows stops nothing.
+
+    ``rows`` has those of the challenger's parts ``train`` and ``test``: both models meet the same trivial rules.
+    """
+    if champion is None or champion.comparison.verdict != "win" or not gate.failed_gates(results):
+        return results
+    measured = measure_scores(params, dataset, rows, champion.scores, champion.threshold)
+    of_champion = judge_scores(params, dataset, rows["test"][LABEL].to_numpy(), measured)
+    return excuse_beside_champion(results, of_champion, champion.comparison)
 
 
 def judge_decisions(params: Params, limits: GateLimits, measured: ScoreFigures) -> list[gate.GateResult]:

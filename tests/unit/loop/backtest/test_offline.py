@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from typing import Any
 
@@ -57,3 +58,29 @@ def test_what_recalibrates_only_never_trains() -> None:
     kinds = [one.what for one in found.events if one.what.startswith(("release of a ", "refused "))]
     assert kinds
     assert all("recalibration" in one for one in kinds)
+
+
+def list_retrained(loop: Loop) -> list[tuple[str, str]]:
+    return [(one.what, one.why) for one in loop.events if one.what.startswith(("release of a ", "refused "))]
+
+
+def set_limits(history: History, **limits: float) -> History:
+    gates = history.dataset.gates.model_copy(update=limits)
+    return dataclasses.replace(history, dataset=history.dataset.model_copy(update={"gates": gates}))
+
+
+def test_a_challenger_that_wins_is_not_refused_for_a_limit_that_the_champion_misses_too() -> None:
+    # no model of this concept reaches this AUC
+    history = set_limits(draw_history(changed_from=7), roc_auc_min=0.95)
+    found = run_loop(history, "own")
+    won = [why for what, why in list_retrained(found) if what.startswith("release")]
+    assert won
+    assert all("roc_auc is missed and stops nothing: the champion misses it too" in why for why in won)
+    assert found.champion.as_of > history.ticks[2]
+
+
+def test_nothing_excuses_a_leak_or_too_few_rows() -> None:
+    for limits in ({"accuracy_max": 0.5}, {"class_rows_min": 10_000}):
+        found = list_retrained(run_loop(set_limits(draw_history(changed_from=7), **limits), "own"))
+        assert found
+        assert all(what.startswith("refused") for what, _ in found)
