@@ -150,6 +150,18 @@ def test_a_parquet_table(tmp_path):
     assert "'joined' is left out: a date is no feature" in notes
 
 
+def test_a_span_and_a_time_of_day_are_left_out_as_ingest_takes_neither(tmp_path):
+    frame = pd.read_parquet(write_parquet(tmp_path / "m.parquet"))
+    frame["tenure"] = pd.to_timedelta(range(len(frame)), unit="D")
+    frame["paused"] = [dt.timedelta(days=row % 3) for row in range(len(frame))]
+    frame["calls_at"] = [dt.time(row % 20) for row in range(len(frame))]
+    frame.to_parquet(tmp_path / "n.parquet")
+    config, notes = describe(tmp_path / "n.parquet")
+    assert not {"tenure", "paused", "calls_at"} & {*config.columns.numeric, *config.columns.categorical}
+    for name in ("tenure", "paused", "calls_at"):
+        assert f"'{name}' is left out: holds spans or times of day" in notes
+
+
 def test_a_table_of_a_database(tmp_path, monkeypatch):
     frame = pd.read_parquet(write_parquet(tmp_path / "m.parquet")).drop(columns="tags")
     with sqlite3.connect(tmp_path / "m.db") as connection:

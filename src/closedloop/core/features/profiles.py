@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -87,6 +88,8 @@ def profile_column(values: pd.Series) -> Profile:
     known = values[~is_blank(values)] if values.dtype == object else values.dropna()
     if any(isinstance(one, list | dict | bytes) or getattr(one, "shape", ()) for one in known.head(100)):
         return Profile(name, "nothing", rows, 0, (), trouble="holds lists or bytes, and no single values")
+    if any(isinstance(one, dt.timedelta | dt.time) for one in known.head(100)):
+        return Profile(name, "nothing", rows, 0, (), trouble="holds spans or times of day: make numbers of them")
     counts = known.map(_write).value_counts()
     words = tuple(word for word in counts.index if word.casefold() in MISSING)
     counts = counts.drop(list(words))
