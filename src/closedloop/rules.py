@@ -258,7 +258,7 @@ def normalise_code(value: Any) -> str | None:
     elif isinstance(value, Decimal) and value.is_finite():
         code = str(int(value)) if value == int(value) else f"{value.normalize():f}"
     elif value is not None and not (isinstance(value, _FLOATS) and np.isnan(value)):
-        raise ValueError(f"{value!r:.60} is neither text nor a finite number")
+        raise ValueError(f"{str(value)[:60]} is neither text nor a finite number")
     if has_lost:
         raise ValueError(f"{value!s:.60} may have lost digits; store such ids as text or as 64-bit integers")
     return code or None

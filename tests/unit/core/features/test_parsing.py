@@ -221,6 +221,17 @@ def test_what_no_later_part_takes_is_refused(parse, bad):
         parse(column, **where(column))
 
 
+@pytest.mark.parametrize("bad", [dt.date(2024, 1, 31), pd.Timestamp("2024-01-31"), np.datetime64("2024-01-31")])
+@pytest.mark.parametrize("parse", [parse_ids, parse_codes])
+def test_a_date_is_no_category_and_is_shown_without_its_type(parse, bad):
+    column = pd.Series([bad], name="since", dtype=object)
+    with pytest.raises(
+        DataError, match=r"column 'since': 2024-01-31.* is neither text nor .*, found 2024-01-31"
+    ) as error:
+        parse(column, **where(column))
+    assert "(2024" not in str(error.value)
+
+
 def test_a_decimal_comma():
     column = pd.Series(["1,5", " -2 ", "", "1e3"], name="price")
     assert parse_numbers(column, decimal=",", **where(column)).fillna(-1).tolist() == [1.5, -2.0, -1.0, 1000.0]
