@@ -116,8 +116,9 @@ def measure(project: Path, rows: int) -> dict[str, Any]:
     from closedloop.adapters.skops import load_pipeline
     from closedloop.serving.models import load_model
 
-    folder, pipeline = project / "models/candidate", load_pipeline(project / "models/pipeline/pipeline.skops")
+    folder = project / "models/candidate"
     model = load_model(folder, version="1", folder_sha256=None)
+    pipeline = load_pipeline(project / "models/pipeline/pipeline.skops", model.contract.model_type)
     training = pd.read_parquet(project / "data/training/train.parquet")
     frame, matrix = draw_matrix(model, training, max(rows, SUM_ROWS))
     with tempfile.TemporaryDirectory() as work:

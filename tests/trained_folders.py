@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "random_forest": {"n_estimators": 5, "max_depth": 4, "min_samples_leaf": 10},
     "gradient_boosting": {"n_estimators": 6, "max_depth": 3},
     "hist_gradient_boosting": {"max_iter": 6, "max_leaf_nodes": 9, "min_samples_leaf": 20},
+    "lightgbm": {"n_estimators": 6, "num_leaves": 9, "min_child_samples": 20},
+    "xgboost": {"n_estimators": 6, "max_depth": 4, "min_child_weight": 5},
 }
 
 
@@ -43,7 +45,7 @@ class Trained(NamedTuple):
     frame: pd.DataFrame
 
     def read_raw_scores(self, frame: pd.DataFrame) -> np.ndarray:
-        """The raw scores by scikit-learn: log-odds, or the share of the trees' votes of a forest."""
+        """The raw scores by the model's library: log-odds, or the share of the trees' votes of a forest."""
         model = self.pipeline[-1]
         if hasattr(model, "calibrated_classifiers_"):
             model = model.estimator.estimator

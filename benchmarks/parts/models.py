@@ -22,7 +22,8 @@ def prepare_models(project: Path, work: Path, threads: int) -> tuple[Any, Any]:
     contract = read_contract(project / "models/candidate")
     names = list(contract.feature_names)
     training = pd.read_parquet(project / "data/training/train.parquet")
-    write_model(work / DEFAULT, load_pipeline(project / "models/pipeline/pipeline.skops"), contract, training[names])
+    pipeline = load_pipeline(project / "models/pipeline/pipeline.skops", contract.model_type)
+    write_model(work / DEFAULT, pipeline, contract, training[names])
     forest = build_pipeline(
         contract.features,
         model_type="random_forest",

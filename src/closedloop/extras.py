@@ -14,6 +14,7 @@ DISTRIBUTIONS = {
     "kfp_server_api": "kfp",
     "sklearn": "scikit-learn",
     "vl_convert": "vl-convert-python",
+    "xgboost": "xgboost-cpu",
     "yaml": "pyyaml",
     "bigquery": "sqlalchemy-bigquery",
     "snowflake": "snowflake-sqlalchemy",
@@ -31,7 +32,7 @@ def find_extra(module: str) -> str | None:
     top = module.partition(".")[0]
     wanted = DISTRIBUTIONS.get(top, top).replace("_", "-").lower()
     for requirement in requires("closedloop") or ():
-        found = re.match(r"([\w.-]+).*;\s*extra == ['\"]([\w-]+)['\"]", requirement)
+        found = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"]", requirement)
         if found and found[1].replace("_", "-").lower() == wanted and found[2] not in COLLECTIONS:
             return found[2]
     return None

@@ -22,7 +22,7 @@ from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.metrics import measure_classification
 from closedloop.core.features.windows import AGGREGATIONS
 from closedloop.core.release.policy import ReleasePolicy
-from closedloop.core.training.estimators import DEFAULT_PARAMS
+from closedloop.core.training.model_types import MODEL_TYPES
 from closedloop.loop.status.exporter import GAUGES
 from closedloop.serving.config import WorkerConfig
 from closedloop.serving.http.app import Application
@@ -100,7 +100,7 @@ def test_every_parameter_is_in_the_reference_and_in_params_yaml(key):
             section = section[part]
 
 
-@pytest.mark.parametrize("name", [*DEFAULT_PARAMS, *AGGREGATIONS])
+@pytest.mark.parametrize("name", [*MODEL_TYPES, *AGGREGATIONS])
 def test_every_model_type_and_aggregation_is_in_the_reference(name):
     rows = re.findall(r"^\| `(?:model\.type|features\.window_days)`.*$", REFERENCE, flags=re.MULTILINE)
     assert re.search(rf"\b{name}\b", " ".join(rows))

@@ -44,7 +44,7 @@ def edit_rows(shop, parts, edit):
 def read_pipeline(shop):
     from closedloop.adapters.skops import load_pipeline
 
-    return load_pipeline(shop.root / "models/pipeline/pipeline.skops")
+    return load_pipeline(shop.root / "models/pipeline/pipeline.skops", "hist_gradient_boosting")
 
 
 def install_model(shop, pipeline, threshold=0.5):

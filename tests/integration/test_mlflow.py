@@ -154,7 +154,7 @@ def test_the_logged_model_has_a_signature_no_pickle_and_the_same_scores(small_sh
     assert signature.inputs.input_names() == names
     assert {str(column.type) for column in signature.inputs.inputs if column.name != "segment"} == {"DataType.double"}
     rows = pd.read_parquet(small_shop.root / "data/training/test.parquet").head(50)
-    pipeline = load_pipeline(small_shop.root / "models/pipeline/pipeline.skops")
+    pipeline = load_pipeline(small_shop.root / "models/pipeline/pipeline.skops", "hist_gradient_boosting")
     np.testing.assert_array_equal(model.predict(rows[names]), pipeline.predict_proba(rows))
     with pytest.raises(mlflow.MlflowException, match="missing inputs \\['age'\\]"):
         model.predict(rows[names].drop(columns="age"))

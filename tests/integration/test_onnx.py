@@ -23,8 +23,6 @@ from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.contract import Feature, NumericFeature, digest_file
 from closedloop.core.training.calibration import calibrate_pipeline
 from closedloop.core.training.estimators import (
-    DEFAULT_PARAMS,
-    LINEAR_TYPES,
     build_pipeline,
     describe_features,
     encode_columns,
@@ -32,6 +30,7 @@ from closedloop.core.training.estimators import (
     list_missing,
     score,
 )
+from closedloop.core.training.model_types import MODEL_TYPES, find_model_type
 from closedloop.core.training.trees import round_thresholds
 from closedloop.errors import DataError
 from tests.model_folders import pack_row
@@ -41,8 +40,10 @@ PARAMS: dict[str, dict[str, Any]] = {
     "random_forest": {"n_estimators": 10, "max_depth": 8, "min_samples_leaf": 3},
     "gradient_boosting": {"n_estimators": 15},
     "hist_gradient_boosting": {"max_iter": 15, "min_samples_leaf": 5},
+    "lightgbm": {"n_estimators": 15, "min_child_samples": 5},
+    "xgboost": {"n_estimators": 15, "min_child_weight": 1},
 }
-TREE_TYPES = [name for name in DEFAULT_PARAMS if name not in LINEAR_TYPES]
+TREE_TYPES = [name for name in MODEL_TYPES if not find_model_type(name).is_linear]
 NUMERIC = ["age", "amount", "clock", "empty"]
 CATEGORICAL = ["plan", "city"]
 
@@ -80,7 +81,7 @@ def sigmoid_on(pipeline: Any, frame: pd.DataFrame, labels: np.ndarray) -> Any:
     ("categorical", "selection", "calibrated"),
     [(CATEGORICAL, None, False), (CATEGORICAL, 2, True), ([], None, True), ([], 2, False)],
 )
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_graph_and_pipeline_agree(
     model_type: str, categorical: list[str], selection: int | None, calibrated: bool, tmp_path: Path
 ) -> None:

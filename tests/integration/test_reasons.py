@@ -17,13 +17,14 @@ import pytest
 from closedloop.adapters.onnx_explainer import open_explainer
 from closedloop.contract import CONTRACT_FILE, MODEL_FILE, ModelContract
 from closedloop.core.reasons import shapley
-from closedloop.core.training.estimators import DEFAULT_PARAMS, encode_frame
+from closedloop.core.training.estimators import encode_frame
+from closedloop.core.training.model_types import MODEL_TYPES, SCIKIT_LEARN
 from closedloop.errors import DataError
 from closedloop.stages.parts.measure import IMPORTANCE_ROWS, measure_importance, open_reasons
 from tests.model_folders import write_model_folder
 from tests.trained_folders import CATEGORICAL, NUMERIC, Trained, make_people, write_trained_folder
 
-TREE_TYPES = [name for name in DEFAULT_PARAMS if name != "logistic_regression"]
+TREE_TYPES = [name for name in MODEL_TYPES if name != "logistic_regression"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "selected": {"selected": 6},
@@ -36,7 +37,7 @@ def explain(trained: Trained) -> Any:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_base_and_contributions_sum_to_the_raw_score_of_ten_thousand_rows(
     tmp_path: Path, model_type: str, variant: str
 ) -> None:
@@ -48,7 +49,7 @@ def test_base_and_contributions_sum_to_the_raw_score_of_ten_thousand_rows(
     np.testing.assert_allclose(found, trained.read_raw_scores(frame), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", TREE_TYPES)
+@pytest.mark.parametrize("model_type", [name for name in TREE_TYPES if name in SCIKIT_LEARN])
 def test_contributions_are_the_shapley_values_of_the_trees_expectations(tmp_path: Path, model_type: str) -> None:
     """Against the definition: every subset of columns, and scikit-learn's own trees followed by recursion."""
     trained = write_trained_folder(tmp_path, model_type)

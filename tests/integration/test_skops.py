@@ -16,9 +16,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from closedloop.adapters.skops import TRUSTED_TYPES, load_pipeline, save_pipeline
+from closedloop.adapters.skops import TRUSTED_TYPES, list_trusted, load_pipeline, save_pipeline
 from closedloop.core.training.calibration import calibrate_pipeline
-from closedloop.core.training.estimators import DEFAULT_PARAMS, build_pipeline, describe_features
+from closedloop.core.training.estimators import build_pipeline, describe_features
+from closedloop.core.training.model_types import MODEL_TYPES, find_model_type
 from closedloop.core.training.trees import round_thresholds
 from closedloop.errors import DataError
 from tests.trained_folders import SMALL
@@ -56,11 +57,11 @@ def fit(model_type: str, *, calibrated: bool, selection: int | None = None) -> P
 
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["raw", "calibrated"])
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_pipeline_comes_back_to_the_last_bit(model_type: str, calibrated: bool, tmp_path: Path) -> None:
     pipeline = fit(model_type, calibrated=calibrated)
     save_pipeline(tmp_path / "pipeline.skops", pipeline)
-    loaded = load_pipeline(tmp_path / "pipeline.skops")
+    loaded = load_pipeline(tmp_path / "pipeline.skops", model_type)
     rows, _ = make_rows(3)
     expected = pipeline.predict_proba(rows)
     np.testing.assert_array_equal(loaded.predict_proba(rows), expected)
@@ -69,12 +70,15 @@ def test_a_pipeline_comes_back_to_the_last_bit(model_type: str, calibrated: bool
 
 def test_the_list_holds_what_our_pipelines_need_and_no_more(tmp_path: Path) -> None:
     needed = set()
-    for model_type in DEFAULT_PARAMS:
+    for model_type in MODEL_TYPES:
         for calibrated in (False, True):
             path = tmp_path / f"{model_type}-{calibrated}.skops"
             save_pipeline(path, fit(model_type, calibrated=calibrated, selection=2))
-            needed |= set(skops.io.get_untrusted_types(file=path))
-    assert needed == set(TRUSTED_TYPES)
+            found = set(skops.io.get_untrusted_types(file=path))
+            assert found <= set(list_trusted(model_type))
+            assert found >= set(find_model_type(model_type).trusted)
+            needed |= found
+    assert needed >= set(TRUSTED_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_a_type_that_is_not_on_the_list_is_refused_by_name(model: Any, unknown: 
     path = tmp_path / "pipeline.skops"
     save_pipeline(path, Pipeline([("model", model)]))
     with pytest.raises(DataError, match=r"pipeline\.skops: refused, it holds types that are not on the") as refused:
-        load_pipeline(path)
+        load_pipeline(path, "logistic_regression")
     assert unknown in str(refused.value)
 
 
@@ -108,7 +112,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     path, trace = tmp_path / "pipeline.skops", tmp_path / "trace"
     path.write_bytes(pickle.dumps(Trap(trace)))
     with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read as a pipeline"):
-        load_pipeline(path)
+        load_pipeline(path, "logistic_regression")
     assert not trace.exists()
     pickle.loads(path.read_bytes())
     assert trace.exists()  # it would have
@@ -121,15 +125,15 @@ def test_a_member_that_is_named_like_a_path_elsewhere_is_written_nowhere(tmp_pat
     with zipfile.ZipFile(folder / "pipeline.skops", "a") as archive:
         for name in ("../../outside.txt", str(tmp_path / "absolute.txt")):
             archive.writestr(name, "from the archive")
-    load_pipeline(folder / "pipeline.skops")
+    load_pipeline(folder / "pipeline.skops", "logistic_regression")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["pipeline.skops"]
 
 
 def test_a_file_that_is_missing_or_torn_says_who_writes_it(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.skops"
     with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read .*'closedloop train' writes it"):
-        load_pipeline(path)
+        load_pipeline(path, "logistic_regression")
     save_pipeline(path, fit("logistic_regression", calibrated=False))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"pipeline\.skops: cannot be read .*'closedloop train' writes it"):
-        load_pipeline(path)
+        load_pipeline(path, "logistic_regression")

@@ -43,7 +43,14 @@ def test_every_import_is_in_the_base_or_in_an_extra_that_a_message_can_name():
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("mlflow", "track"), ("dvc", "versions"), ("feast", "features"), ("evidently", "monitor"), ("kfp", "kfp")],
+    [
+        ("mlflow", "track"),
+        ("dvc", "versions"),
+        ("feast", "features"),
+        ("evidently", "monitor"),
+        ("kfp", "kfp"),
+        ("xgboost", "boost"),
+    ],
 )
 def test_a_missing_package_ends_the_command_with_its_extra(module, extra, monkeypatch, capsys):
     def fail() -> None:

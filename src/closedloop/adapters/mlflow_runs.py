@@ -88,14 +88,15 @@ class Runs(MlflowStore):
             elif path.exists():
                 mlflow.log_artifact(str(path), folder or None)
 
-    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame) -> str:
+    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame, model_type: str) -> str:
         """Log the fitted pipeline as a model of the open run (skops format, no pickle); return its URI."""
         import mlflow
         import pandas as pd
         import sklearn
         from mlflow.models import infer_signature
 
-        from closedloop.adapters.skops import TRUSTED_TYPES
+        from closedloop.adapters.skops import list_trusted
+        from closedloop.core.training.model_types import find_model_type
 
         signature = infer_signature(example, pipeline.predict_proba(example))
         info = mlflow.sklearn.log_model(
@@ -104,9 +105,14 @@ class Runs(MlflowStore):
             signature=signature,
             input_example=example,
             serialization_format="skops",
-            skops_trusted_types=TRUSTED_TYPES,
+            skops_trusted_types=list_trusted(model_type),
             pyfunc_predict_fn="predict_proba",
-            pip_requirements=[f"scikit-learn=={sklearn.__version__}", f"pandas=={pd.__version__}", "closedloop"],
+            pip_requirements=[
+                f"scikit-learn=={sklearn.__version__}",
+                f"pandas=={pd.__version__}",
+                "closedloop",
+                *find_model_type(model_type).requirements,
+            ],
         )
         uri: str = info.model_uri
         return uri

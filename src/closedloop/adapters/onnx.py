@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from closedloop.adapters.onnx_trees import register_trees
 from closedloop.adapters.onnxruntime import INPUT_NAME, OUTPUT_NAME, OnnxScorer
 from closedloop.contract import Feature
 from closedloop.core.training.estimators import encode_frame, score
@@ -51,6 +52,9 @@ def export_model(pipeline: Pipeline, path: Path, n_features: int) -> None:
     if pipeline.steps[0][0] != "encode" or len(pipeline.classes_) != 2:
         raise DataError(f"cannot export: steps {list(pipeline.named_steps)}, classes {pipeline.classes_.tolist()}")
     packed = Pipeline([*pipeline.steps[1:-1], ("model", _thaw_model(pipeline[-1]))])
+    model = _find_classifier(pipeline[-1])
+    if hasattr(model, "list_nodes"):
+        register_trees(type(model))
     with warnings.catch_warnings():
         # skl2onnx 1.20 writes booleans into integer fields; protobuf warns of it. Drop once that is fixed.
         warnings.filterwarnings("ignore", ".*Expected an int, got a boolean", DeprecationWarning)
@@ -61,7 +65,7 @@ def export_model(pipeline: Pipeline, path: Path, n_features: int) -> None:
             target_opset=TARGET_OPSET,
             options={"zipmap": False},
         )
-    _write_covers(converted, pipeline[-1])
+    _write_covers(converted, model)
     path.write_bytes(_keep_probability(converted).SerializeToString(deterministic=True))
 
 
@@ -108,9 +112,14 @@ def _thaw_model(model: Any) -> Any:
     return thawed
 
 
+def _find_classifier(model: Any) -> Any:
+    """The classifier without its calibration."""
+    return model.estimator.estimator if hasattr(model, "calibrated_classifiers_") else model
+
+
 def _write_covers(converted: Any, model: Any) -> None:
     """Say in the graph how many training rows each tree node has seen, which exact reasons need; scores ignore it."""
-    covers = list_covers(model.estimator.estimator if hasattr(model, "calibrated_classifiers_") else model)
+    covers = list_covers(model)
     for node in converted.graph.node:
         for attribute in node.attribute:
             if attribute.name == "nodes_hitrates":

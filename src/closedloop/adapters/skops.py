@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from closedloop.core.training.model_types import find_model_type
 from closedloop.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ TRUSTED_TYPES = [
 ]
 
 
+def list_trusted(model_type: str) -> list[str]:
+    """All types on the reviewed list for pipelines of this kind."""
+    return [*TRUSTED_TYPES, *find_model_type(model_type).trusted]
+
+
 def save_pipeline(path: Path, pipeline: Pipeline) -> None:
     """Write a fitted pipeline."""
     import skops.io
@@ -29,8 +35,8 @@ def save_pipeline(path: Path, pipeline: Pipeline) -> None:
     skops.io.dump(pipeline, path)
 
 
-def load_pipeline(path: Path) -> Pipeline:
-    """Read a fitted pipeline.
+def load_pipeline(path: Path, model_type: str) -> Pipeline:
+    """Read a fitted pipeline whose classifier is of this kind (``model.type``).
 
     Raises
     ------
@@ -43,7 +49,7 @@ def load_pipeline(path: Path) -> Pipeline:
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        return skops.io.load(path, trusted=TRUSTED_TYPES)
+        return skops.io.load(path, trusted=list_trusted(model_type))
     except UntrustedTypesFoundException as error:
         raise DataError(f"{path}: refused, it holds types that are not on the reviewed list: {error}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:

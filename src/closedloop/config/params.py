@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from closedloop.config.dataset import NAME_PATTERN
 from closedloop.config.invalid import describe_invalid
 from closedloop.core.features.windows import AGGREGATIONS
+from closedloop.core.training.model_types import MODEL_TYPES, is_model_type
+from closedloop.core.training.weights import NEUTRAL, has_class_weights
 from closedloop.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
@@ -95,12 +97,20 @@ class ModelParams(_Frozen):
     the candidate in any case.
     """
 
-    type: Literal["logistic_regression", "random_forest", "gradient_boosting", "hist_gradient_boosting"]
+    type: str
     params: dict[str, Any] = {}
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["accuracy", "f1"] = 0.5
     calibrate: bool = True
     recalibrates: int | None = Field(default=None, ge=1)
     recalibrates_only: bool = False
+
+    @field_validator("type")
+    @classmethod
+    def _type_is_known(cls, name: str) -> str:
+        if not is_model_type(name):
+            known = ", ".join(MODEL_TYPES)
+            raise ValueError(f"must be one of {known}, or a module of one's own, such as my_types.extra_trees")
+        return name
 
     @field_validator("params")
     @classmethod
@@ -209,6 +219,17 @@ class Params(_Frozen):
             raise ValueError(
                 f"tuning.space has no hyper-parameter of {self.model.type} to search, and tuning.trials is "
                 f"{self.tuning.trials}: name some, or set tuning.trials to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_not_judged_by_log_loss(self) -> Self:
+        tuning, searched = self.tuning, self.tuning.space.get(self.model.type, {})
+        weighs = has_class_weights(self.model.params) or not NEUTRAL.keys().isdisjoint(searched)
+        if tuning.trials and tuning.objective == "log_loss" and weighs:
+            raise ValueError(
+                "tuning.objective is log_loss, by which class_weight and scale_pos_weight always lose: the scores of a "
+                "trial are calibrated only after the search; set tuning.objective to roc_auc"
             )
         return self
 

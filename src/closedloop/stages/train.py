@@ -79,7 +79,7 @@ def train(
         report["next_period"] = measure_next_period(params, dataset, feature_set, fitted, rows)
         with replace_folder(layout.train_figures) as figures, replace_folder(layout.train_plots) as plots:
             tracking.log_curves(draw(fitted, rows, figures, plots))
-        model_uri = log_run(tracking, fitted, rows, lineage, report, layout)
+        model_uri = log_run(tracking, fitted, rows, lineage, report, layout, params.model.type)
         # last, since runs are found by this tag: a run that was killed earlier must not be found
         run = {"model_uri": model_uri, "folder_sha256": digest_folder(layout.model), "kind": fitted.kind}
         tracking.set_tags({DIGEST_TAG: run["folder_sha256"]})
@@ -94,6 +94,7 @@ def log_run(
     lineage: Lineage,
     report: dict[str, Any],
     layout: Layout,
+    model_type: str,
 ) -> str:
     """Save the pipeline and the figures, and log both with the run's inputs and files; returns the model's address."""
     from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
@@ -106,7 +107,7 @@ def log_run(
         tracking.log_metrics(report[part], prefix=f"{part}_")
     tracking.log_metrics(report["next_period"].get("figures", {}), prefix="next_period_")
     names = [feature.name for feature in fitted.features]
-    model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3))
+    model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3), model_type)
     write_json(layout.train_metrics, report)
     tracking.log_files(
         {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from closedloop.bootstrap import load_run
-from closedloop.config.params import ModelParams, merge_values, parse_params
+from closedloop.config.params import merge_values, parse_params
 from closedloop.config.yaml import read_yaml
-from closedloop.core.training.estimators import DEFAULT_PARAMS, require_hyper_parameters
+from closedloop.core.training.estimators import require_hyper_parameters
+from closedloop.core.training.model_types import MODEL_TYPES
 from closedloop.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -32,9 +33,8 @@ def test_the_least_params_and_their_defaults():
 
 
 def test_every_model_type_has_an_estimator():
-    kinds = ModelParams.model_fields["type"].annotation
-    assert get_args(kinds) == tuple(DEFAULT_PARAMS)
-    for kind in DEFAULT_PARAMS:
+    for kind in MODEL_TYPES:
+        assert parse_params(merge_values(LEAST, {"model": {"type": kind}}), "params.yaml").model.type == kind
         require_hyper_parameters(kind, {})
 
 
@@ -52,7 +52,7 @@ def test_the_shipped_file_says_every_value_in_full():
         ({"as_of": "2024-05-31 12:00"}, "as_of: snapshots are UTC midnights: give a date"),
         ({"as_of": "31.05.2024"}, "as_of: Input should be a valid date"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, found -1"),
-        ({"model": {"type": "magic"}}, "model.type: Input should be"),
+        ({"model": {"type": "magic"}}, "model.type: must be one of logistic_regression, random_forest"),
         ({"model": {"threshold": 1.0}}, "model.threshold: Input should be less than 1, found 1.0"),
         ({"model": {"threshold": 0}}, "model.threshold: Input should be greater than 0, found 0"),
         ({"model": {"threshold": "recall"}}, "Input should be 'accuracy' or 'f1', found 'recall'"),
@@ -128,6 +128,23 @@ def test_a_wrong_entry_of_the_search_space_is_named(entry, message):
         parse_params(merge_values(LEAST, {"tuning": {"space": {"random_forest": {"depth": entry}}}}), "params.yaml")
     assert "tuning.space.random_forest.depth" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"params": {"class_weight": "balanced"}}},
+        {"tuning": {"space": {"logistic_regression": {"class_weight": {"type": "categorical", "choices": [None]}}}}},
+    ],
+)
+def test_class_weights_are_not_searched_by_log_loss(change):
+    """By which they always lose: a trial's scores are not calibrated."""
+    searched = {"trials": 3, "space": {"logistic_regression": {"C": {"type": "float", "low": 0.1, "high": 1.0}}}}
+    values = merge_values(LEAST, {"tuning": searched}, change)
+    with pytest.raises(ConfigError, match=r"set tuning\.objective to roc_auc"):
+        parse_params(values, "params.yaml")
+    assert parse_params(merge_values(values, {"tuning": {"objective": "roc_auc"}}), "p").tuning.trials == 3
+    assert parse_params(merge_values(values, {"tuning": {"trials": 0}}), "p").tuning.trials == 0
 
 
 @pytest.mark.parametrize("space", [{}, {"logistic_regression": {}}, {"random_forest": {"max_depth": DEPTHS}}])

@@ -13,22 +13,12 @@ import numpy as np
 import pandas as pd
 
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature
+from closedloop.core.training.model_types import ModelType, find_model_type
 from closedloop.errors import ConfigError, DataError, count_noun
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
     from sklearn.pipeline import Pipeline
-
-LINEAR_TYPES = ("logistic_regression",)
-
-# Seconds on 150,000 rows, and good enough to start a search from. No early stopping: it would hold out random
-# rows, where all other splits go by time.
-DEFAULT_PARAMS: Mapping[str, Mapping[str, Any]] = {
-    "logistic_regression": {"max_iter": 1000},
-    "random_forest": {"n_estimators": 60, "max_depth": 12, "min_samples_leaf": 20, "max_samples": 0.4},
-    "gradient_boosting": {"n_estimators": 100, "max_depth": 4, "subsample": 0.3, "max_features": "sqrt"},
-    "hist_gradient_boosting": {"max_iter": 150, "learning_rate": 0.08, "min_samples_leaf": 50, "early_stopping": False},
-}
 
 
 def describe_features(
@@ -144,8 +134,9 @@ def build_pipeline(
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer
 
-    model = _build_model(model_type, model_params, seed)
-    prepare, width = _build_prepare(features, model_type, normalize, missing)
+    kind = find_model_type(model_type)
+    model = kind.build(model_type, model_params, seed)
+    prepare, width = _build_prepare(features, kind, normalize, missing)
     steps: list[tuple[str, Any]] = [
         ("encode", FunctionTransformer(encode_columns, kw_args=_list_columns(features))),
         ("prepare", prepare),
@@ -192,41 +183,21 @@ def _read_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     return values
 
 
-def _build_model(model_type: str, model_params: Mapping[str, Any], seed: int) -> BaseEstimator:
-    from sklearn import ensemble, linear_model
-
-    classes = {
-        "logistic_regression": linear_model.LogisticRegression,
-        "random_forest": ensemble.RandomForestClassifier,
-        "gradient_boosting": ensemble.GradientBoostingClassifier,
-        "hist_gradient_boosting": ensemble.HistGradientBoostingClassifier,
-    }
-    # Native categoricals: skl2onnx 1.20 converts them without a warning, and the graph is wrong on most rows.
-    allowed = sorted(set(classes[model_type]().get_params()) - {"random_state", "categorical_features"})
-    for name in model_params:
-        if name not in allowed:
-            raise ConfigError(f"model parameter {name} is not allowed for {model_type}; allowed: {', '.join(allowed)}")
-    model = classes[model_type](**{**DEFAULT_PARAMS[model_type], **model_params, "random_state": seed})
-    try:
-        model._validate_params()
-    except ValueError as error:
-        raise ConfigError(f"model parameter of {model_type}: {error}") from error
-    return model
-
-
 def require_hyper_parameters(model_type: str, model_params: Mapping[str, Any]) -> None:
-    """Refuse hyper-parameters that scikit-learn does not know or take, without fitting anything.
+    """Refuse hyper-parameters that the model's library does not know or take.
 
     Raises
     ------
     ConfigError
         Naming the parameter and what is allowed.
+    ModuleNotFoundError
+        If the library is not installed.
     """
-    _build_model(model_type, model_params, seed=0)
+    find_model_type(model_type).build(model_type, model_params, seed=0)
 
 
 def _build_prepare(
-    features: Sequence[Feature], model_type: str, normalize: bool, missing: Sequence[str]
+    features: Sequence[Feature], kind: ModelType, normalize: bool, missing: Sequence[str]
 ) -> tuple[BaseEstimator, int]:
     """The step that imputes, scales and one-hot encodes packed columns, and how many columns it returns."""
     from sklearn.compose import ColumnTransformer
@@ -242,12 +213,12 @@ def _build_prepare(
     parts: list[tuple[str, Any, list[int]]] = []
     if numeric:
         numbers: Any = "passthrough"
-        if model_type != "hist_gradient_boosting":
+        if not kind.takes_missing:
             numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True))
-            if normalize and model_type in LINEAR_TYPES:
+            if normalize and kind.is_linear:
                 numbers.steps.append(("scale", StandardScaler()))
         parts.append(("numeric", numbers, numeric))
-    blank = [i for i in numeric if features[i].name in missing and model_type in LINEAR_TYPES]
+    blank = [i for i in numeric if features[i].name in missing and kind.is_linear]
     if blank:
         # skl2onnx 1.20 leaves out SimpleImputer's add_indicator without a warning: what no value can be stands for it
         largest = np.finfo(np.float32).max

@@ -54,7 +54,7 @@ def load_candidate(layout: Layout) -> Candidate:
         contract=contract,
         folder_sha256=digest_folder(layout.model),
         scorer=scorer,
-        pipeline=load_pipeline(layout.pipeline / PIPELINE_FILE),
+        pipeline=load_pipeline(layout.pipeline / PIPELINE_FILE, contract.model_type),
         train=train,
         test=test,
         labels=test[LABEL].to_numpy(),

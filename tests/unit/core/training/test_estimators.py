@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature
 from closedloop.core.training.calibration import calibrate_pipeline, choose_threshold
 from closedloop.core.training.estimators import (
-    DEFAULT_PARAMS,
-    LINEAR_TYPES,
     build_pipeline,
     describe_features,
     encode_frame,
     score,
 )
+from closedloop.core.training.model_types import MODEL_TYPES, SCIKIT_LEARN, find_model_type
 from closedloop.core.training.trees import floor_float32, round_thresholds
 from closedloop.errors import ConfigError, DataError
 from tests.model_folders import pack_row
 from tests.trained_folders import SMALL
 
-TREE_TYPES = [name for name in DEFAULT_PARAMS if name not in LINEAR_TYPES]
+TREE_TYPES = [name for name in MODEL_TYPES if not find_model_type(name).is_linear]
 
 
 def make_rows(rows: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -119,7 +118,7 @@ def test_encode_step_is_encode_frame_and_ignores_other_columns() -> None:
     np.testing.assert_array_equal(score(pipeline, shuffled), score(pipeline, frame))
 
 
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_model_learns_and_takes_gaps_and_unknown_categories(model_type: str) -> None:
     frame, labels = make_rows(600, 0)
     before = frame.copy()
@@ -132,7 +131,7 @@ def test_every_model_learns_and_takes_gaps_and_unknown_categories(model_type: st
     pd.testing.assert_frame_equal(frame, before)
 
 
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_same_seed_same_scores_whatever_the_jobs(model_type: str) -> None:
     frame, labels = make_rows(300, 0)
     jobs = {"n_jobs": 2} if model_type == "random_forest" else {}
@@ -156,7 +155,7 @@ def test_selection_keeps_the_columns_that_matter() -> None:
     assert pipeline["select"].get_support().tolist() == [False, True, True, False, True]
 
 
-@pytest.mark.parametrize("model_type", DEFAULT_PARAMS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_only_linear_models_are_scaled(model_type: str) -> None:
     features = (NumericFeature(name="a", minimum=0, maximum=1),)
     pipeline = build_pipeline(
@@ -240,7 +239,7 @@ def fit_neighbours(model_type: str) -> tuple[Any, pd.DataFrame]:
     return pipeline.fit(frame, labels), frame
 
 
-@pytest.mark.parametrize("model_type", TREE_TYPES)
+@pytest.mark.parametrize("model_type", [name for name in TREE_TYPES if name in SCIKIT_LEARN])
 def test_rounding_changes_thresholds_but_no_decision(model_type: str) -> None:
     pipeline, frame = fit_neighbours(model_type)
     original = score(pipeline, frame)
