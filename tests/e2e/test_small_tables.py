@@ -92,6 +92,26 @@ def test_a_useful_model_of_a_class_of_two_percent_passes_under_default_gates(pro
     assert not gates["trivial_accuracy"]["blocking"]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "weights"), [("lightgbm", {"class_weight": "balanced"}), ("xgboost", {"scale_pos_weight": 99})]
+)
+def test_a_weighted_model_of_a_class_of_one_percent_passes_under_default_gates(
+    project: Project, model_type: str, weights: dict[str, Any]
+) -> None:
+    params = {"n_estimators": 40, "max_depth": 3, **weights}
+    made = make_club(project, 12_000, 0.01, gates={}, type=model_type, params=params)
+    made.run_stages(*STAGES, "evaluate")
+    _, gates = read_verdict(made)
+    judged = {name for name, gate in gates.items() if gate["blocking"]}
+    assert {"average_precision", "lift", "roc_auc", "calibration", "better_than_trivial"} <= judged
+    assert judged.isdisjoint({"accuracy", "f1_weighted", "trivial_accuracy"})
+    assert gates["lift"]["figure"] > 3
+    made.change_params({"model": {"calibrate": False}})
+    made.run("train")
+    made.run("evaluate", status=2)
+    assert {"calibration", "better_than_trivial"} <= read_verdict(made)[0]
+
+
 def test_a_useful_model_of_three_hundred_rows_passes(project: Project) -> None:
     limits = {"accuracy_min": 0.6, "f1_weighted_min": 0.6, "roc_auc_min": 0.6, "calibration_error_max": 0.25}
     made = make_club(project, 300, 0.3, gates=limits)

@@ -11,7 +11,8 @@ import pandas as pd
 from closedloop.core.evaluation.metrics import list_log_losses
 from closedloop.core.training.estimators import score
 from closedloop.core.training.splits import hash_shares
-from closedloop.errors import count_noun
+from closedloop.core.training.weights import has_class_weights
+from closedloop.errors import DataError, count_noun
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -27,6 +28,9 @@ def calibrate_pipeline(
     not offered: its graph takes the nearest knot where scikit-learn interpolates (skl2onnx 1.20).
     Platt (1999), "Probabilistic outputs for support vector machines".
 
+    A classifier with class weights is always calibrated: its raw scores are not probabilities of these customers, but
+    of others among whom the rare class is as frequent as its weight says.
+
     Parameters
     ----------
     frame, labels, ids
@@ -36,8 +40,22 @@ def calibrate_pipeline(
     -------
     Pipeline, str
         The one to use, and a note of the held-out log losses that chose it.
+
+    Raises
+    ------
+    DataError
+        If class weights ask for a calibration, and a class has fewer than 5 validation rows.
     """
     truth = np.asarray(labels).astype(bool)
+    if has_class_weights(pipeline[-1].get_params()):
+        fewest = min(truth.sum(), len(truth) - truth.sum())
+        if fewest < 5:
+            raise DataError(
+                f"class weights need a calibration: a class has {count_noun(fewest, 'validation row')}, 5 are needed; "
+                "give more validation rows, or take class_weight and scale_pos_weight out of model.params"
+            )
+        note = f"sigmoid scores: class weights move the raw ones ({count_noun(len(truth), 'row')})"
+        return fit_sigmoid(pipeline, frame, truth), note
     fitting = hash_shares(ids, "calibration") < 0.5
     counts = [int((truth[half] == value).sum()) for half in (fitting, ~fitting) for value in (True, False)]
     if min(counts) < 5:
