@@ -35,6 +35,9 @@ REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 OBSERVABILITY = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+# what the rows of the reference's tables are about: the names in their first cells
+CELLS = [row.replace(r"\|", "or").split("|")[1] for row in REFERENCE.splitlines() if row.startswith("|")]
+DESCRIBED = {name for cell in CELLS for name in re.findall(r"`([^`]+)`", cell)}
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FREE_FORM = {"tuning.space", "model.params", "features.overrides"}
 
@@ -67,7 +70,7 @@ def list_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", list_commands())
 def test_every_command_is_in_the_reference(command):
-    assert f"`closedloop {command}" in REFERENCE
+    assert any(f"{name} ".startswith(f"closedloop {command} ") for name in DESCRIBED)
 
 
 def test_no_command_is_documented_that_does_not_exist():
@@ -91,7 +94,7 @@ def find_unknown(named: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("key", list_keys(Params))
 def test_every_parameter_is_in_the_reference_and_in_params_yaml(key):
-    assert f"`{key}`" in REFERENCE
+    assert key in DESCRIBED
     section: object = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     if not key.startswith("simulator.") or key in ("simulator.start_date", "simulator.customers"):
         for part in key.split("."):
@@ -108,7 +111,7 @@ def test_every_model_type_and_aggregation_is_in_the_reference(name):
 
 @pytest.mark.parametrize("key", [key for key in list_keys(Settings) if key not in ("profile", "root")])
 def test_every_setting_is_in_the_reference(key):
-    assert f"`{key}`" in REFERENCE
+    assert key in DESCRIBED
 
 
 @pytest.mark.parametrize("name", list(GateLimits.model_fields))
