@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.dates import date2num
 from matplotlib.image import imread
 
-from closedloop.adapters.matplotlib import draw_importance
+from closedloop.adapters.matplotlib import draw_importance, draw_loop
+from tests.integration.test_pages import tell_story
 
 
 def draw(path: Path, *names: str) -> tuple[int, int]:
@@ -29,3 +33,20 @@ def test_long_names_are_not_cut(tmp_path: Path, length: int) -> None:
     long = draw(tmp_path / "long.png", f"{name}_1", f"{name}_2")
     assert long[0] > short[0]
     assert (long[1] > short[1]) == (length > 40)
+
+
+def test_a_promotion_in_the_loop_is_told_by_its_shape_and_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    draw_loop(tmp_path / "loop.png", tell_story())
+    axes = plt.gcf().axes
+    monkeypatch.undo()
+    day = date2num(dt.date(2024, 6, 20))
+    for one in axes:
+        (mark,) = [line for line in one.lines if line.get_marker() == "^" and len(line.get_xdata())]
+        assert {float(date2num(at)) for at in mark.get_xdata()} == {day}
+    legend = axes[0].get_legend()
+    assert legend is not None
+    assert "a retrained version is promoted" in [text.get_text() for text in legend.get_texts()]
+    plt.close("all")

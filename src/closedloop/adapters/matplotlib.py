@@ -152,6 +152,10 @@ MARKS = {
 }
 
 
+# A promotion is a triangle on a line, in colour and without.
+PROMOTION: dict[str, Any] = {"color": GREEN, "marker": MARKS["promoted"][0], "linewidth": 1}
+
+
 def draw_loop(path: Path, report: dict[str, Any]) -> Path:
     """Both arms' log loss and ROC AUC, the drift statistic, and the main events of a replay, over its days."""
     shape: dict[str, Any] = {"figsize": (5.6, 8.4), "sharex": True, "height_ratios": [3, 3, 2, 2.4]}
@@ -163,15 +167,16 @@ def draw_loop(path: Path, report: dict[str, Any]) -> Path:
         days = [_day(arm["snapshot"]) for arm in report["arms"]]
         constant = [arm["constant_log_loss"] for arm in report["arms"]]
         loss.plot(days, constant, color=QUIET, marker=".", label="one score for all: the churn rate")
-        loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.06), fontsize=9)
+        if promoted:
+            loss.plot([], [], **PROMOTION, label="a retrained version is promoted")
+        loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08), fontsize=9)
         _draw_drift(drift, report)
         _draw_events(events, report["events"])
         changes = [one for one in report["regime_changes"] if _day(one["at"]) >= _day(report["days"][0])]
         for axes in (loss, auc, drift, events):
             for change in changes:
                 axes.axvline(_day(change["at"]), color=INK, linestyle=":", linewidth=1)
-            for day in promoted:
-                axes.axvline(day, color=GREEN, linewidth=1, alpha=0.6)
+            _mark_promotions(axes, promoted)
         for change in changes:
             # upright, since changes may lie close to each other
             place = (_day(change["at"]), 0.03)
@@ -226,6 +231,13 @@ def _draw_arms(axes: Axes, arms: list[dict[str, Any]], figure_name: str, title: 
         points = [days[place] for place in own], [closed[place] for place in own]
         axes.plot(*points, color=ACCENT, marker="o", markersize=5, zorder=2, label=label)
     axes.set_ylabel(title)
+
+
+def _mark_promotions(axes: Axes, days: list[Any]) -> None:
+    """A line at each day, with a triangle above the picture's frame."""
+    for day in days:
+        height = axes.get_xaxis_transform()
+        axes.plot([day, day], [0, 1.03], **PROMOTION, markevery=[1], markersize=7, transform=height, clip_on=False)
 
 
 def _draw_drift(axes: Axes, report: dict[str, Any]) -> None:

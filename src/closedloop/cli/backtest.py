@@ -124,17 +124,24 @@ def print_table(report: Mapping[str, Any]) -> None:
     share = f"{100 * report['level']:g}%, {count_noun(report['comparisons'], 'comparison')} together"
     caption = (
         f"{count_noun(report['rows'], 'known outcome')} of {count_noun(report['customers'], 'customer')}, "
-        f"{report['snapshots'][0]} to {report['snapshots'][-1]}; intervals: {share}"
+        f"{report['snapshots'][0]} to {report['snapshots'][-1]}; * picked; intervals: {share}"
     )
-    table = Table(title=f"Policies on the history of {report['dataset']}", caption=caption, title_justify="left")
-    for column in ("policy", "log loss", "saved against never", "retrainings", "promoted", "leavers in the lists"):
-        is_name = column == "policy"
-        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    # an interval stands below its figure: beside it, both would be broken at 80 columns
+    table = Table(
+        title=f"Policies on the history of {report['dataset']}",
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.show_edge = False
+    for column in ("policy", "log\nloss", "saved\nagainst never", "promoted\nof trained", "leavers\nin the lists"):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for name, own in report["policies"].items():
         gain, found = own.get("gain"), own.get("found")
-        saved = "" if gain is None else f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
-        more = "" if found is None else f" ({found['low']:+,.0f} to {found['high']:+,.0f})"
-        cells = f"{own['log_loss']:.4f}", saved, f"{own['retrainings']}", f"{own['promoted']}"
+        saved = "" if gain is None else f"{gain['mean']:+.4f}\n{gain['low']:.4f} to {gain['high']:.4f}"
+        more = "" if found is None else f"\n{found['low']:+,.0f} to {found['high']:+,.0f}"
         style = "bold green" if name == report["picked"] else None
-        table.add_row(name, *cells, f"{own['leavers_found']:,.0f}{more}", style=style)
+        mark = " *" if style else ""  # seen without colours too
+        cells = f"{own['log_loss']:.4f}", saved, f"{own['promoted']} of {own['retrainings']}"
+        table.add_row(f"{name}{mark}", *cells, f"{own['leavers_found']:,.0f}{more}", style=style)
     Console().print(table)
