@@ -23,7 +23,7 @@ python = $${PYTHON:-$$(for one in python3.13 python3.12 python3.11; do $$one -c 
 registry = $${REGISTRY:-registry.example.com}
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # the extras that the environment of a clone has: all but drivers of databases that nothing here connects to
-locked = all boost cluster dev kafka postgres redis s3 serving wandb
+locked = all boost cluster dev excel kafka postgres redis s3 serving wandb
 # what an image installs: some of the lock, in the same versions
 subset = $(uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements.lock
 build_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT="$(commit)"$(if $(BASE_IMAGE), --build-arg PYTHON="$$BASE_IMAGE")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from closedloop.core.features.time_formats import NAMES_A_DAY, UNIX_UNITS
 
-WORKBOOK_RULE = "Excel files are not read: save the sheet as CSV UTF-8 (File, Save As), and name that file"
+WORKBOOK_RULE = "an Excel workbook (.xlsx) is source.type: excel, with source.sheet for another sheet than the first"
 
 
 class _Frozen(BaseModel):
@@ -23,26 +23,27 @@ class SimulatorSource(_Frozen):
 
 
 class FileSource(_Frozen):
-    """CSV or Parquet: a file, a folder (every file in it) or a glob pattern; ``data.source`` in params wins.
+    """CSV, Parquet or Excel: a file, a folder (every file in it) or a glob pattern; ``data.source`` in params wins.
 
-    ``na_values`` are texts that mean a missing value. Encoding, delimiter and decimal mark are of CSV files.
+    ``na_values`` are texts that mean a missing value. Encoding, delimiter and decimal mark are of CSV files,
+    ``sheet`` is of workbooks (None: the first one).
     ``time_format`` says how times are written that are not ISO 8601: in `strptime`'s letters, or counted from 1970.
     """
 
-    type: Literal["csv", "parquet"]
+    type: Literal["csv", "parquet", "excel"]
     path: str | None = None
+    sheet: str | None = None
     encoding: str = "utf-8"
     delimiter: str = ","
     decimal: Literal[".", ","] = "."
     na_values: tuple[str, ...] = ()
     time_format: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_sheets(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "sheet" in values:
+    @model_validator(mode="after")
+    def _sheets_are_of_workbooks(self) -> FileSource:
+        if self.sheet is not None and self.type != "excel":
             raise ValueError(f"sheet: {WORKBOOK_RULE}")
-        return values
+        return self
 
     @field_validator("encoding")
     @classmethod

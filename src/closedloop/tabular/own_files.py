@@ -18,7 +18,7 @@ NO_COMMA = "(the decimal mark is ',')"
 
 
 class OwnFile(RowFile):
-    """A file as a source's config describes it: encoding, delimiter, words for a blank, names.
+    """A file as a source's config describes it: encoding, delimiter, sheet, words for a blank, names.
 
     Parameters
     ----------
@@ -32,7 +32,8 @@ class OwnFile(RowFile):
     """
 
     def __init__(self, path: Path, source: FileSource, rename: Mapping[str, str], numeric: Collection[str]) -> None:
-        super().__init__(path, format_=source.type, text=TextFormat(source.delimiter, source.encoding))
+        text = TextFormat(source.delimiter, source.encoding)
+        super().__init__(path, format_=source.type, text=text, sheet=source.sheet)
         self.time_format = source.time_format
         self._source, self._commas = source, numeric if source.decimal == "," else ()
         names = [rename.get(name, name) for name in self.schema.names]
@@ -65,7 +66,7 @@ def open_rows(
     needed: Collection[str],
     numeric: Collection[str] = (),
 ) -> RowFile:
-    """Open a file as the data set's own if its header has the ``needed`` columns then, else as plain CSV or Parquet."""
+    """Open a file as the data set's own if its header has the ``needed`` columns then, else as it is."""
     if isinstance(source, FileSource) and source.type == find_format(path):
         try:
             own = OwnFile(path, source, rename, numeric)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_file
 from closedloop.rules import find_code
+from closedloop.tabular import workbooks
 from closedloop.tabular.csv_files import COMMAS, COMPRESSED, TextFormat, count_lines, read_batches, read_header
 from closedloop.tabular.tables import UTC_TIME, rechunk
 
@@ -29,7 +30,14 @@ KINDS: Mapping[ColumnKind, tuple[pa.DataType, tuple[type, ...], Any]] = {
     "time": (UTC_TIME, (dt.datetime,), lambda time: time),
 }
 SUFFIXES = (".parquet", ".csv")
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".xlsx": "excel", ".xlsm": "excel"}
 RULE = f"a file of rows ends in {' or '.join(SUFFIXES)}; a table is named ADDRESS#TABLE"
+# what people have instead of these, and how they get one
+OTHER_BOOK = "is a workbook of a kind that is not read: save it as .xlsx, or its sheet as CSV UTF-8, and name that file"
+CONVERT = {
+    (".xls", ".xlsb", ".ods", ".numbers"): OTHER_BOOK,
+    (".zip", ".7z", ".rar", ".tar", ".tgz", ".xz"): "is an archive: unpack it, and name the file in it",
+}
 BUFFER_BYTES = 1 << 20  # of a column while a row group is read: whole ones would be as large as their writer liked
 
 
@@ -39,30 +47,37 @@ class RowFile:
     Parameters
     ----------
     path
-        Of a Parquet or CSV file (with a header; it may be compressed, as ``.csv.gz`` says).
+        Of a Parquet or CSV file (with a header; it may be compressed, as ``.csv.gz`` says), or of a workbook.
     format_
-        Which of the two it is; None: as the end of its name says.
+        Which of these it is; None: as the end of its name says.
     text
         How a CSV file is written.
+    sheet
+        Which sheet of a workbook is read; None: the first one.
 
     Raises
     ------
     ConfigError
-        If its name does not say which it is.
+        If its name does not say which it is, or what reads a workbook is not installed.
     DataError
         If it cannot be read.
     """
 
     time_format: str | None = None  # None: as ISO 8601 has it
 
-    def __init__(self, path: Path, *, format_: str | None = None, text: TextFormat = COMMAS) -> None:
-        self.path, self._text = path, text
+    def __init__(
+        self, path: Path, *, format_: str | None = None, text: TextFormat = COMMAS, sheet: str | None = None
+    ) -> None:
+        self.path, self._text, self._sheet = path, text, sheet
+        refuse_unread(path)
         format_ = format_ or find_format(path)
         if format_ is None:
             raise ConfigError(f"{path}: {RULE}")
-        self.is_text = format_ == "csv"  # whether every cell is text
+        self._is_workbook = format_ == "excel"
+        self.is_text = format_ != "parquet"  # whether every cell is text
         if self.is_text:
-            self.schema = pa.schema([(name, pa.string()) for name in read_header(path, text)])
+            names = workbooks.read_header(path, sheet) if self._is_workbook else read_header(path, text)
+            self.schema = pa.schema([(name, pa.string()) for name in names])
         else:
             with _explain_errors(path), pq.ParquetFile(path) as file:
                 self.schema = file.schema_arrow
@@ -70,6 +85,8 @@ class RowFile:
     @cached_property
     def rows_max(self) -> int:
         """The number of rows; of a CSV file at most that many, as a value may hold a line break."""
+        if self._is_workbook:
+            return workbooks.count_rows(self.path, self._sheet)
         if self.is_text:
             return max(0, count_lines(self.path) - 1)
         with _explain_errors(self.path):
@@ -88,6 +105,9 @@ class RowFile:
         yield from self._read(columns, chunk_rows)
 
     def _read(self, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
+        if self._is_workbook:
+            yield from rechunk(workbooks.read_batches(self.path, self._sheet, columns), chunk_rows)
+            return
         if self.is_text:
             yield from rechunk(read_batches(self.path, self._text, columns), chunk_rows)
             return
@@ -130,11 +150,24 @@ class RowWriter:
 
 
 def find_format(path: Path) -> str | None:
-    """The format that the end of a file's name says, in whatever case; None if it is neither."""
+    """The format that the end of a file's name says, in whatever case; None if it is none."""
     name = path.name.lower()
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
-    return next((suffix[1:] for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((format_ for suffix, format_ in FORMATS.items() if name.endswith(suffix)), None)
+
+
+def refuse_unread(path: Path) -> None:
+    """Say how a file becomes one that is read, where its name says that it is none.
+
+    Raises
+    ------
+    DataError
+        With the way out.
+    """
+    for endings, advice in CONVERT.items():
+        if path.name.lower().endswith(endings):
+            raise DataError(f"{path}: {advice}")
 
 
 def require_suffix(path: Path) -> str:

@@ -15,15 +15,10 @@ from closedloop.config.sources import FileSource, SqlSource
 from closedloop.errors import ConfigError, DataError
 from closedloop.tabular.csv_files import TextFormat
 from closedloop.tabular.row_tables import read_query
-from closedloop.tabular.rows import RowFile, find_format
+from closedloop.tabular.rows import FORMATS, RowFile, find_format, refuse_unread
 
 logger = logging.getLogger(__name__)
 CHUNK_ROWS = 500_000
-# what people have instead of a CSV file, and how they get one
-CONVERT = {
-    (".xls", ".xlsx", ".xlsm", ".ods"): "is a workbook: save its sheet as CSV UTF-8, and name that file",
-    (".zip", ".7z", ".rar", ".tar", ".tgz", ".xz"): "is an archive: unpack it, and name the file in it",
-}
 
 
 def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path]:
@@ -37,10 +32,10 @@ def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path
     DataError
         If it names none.
     """
-    place = Path(path).expanduser()
+    place, suffix = Path(path).expanduser(), ".xlsx" if suffix == ".excel" else suffix
     if place.is_dir():
         there = sorted(file for file in place.iterdir() if file.is_file())
-        files = [file for file in there if find_format(file) == suffix[1:] and not file.name.startswith(".")]
+        files = [file for file in there if find_format(file) == FORMATS[suffix] and not file.name.startswith(".")]
         if left_out := [file.name for file in there if file not in files]:
             logger.info("%s: no %s files, left out: %s", place, suffix, ", ".join(left_out)[:300])
     elif place.is_file():
@@ -50,9 +45,7 @@ def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path
     if not files:
         raise DataError(f"{key} {path!r}: no such file, no {suffix} file in such a folder, and no match as a glob")
     for file in files:
-        for endings, advice in CONVERT.items():
-            if file.name.lower().endswith(endings):
-                raise DataError(f"{file}: {advice}")
+        refuse_unread(file)
     return files
 
 
@@ -67,7 +60,7 @@ def read_chunks(
 ) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """Yield (file name, number of the chunk's first row counted from 1, rows).
 
-    CSV cells come as text, so that nothing is guessed; Parquet and SQL keep their types.
+    Cells of CSV files and workbooks come as text, so that nothing is guessed; Parquet and SQL keep their types.
 
     Parameters
     ----------
@@ -98,7 +91,7 @@ def read_chunks(
         )
     text = TextFormat(source.delimiter, source.encoding)
     for path_ in list_files(chosen, f".{source.type}", key=key):
-        file = RowFile(path_, format_=source.type, text=text)
+        file = RowFile(path_, format_=source.type, text=text, sheet=source.sheet)
         found = [names.get(name, name) for name in file.schema.names]
         _require_columns(path_.name, found, columns, all_columns=all_columns)
         pairs = zip(file.schema.names, found, strict=True)

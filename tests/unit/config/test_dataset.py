@@ -86,8 +86,8 @@ def refused(folder: Path, values: dict[str, Any]) -> str:
         ({"gates": {"accuracy_min": 90}}, "gates.accuracy_min: Input should be less than or equal to 1, found 90"),
         ({"label": {"horizon_days": 0}}, "label.horizon_days: Input should be greater than or equal to 1, found 0"),
         (
-            {"source": {"type": "excel"}},
-            "source: type must be one of 'simulator', 'csv', 'parquet', 'sql', found 'excel'",
+            {"source": {"type": "json"}},
+            "source: type must be one of 'simulator', 'csv', 'parquet', 'excel', 'sql', found 'json'",
         ),
         ({"source": {"type": "sql", "url": "x"}}, "source.sql.url: unknown key"),
         ({"timezone": "London"}, "timezone: 'London' is not an IANA time zone such as Europe/London"),
@@ -202,8 +202,8 @@ def test_a_config_without_an_id_says_what_a_file_without_one_takes(tmp_path):
         ({"encoding": "latin-99"}, "source.csv.encoding: 'latin-99' is no encoding that Python knows"),
         ({"decimal": ";"}, "source.csv.decimal: Input should be '.' or ','"),
         ({"na_values": "NULL"}, "source.csv.na_values: must be a list, such as [a, b], found 'NULL'"),
-        ({"sheet": 1}, "source.csv: sheet: Excel files are not read: save the sheet as CSV UTF-8"),
-        ({"type": "xlsx"}, "Excel files are not read: save the sheet as CSV UTF-8"),
+        ({"sheet": "May"}, "source.csv: sheet: an Excel workbook (.xlsx) is source.type: excel"),
+        ({"type": "xlsx"}, "found 'xlsx'; an Excel workbook (.xlsx) is source.type: excel"),
         ({"sep": ";"}, "source.csv.sep: unknown key"),
     ],
 )

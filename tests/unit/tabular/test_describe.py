@@ -252,10 +252,10 @@ def test_what_cannot_be_described_is_refused_with_place_and_rule(tmp_path, conte
         describe(tmp_path / "a.csv")
 
 
-def test_a_workbook_is_refused_with_the_way_out(tmp_path):
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match="save its sheet as CSV UTF-8"):
-        describe(tmp_path / "a.xlsx")
+def test_a_workbook_of_another_kind_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "a.xls").write_bytes(b"\xd0\xcf\x11\xe0")
+    with pytest.raises(DataError, match=r"save it as \.xlsx, or its sheet as CSV UTF-8"):
+        describe(tmp_path / "a.xls")
 
 
 def write_japanese_table(path: Path, rows: int = 400, *, encoding: str = "cp932") -> Path:

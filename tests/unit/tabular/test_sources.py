@@ -188,7 +188,9 @@ def test_a_folder_takes_an_ending_in_any_case_and_packed_files_but_no_hidden_one
     assert read_all(CSV, tmp_path, ["id"])["id"].tolist() == ["1", "1", "3"]
 
 
-@pytest.mark.parametrize(("name", "advice"), [("a.xlsx", "save its sheet as CSV UTF-8"), ("a.csv.zip", "unpack it")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.xls", "save it as .xlsx, or"), ("a.ods", "CSV UTF-8"), ("a.zip", "unpack it")]
+)
 def test_what_people_have_instead_of_a_csv_file_is_refused_with_the_way_out(tmp_path, name, advice):
     path = write(tmp_path / name, "PK")
     with pytest.raises(DataError, match=rf"{name}: is .*{advice}"):

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from charset_normalizer import from_bytes
 
+from closedloop.adapters.openpyxl import list_sheets, read_rows
 from closedloop.config.sources import FileSource, SqlSource
 from closedloop.core.features.parsing import TIME
 from closedloop.core.features.profiles import POINT
@@ -64,7 +65,7 @@ def read_table(place: str, notes: list[str]) -> tuple[FileSource | SqlSource, pd
     if not rows:
         raise DataError(f"{place}: there are column names, but no rows")
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    if isinstance(source, FileSource) and source.type == "csv":
+    if isinstance(source, FileSource) and source.type != "parquet":
         frame = frame.apply(lambda cells: cells.str.strip())
     return source, frame
 
@@ -72,7 +73,7 @@ def read_table(place: str, notes: list[str]) -> tuple[FileSource | SqlSource, pd
 def _look_at_file(place: str, notes: list[str]) -> tuple[FileSource, list[str]]:
     """The source of a file, or of the files of a folder or pattern, and the columns that can be read."""
     folder = Path(place).expanduser()
-    kinds: tuple[str, ...] = ("csv", "parquet")
+    kinds: tuple[str, ...] = ("csv", "parquet", "excel")
     if folder.is_dir():
         kinds = tuple(kind for kind in kinds if any(find_format(file) == kind for file in folder.iterdir())) or kinds
     first = list_files(place, f".{kinds[0]}", key="the source")[0]
@@ -80,6 +81,8 @@ def _look_at_file(place: str, notes: list[str]) -> tuple[FileSource, list[str]]:
         is_parquet = stream.read(4) == b"PAR1"
     if is_parquet:
         return FileSource(type="parquet", path=place), _choose_names(RowFile(first, format_="parquet"), notes)
+    if find_format(first) == "excel":
+        return FileSource(type="excel", path=place), _look_at_sheet(first, notes)
     text = find_text_format(first)
     for file in list_files(place, ".csv", key="the source"):
         if broken := list(islice(find_broken_lines(file, text), BROKEN_SHOWN + 1)):
@@ -91,6 +94,17 @@ def _look_at_file(place: str, notes: list[str]) -> tuple[FileSource, list[str]]:
         notes.append(f"the bytes are no UTF-8 but {text.encoding} (guessed): source.encoding")
     source = FileSource(type="csv", path=place, encoding=text.encoding, delimiter=text.delimiter)
     return source, _choose_names(RowFile(first, format_="csv", text=text), notes)
+
+
+def _look_at_sheet(path: Path, notes: list[str]) -> list[str]:
+    """The columns of a workbook's first sheet that can be read."""
+    sheet, *others = list_sheets(path)
+    if others:
+        notes.append(f"the sheet {sheet!r} is read, not {', '.join(map(repr, others))}: source.sheet names another")
+    file = RowFile(path, format_="excel")
+    rows = [[cell or "" for cell in cells] for _, cells in islice(read_rows(path), LINES_TRIED)]
+    _require_header(path, [file.schema.names, *rows[1:]])
+    return _choose_names(file, notes)
 
 
 def _choose_names(file: RowFile, notes: list[str]) -> list[str]:
