@@ -244,7 +244,7 @@ def _draw_drift(axes: Axes, report: dict[str, Any]) -> None:
     judged = [tick for tick in report["ticks"] if tick.get("drift") is not None]
     axes.bar([_day(tick["at"]) for tick in judged], [tick["drift"] for tick in judged], width=9, color=QUIET)
     axes.axhline(report["drift_limit"], color=RED, linestyle="--", linewidth=1, label="limit of an alarm")
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(framealpha=0.9, edgecolor="none", loc="upper left", fontsize=9)
     axes.set_ylabel("largest drift\nof a feature")
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from closedloop.loop.status.overview import Overview
 
 PAGE = Layout().card.parent / "index.html"
+ENDS = {"registered": "made a version", "refused": "was refused by a gate", "failed": "failed"}
 
 
 class ReportLink(NamedTuple):
@@ -113,7 +114,7 @@ def describe(view: Overview, layout: Layout) -> list[str]:
     else:
         told.append("No check was made yet.")
     if view.retraining is not None:
-        told.append(f"The last retraining is {view.retraining.state}.")
+        told.append(f"The last retraining {ENDS.get(view.retraining.state, 'has not ended')}.")
     return told
 
 
