@@ -333,10 +333,8 @@ def test_the_summary_says_rows_gates_model_and_what_to_open(small_shop: Any) -> 
     ingested, parts = small_shop.read_json("metrics/ingest.json"), small_shop.read_json("metrics/training_set.json")
     gates = small_shop.read_json("metrics/gates.json")["gates"]
     rows = {name: f"{part['rows']:,}" for name, part in parts["parts"].items()}
-    assert (
-        f"Rows {ingested['rows_read']:,} read, {ingested['rows_kept']:,} kept; "
-        f"train {rows['train']}, validation {rows['validation']}, test {rows['test']}"
-    ) in lines
+    assert f"Rows {ingested['rows_read']:,} read, {ingested['rows_kept']:,} kept" in lines
+    assert f"train {rows['train']}, validation {rows['validation']}, test {rows['test']}" in lines
     expectations = small_shop.read_json("metrics/data_quality.json")["expectations"]
     assert f"data │ passed │ {expectations} of {expectations} expectations hold, 0 warnings" in text
     assert "skew │ passed │ 1,000 customers online = offline; features of 2024-01-01" in text

@@ -42,6 +42,6 @@ def demo(params: ParamsOption = PARAMS) -> None:
             send(context, day, traffic, lambda sent: progress.update(bar, completed=sent))
     failed = f", {traffic.failed} refused, the first: {traffic.failures[0]}" if traffic.failed else ""
     answered = count_noun(traffic.answered, "request")
-    tell("demo", f"{answered} of a day answered{failed}; the service has ended; now the monitor:")
+    tell("demo", f"{answered} of a day answered{failed}; now the monitor:")
     check_once(params, f"{day.at + dt.timedelta(days=1)}", report=True)
     show_status(load_run(params), as_of=None, service=None, as_json=False)

@@ -99,6 +99,13 @@ def locate_given(text: str) -> str:
     return str(_began_in[0] / text)
 
 
+def shorten(path: Path) -> Path:
+    """A path as a person types it from where the command was typed; one that lies elsewhere stays as it is."""
+    here = _began_in[0] if _began_in else Path.cwd()
+    path = path.absolute()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def print_json(content: Any) -> None:
     """Print for programs."""
     import msgspec
@@ -107,11 +114,17 @@ def print_json(content: Any) -> None:
 
 
 def tell(name: str, text: str) -> None:
-    """What a stage has to say to people, behind its name, on standard error."""
+    """What a stage has to say to people, behind its name, on standard error; further lines stand below the first."""
+    import textwrap
+
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, highlight=False).print(Text.assemble((f"{name:>12}", "bold"), f"  {text}"))
+    console, heading = Console(stderr=True, highlight=False), f"{name:>12}  "
+    width = max(console.width - len(heading), 20)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    told = f"\n{'':{len(heading)}}".join(lines)
+    console.print(Text.assemble((heading, "bold"), told), soft_wrap=True)
 
 
 def read_now() -> dt.datetime:

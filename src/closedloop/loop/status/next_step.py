@@ -85,6 +85,9 @@ def _find_step_of_service(view: Overview, row: Deployment, around: Surroundings)
         port = int(around.address.rpartition(":")[2])
         text = f"port {port} is taken ({describe_foreign(found)}): serve on another one"
         return NextStep(text, f"serve --port {port + 1} --metrics-port {port + 2}")
+    if not found.model_version:
+        text = f"wait until the service has loaded version {row.champion_version}; if it never does, find out why"
+        return NextStep(text, "doctor")
     if not is_champion(row, found):
         return NextStep(f"find out why the service does not follow to version {row.champion_version}", "doctor")
     return None

@@ -60,7 +60,8 @@ def _describe_health(view: Overview, around: Surroundings) -> Line:
         return Line("health", f"no answer from {around.address}", BAD)
     if is_foreign(view, found):
         return Line("health", f"{around.address} answers, but it is {describe_foreign(found)}", BAD)
-    text = f"{around.address} answers with version {found.model_version or 'none'}"
+    version = f"with version {found.model_version}" if found.model_version else "and has no model yet"
+    text = f"{around.address} answers {version}"
     if view.row is None:
         other = f", but no version of {view.model_name} was released here" if found.model_version else ""
         return Line("health", text + other, BAD)

@@ -86,7 +86,7 @@ def test_the_screen_of_a_folder_without_a_store_says_the_same(url):
     ("service", "text"),
     [
         (ServiceHealth("2", NAME), f"{SERVICE} answers with version 2"),
-        (ServiceHealth("", NAME), f"{SERVICE} answers with version none"),
+        (ServiceHealth("", NAME), f"{SERVICE} answers and has no model yet"),
         (ServiceHealth("3", "telco_churn"), f"{SERVICE} answers, but it is the service of telco_churn"),
         (ServiceHealth("", "telco_churn"), f"{SERVICE} answers, but it is the service of telco_churn"),
         (ServiceHealth(), f"{SERVICE} answers, but it is another program"),
@@ -222,6 +222,13 @@ def test_the_next_step_is_a_command_of_ours_that_fits(view, changes, beside, com
     assert step.text
     if command:
         parse(command)
+
+
+def test_a_service_that_has_just_started_is_waited_for(view):
+    step = find_next_step(
+        dataclasses.replace(view, **QUIETLY), dataclasses.replace(AROUND, service=ServiceHealth("", NAME))
+    )
+    assert step.text.startswith("wait until the service has loaded version 3")
 
 
 def parse(command: str) -> None:
