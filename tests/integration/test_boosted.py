@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,13 +17,16 @@ import pytest
 from closedloop.adapters.onnx import export_model, measure_parity
 from closedloop.adapters.onnx_explainer import open_explainer
 from closedloop.adapters.onnxruntime import OnnxScorer
-from closedloop.contract import MODEL_FILE
+from closedloop.contract import MODEL_FILE, digest_folder
 from closedloop.core.training.estimators import build_pipeline, describe_features, encode_frame, score
 from closedloop.core.training.learning_curve import trace_training
 from closedloop.core.training.model_types import MODULES
 from closedloop.errors import ConfigError
+from closedloop.scoring.batch import BatchOptions, score_batch
+from closedloop.scoring.edge import export_edge
+from closedloop.serving.slots.slots import Slot
 from tests.conftest import Project
-from tests.trained_folders import Trained, make_people, write_trained_folder
+from tests.trained_folders import Trained, list_values, make_people, write_trained_folder
 
 # columns of `make_people` in the model's order: the numbers, then the categories of plan and city; "empty" is left out
 OWNERS = [0, 1, 2, 4, 4, 5, 5, 5, 5]
@@ -72,6 +76,7 @@ def test_onnxmltools_exports_the_same_scores(trained: Trained) -> None:
     """Where no threshold lies between two float32 numbers, on which its rounding would move rows."""
     import onnxmltools
     from onnxmltools.convert.common.data_types import FloatTensorType
+    from xgboost import XGBClassifier
 
     frame, _ = make_people(2_000, 9)
     prepared = trained.prepare(frame)
@@ -80,7 +85,9 @@ def test_onnxmltools_exports_the_same_scores(trained: Trained) -> None:
     if trained.contract.model_type == "lightgbm":
         converted = onnxmltools.convert_lightgbm(model.booster_, initial_types=inputs, target_opset=15, zipmap=False)
     else:
-        converted = onnxmltools.convert_xgboost(model, initial_types=inputs, target_opset=15)
+        plain = XGBClassifier.__new__(XGBClassifier)  # it takes no subclass
+        plain.__dict__ = model.__dict__
+        converted = onnxmltools.convert_xgboost(plain, initial_types=inputs, target_opset=15)
     session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
     other = np.asarray(session.run(None, {"input": prepared})[1])[:, 1]
     found = OnnxScorer(trained.folder / MODEL_FILE).score(encode_frame(trained.contract.features, frame))
@@ -103,6 +110,30 @@ def test_a_value_that_training_never_missed_may_be_missing(model_type: str, tmp_
     assert holdout.isna().any().all()
     parity = measure_parity(pipeline, OnnxScorer(tmp_path / "model.onnx"), holdout, features)
     assert (parity.rows_over, parity.difference_max < 1e-6) == (0, True)
+
+
+def test_batch_and_edge_script_take_it_as_any_model(trained: Trained, tmp_path: Path) -> None:
+    frame, _ = make_people(300, 12)
+    frame.insert(0, "customer_id", [f"C{row}" for row in range(300)])
+    frame.to_parquet(tmp_path / "in.parquet", index=False)
+    slot = Slot("1", str(trained.folder), digest_folder(trained.folder))
+    options = BatchOptions(range_margin=10.0, id_key=b"key", reasons=3)
+    score_batch(
+        str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), slot, options, state_dir=tmp_path / "state"
+    )
+    scored = pd.read_parquet(tmp_path / "out.parquet")
+    expected = score(trained.pipeline, frame)
+    np.testing.assert_allclose(scored["score"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scored["raw_score"], trained.read_raw_scores(frame), rtol=0, atol=1e-5)
+
+    export_edge(slot, tmp_path / "edge", range_margin=10.0)
+    lines = "".join(
+        json.dumps({"features": list_values(frame.drop(columns="customer_id"), row)}) + "\n" for row in range(20)
+    )
+    command = [sys.executable, "-I", str(tmp_path / "edge/score.py")]
+    ran = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, cwd=tmp_path)
+    answers = [json.loads(line)["probability"] for line in ran.stdout.splitlines()]
+    np.testing.assert_allclose(answers, expected[:20], rtol=0, atol=1e-6)
 
 
 TRAIN = """
