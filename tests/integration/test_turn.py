@@ -34,12 +34,13 @@ def describe_table() -> tuple[DatasetConfig, Params]:
     return telco.model_copy(update={"columns": columns}), parse_params(values, "a test")
 
 
-def draw_rows() -> pd.DataFrame:
-    """From day ``TURN`` on, 70% of all, those leave by ``months`` who stayed by it before."""
-    draw = np.random.default_rng(11)
+def draw_rows(*, other_column: bool = False, seed: int = 11) -> pd.DataFrame:
+    """From day ``TURN`` on, 70% of all, ``months`` means the opposite; or ``other`` counts, and ``months`` no more."""
+    draw = np.random.default_rng(seed)
     day = np.repeat(np.arange(DAYS), PER_DAY)
     months, other = draw.normal(size=len(day)), draw.normal(size=len(day))
-    odds = other + np.where(day < TURN, 1.5, -1.5) * months
+    turned = 1.5 * other if other_column else other - 1.5 * months
+    odds = np.where(day < TURN, 1.5 * months + (0 if other_column else other), turned)
     return pd.DataFrame(
         {
             "customer_id": [f"M{number:05}" for number in range(len(day))],
@@ -77,3 +78,19 @@ def test_a_retraining_knows_a_turn_as_well_as_a_training_on_all_rows_before(know
 
     by_time = assign_parts(params, dataset, before)
     assert measure(params, dataset, {part: before[by_time == part] for part in PARTS}, later) < all_rows - 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_soon_after_another_column_took_over_a_retraining_knows_it_better_than_a_training_on_all_rows(
+    seed: int,
+) -> None:
+    rows, (dataset, params) = draw_rows(other_column=True, seed=seed), describe_table()
+    now = FIRST + dt.timedelta(days=TURN + 30)
+    params = params.model_copy(update={"as_of": now.date()})
+    before = rows[rows["event_timestamp"] < now].reset_index(drop=True)
+    later = rows[rows["event_timestamp"] >= now]
+    planned = plan_retraining(params, dataset, window_days=None, split="customer")
+    parts = assign_parts(planned, dataset, before)
+    whole = fit(params, list_features(params, dataset), {}, {"train": before, "validation": before})
+    all_rows = roc_auc_score(later["churned"], score(whole.uncalibrated, later))
+    assert measure(planned, dataset, {part: before[parts == part] for part in PARTS}, later) > all_rows + 0.03

@@ -1,4 +1,4 @@
-"""The challengers that a retraining makes: trained on all snapshots, on the newest, or the champion recalibrated."""
+"""The challengers that a retraining makes: trained on all snapshots, on newest ones, or the champion recalibrated."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CLASS_ROWS_MIN, RECENT_CLASS_ROWS_MIN = 10, 100
+# The newest third of the snapshots, and of a table's many days also less: soon after a change the shortest knows it
+# best. An event log's dozen snapshots leave one or two, whose models `benchmarks/recovery.py` found no better.
+RECENT_SHARES, SHORT_DAYS_MIN = (3, 6, 12), 10
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,33 @@ def choose_challenger(
 def fit_recent(
     params: Params, feature_set: FeatureSet, fitted: Fitted, rows: Mapping[str, pd.DataFrame]
 ) -> list[Fitted]:
-    """The same training on the newest snapshots alone; empty if there are too few rows of them."""
-    recent = list_recent(rows["train"])
-    if recent is None:
-        return []
-    days = recent["event_timestamp"].nunique()
-    found = fit(params, feature_set, fitted.hyper_parameters, {**rows, "train": recent})
-    return [replace(found, kind=f"training on the newest {count_noun(days, 'snapshot')}")]
+    """The same training on newest snapshots alone, one a share that has enough rows.
+
+    Newest validation rows calibrate it: those of a table are of many days, and from before a change most of them.
+    """
+    validation, found = list_newest_validation(rows["validation"]), []
+    for share in RECENT_SHARES:
+        recent = list_recent(rows["train"], share)
+        if recent is None:
+            continue
+        days = recent["event_timestamp"].nunique()
+        if share == RECENT_SHARES[0] or days >= SHORT_DAYS_MIN:
+            given = {**rows, "train": recent, "validation": validation}
+            made = fit(params, feature_set, fitted.hyper_parameters, given)
+            kind = f"training on the newest {count_noun(days, 'snapshot')}"
+            found.append(replace(made, kind=kind, recent_share=share))
+    return found
+
+
+def list_newest_validation(rows: pd.DataFrame) -> pd.DataFrame:
+    """Validation rows of the newest third of their snapshots or days; all of them if these are too few."""
+    recent = list_recent(rows)
+    return rows if recent is None else recent
 
 
 def choose_best(candidates: Sequence[Fitted], validation: pd.DataFrame) -> Fitted:
-    """The candidate with the lowest log loss on validation rows."""
+    """The candidate with the lowest log loss on the newest validation rows."""
+    validation = list_newest_validation(validation)
     truth = validation["churned"].to_numpy()
     losses = [float(list_log_losses(truth, score(each.pipeline, validation)).mean()) for each in candidates]
     for each, loss in zip(candidates, losses, strict=True):
@@ -122,13 +141,13 @@ def list_newest(rows: pd.DataFrame, *, by_day: bool) -> pd.DataFrame:
     return rows[rows["event_timestamp"] == rows["event_timestamp"].max()] if recent is None else recent
 
 
-def list_recent(rows: pd.DataFrame) -> pd.DataFrame | None:
-    """Training rows of the newest third of the snapshots; None if they are too few, or of one class.
+def list_recent(rows: pd.DataFrame, share: int = RECENT_SHARES[0]) -> pd.DataFrame | None:
+    """Rows of the newest snapshots, one in ``share`` of all; None if they are too few, or of one class.
 
     Right after a change most training rows are from before it, and outweigh the few that know it.
     """
     days = sorted(rows["event_timestamp"].unique())
-    recent = rows[rows["event_timestamp"].isin(days[-(len(days) // 3) :])] if len(days) >= 3 else rows.head(0)
+    recent = rows[rows["event_timestamp"].isin(days[-(len(days) // share) :])] if len(days) >= share else rows.head(0)
     churned = int(recent["churned"].sum())
     return recent if min(churned, len(recent) - churned) >= RECENT_CLASS_ROWS_MIN else None
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted pipeline with the choices made while fitting."""
+    """A fitted pipeline with the choices made while fitting.
+
+    ``recent_share``: it was trained on the newest snapshots, one in so many; 0: on all.
+    """
 
     pipeline: Pipeline
     uncalibrated: Pipeline
@@ -26,6 +29,7 @@ class Fitted:
     threshold: float
     hyper_parameters: dict[str, Any]
     kind: str = "training"
+    recent_share: int = 0
 
 
 def build_unfitted(

@@ -59,7 +59,7 @@ def _measure_earlier(
     if fitted.kind.startswith("recalibration"):
         return {"why": f"a {fitted.kind} has no recipe of its own"}
     earlier = split_earlier(params, dataset, rows["train"], first_test=rows["test"]["event_timestamp"].min())
-    if fitted.kind != "training" and (recent := list_recent(earlier["train"])) is not None:
+    if fitted.recent_share and (recent := list_recent(earlier["train"], fitted.recent_share)) is not None:
         earlier["train"] = recent
     for part, some in earlier.items():
         churned = int(some["churned"].sum())
