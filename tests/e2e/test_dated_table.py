@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def test_days_that_are_over_are_scored_and_their_outcomes_come_from_a_file(visit
     rows.to_csv(visits.root / "outcomes.csv", index=False)
     told = " ".join(visits.run("outcomes", "--input", "outcomes.csv", "--as-of", str(as_of)).output.split())
     assert f"{len(rows)} outcomes stored from outcomes.csv; 0 rows" in told
-    assert "0 outcomes stored" in visits.run("outcomes", "--input", "outcomes.csv", "--as-of", str(as_of)).output
+    again = visits.run("outcomes", "--input", "outcomes.csv", "--as-of", str(as_of), "--json").stdout
+    assert json.loads(again) == {"rows": len(rows), "stored": 0, "unmatched": len(rows)}
 
     run = load_run(visits.root / "params.yaml", root=visits.root)
     known = build_predictions(run).list_outcomes("visits_churn", as_of=run.params.as_of_at, horizon_days=0)

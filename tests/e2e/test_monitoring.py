@@ -103,14 +103,16 @@ def test_a_shift_is_noticed_and_outcomes_decide(shop_copy: Project) -> None:
     told = json.loads(shop_copy.run("monitor", "--as-of", "2024-01-03", "--json").stdout)
     assert noticed.output.startswith(f"{told['check']['verdict']}: version {told['check']['model_version']}")
     assert "age" in told["check"]["evidence"]["drift"]["drifted"]
-    assert told["report"].startswith("report: ")
+    assert told["report"].startswith("report: state/monitoring/shop_churn/2024-01-03/report.html, MLflow run ")
+    assert "  report: state/monitoring/shop_churn/2024-01-03/report.html" in noticed.output.splitlines()
 
     too_early = shop_copy.run("outcomes", "--as-of", "2024-01-30")
     assert too_early.output.count("0 outcomes of 0 snapshots stored")
     labelled = shop_copy.run("outcomes", "--as-of", "2024-01-31").output
     expected = list_churned(shop_copy, set(rows["customer_id"]))
     assert f"{len(expected):,} outcomes of 1 snapshot stored; left out: {len(rows):,} of customers" in labelled
-    assert "0 outcomes of 1 snapshot stored" in shop_copy.run("outcomes", "--as-of", "2024-02-02").output
+    none = json.loads(shop_copy.run("outcomes", "--as-of", "2024-02-02", "--json").stdout)
+    assert (none["stored"], len(none["snapshots"])) == (0, 1)
     store = open_store(shop_copy)
     found = store.list_outcomes("shop_churn", as_of=SNAPSHOT + 30 * DAY, horizon_days=30)
     store.database.close()

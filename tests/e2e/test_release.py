@@ -61,8 +61,8 @@ def test_a_rollback_under_load_is_in_force_at_once_and_the_journal_shows_it(shop
     with run_service(project.root) as service, Load(service) as load:
         wait_until(lambda: service.call("GET", "/health")[1]["model_version"] == "2", "version 2")
         load.wait_for(200)
-        output = project.run("release", "rollback", "--reason", "complaints", "--actor", "on call").output
-        assert "champion 1" in output
+        told = project.run("release", "rollback", "--reason", "complaints", "--actor", "on call", "--json").stdout
+        assert json.loads(told) == {"champion": "1", "rollout": None}
         wait_until(lambda: service.call("GET", "/health")[1]["model_version"] == "1", "version 1")
         first = len(load.answers) + load.clients  # those were under way
         load.wait_for(300)
@@ -85,6 +85,7 @@ def test_a_rollback_under_load_is_in_force_at_once_and_the_journal_shows_it(shop
     proved = project.run("release", "verify").output
     assert "the journal holds: 3 entries, 0 signed" in proved
     assert "not protected: no key is set" in proved
+    assert json.loads(project.run("release", "verify", "--json").stdout) == {"entries": 3, "signed": 0, "keyed": False}
     assert "on call: complaints" in project.run("release", "history").output
 
     run_sql(
@@ -230,7 +231,8 @@ def test_check_reads_a_real_prometheus_and_the_store_and_changes_nothing(shop, m
         # the traffic of the seconds before would not fill a canary of 5%
         monkeypatch.setenv("CLOSEDLOOP_RELEASE__REQUESTS_A_DAY", "100000")
         monkeypatch.setenv("CLOSEDLOOP_RELEASE__LATENCY_SLACK_MS", "5000")  # the machine may be busy
-        project.run("release", "start", "2")
+        started = json.loads(project.run("release", "start", "2", "--json").stdout)
+        assert (started["champion"], started["rollout"]["version"], len(started["steps"])) == ("1", "2", 4)
         entries = len(releases.read_entries())
         assert "sample: " in project.run("release", "check", status=3).output
         told = json.loads(project.run("release", "check", "--json", status=3).stdout)

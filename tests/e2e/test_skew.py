@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 
 import msgspec
@@ -76,7 +77,8 @@ def test_replayed_requests_equal_what_was_served_until_a_feature_is_skewed(shop_
             update = f'UPDATE "{table}" SET value = ? WHERE entity_key = ? AND feature_name = ?'
             changed = online.execute(update, (pack_value(right + 1), encode_key(victim), "age")).rowcount
             assert changed == 1
-        assert "all as in training" in shop_copy.run("skew").output  # nobody was served it yet
+        quiet = json.loads(shop_copy.run("skew", "--json").stdout)  # nobody was served it yet
+        assert quiet == {"requests": CUSTOMERS + 1, "rows": CUSTOMERS, "bundled": 0}
         wait_for_rows(shop_copy, ask(service, customers))
     found = shop_copy.run("skew", status=2)
     assert f"skew gate: 1 of {CUSTOMERS + 1:,} rows that were served differ (limit 0)" in found.output

@@ -24,6 +24,7 @@ from closedloop.cli.options import (
     read_clock_at,
     read_date,
     read_now,
+    shorten,
 )
 from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable, Undecided, count_noun
 from closedloop.processes import handle_end_signals
@@ -47,6 +48,7 @@ def outcomes(
     source: Annotated[
         Path | None, typer.Option("--input", help="A Parquet or CSV file with outcomes, instead of the label rule.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Store outcomes of predictions whose horizon has closed, by the label rule or from a file."""
     from closedloop.bootstrap import (
@@ -66,12 +68,18 @@ def outcomes(
     if source is not None:
         key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
         read = store_outcomes(source, context.dataset, samples, store, as_of=context.params.as_of_at, id_key=key)
+        if as_json:
+            print_json(read)
+            return
         unmatched = f"{count_noun(read.unmatched, 'row')} of it without a prediction that waits for one"
         typer.echo(f"{count_noun(read.stored, 'outcome')} stored from {source}; {unmatched}", err=True)
         return
     work_dir = context.settings.locate("state/outcomes") / context.dataset.model_name
     with hold_working_files(context), build_engine(context) as engine:
         found = label_predictions(context.params, context.dataset, engine, samples, store, work_dir=work_dir)
+    if as_json:
+        print_json(found._asdict())
+        return
     left = f"{found.outside:,} of customers who were not active, {found.irregular:,} not of a midnight"
     stored = f"{count_noun(found.stored, 'outcome')} of {count_noun(len(found.snapshots), 'snapshot')} stored"
     typer.echo(f"{stored}; left out: {left}", err=True)
@@ -139,7 +147,7 @@ def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False)
         )
         kept = _keep_report(context, checks, samples, check, slot) if report else None
     if as_json:
-        print_json({"check": check, "report": kept, "retraining": retraining})
+        print_json({"check": check, "report": kept and ", ".join(kept), "retraining": retraining})
     else:
         _show_check(check, kept, retraining)
     _refresh_start_page(context)
@@ -148,13 +156,13 @@ def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False)
     return check.verdict
 
 
-def _show_check(check: Check, kept: str | None, retraining: Retraining | None) -> None:
+def _show_check(check: Check, kept: list[str] | None, retraining: Retraining | None) -> None:
     predictions = count_noun(check.predictions, "prediction")
     typer.echo(f"{check.verdict}: version {check.model_version} as of {check.as_of:%Y-%m-%d}, {predictions}")
     for reason in check.evidence["reasons"]:
         typer.echo(f"  {reason}")
-    if kept is not None:
-        typer.echo(f"  {kept}")
+    for line in kept or ():
+        typer.echo(f"  {line}")
     if retraining is not None:
         typer.echo(f"  retraining {retraining.trigger_id} is {retraining.state}")
 
@@ -167,18 +175,18 @@ def _refresh_start_page(context: RunContext) -> None:
     if not Layout().card.is_file():
         return
     try:
-        typer.echo(f"  start page: {write_start_page(context, read_now())}", err=True)
+        typer.echo(f"  start page: {shorten(write_start_page(context, read_now()))}", err=True)
     except OSError as error:
         logger.warning("the start page was not written: %s", error)
 
 
-def _keep_report(context: RunContext, checks: Checks, samples: Samples, check: Check, slot: Slot) -> str:
-    """Where the report of a recorded check is; whatever goes wrong with it is told and nothing more."""
+def _keep_report(context: RunContext, checks: Checks, samples: Samples, check: Check, slot: Slot) -> list[str]:
+    """Lines that say where the report of a recorded check is; whatever goes wrong with it is told and nothing more."""
     from closedloop.bootstrap import build_tracking
     from closedloop.loop.monitor.report import keep_report
 
     if check.model_version != slot.version:
-        return f"no report is made now: version {check.model_version} was checked, {slot.version} is released"
+        return [f"no report is made now: version {check.model_version} was checked, {slot.version} is released"]
     settings = context.settings.monitoring
     folder = context.settings.locate(settings.reports) / check.model_name / f"{check.as_of:%Y-%m-%d}"
     earlier = [one for one in checks.list_checks(check.model_name, until=check.as_of) if one != check]
@@ -194,8 +202,8 @@ def _keep_report(context: RunContext, checks: Checks, samples: Samples, check: C
         )
     except Exception as error:
         logger.warning("the report of check %s failed", check.check_id, exc_info=error)
-        return f"no report: {type(error).__name__}: {error}; the same command tries again"
-    return f"report: {folder / 'report.html'}, MLflow run {run_id}"
+        return [f"no report: {type(error).__name__}: {error}; the same command tries again"]
+    return [f"report: {shorten(folder / 'report.html')}", f"MLflow run {run_id}"]
 
 
 def _retrain(context: RunContext, *, err: bool) -> None:
@@ -241,6 +249,7 @@ def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
 def skew(
     since: Annotated[str | None, typer.Option(help="UTC date: only requests from it on are compared.")] = None,
     params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare served features, request by request, with Feast's point-in-time join."""
     from closedloop.bootstrap import build_features, build_predictions, build_tracking, load_run
@@ -249,6 +258,9 @@ def skew(
     context = load_run(params)
     day = None if since is None else dt.datetime.combine(read_date("--since", since), dt.time(), dt.UTC)
     found = check_skew(build_predictions(context), build_tracking(context), build_features(context), since=day)
+    if as_json:
+        print_json(found._asdict())
+        return
     left_out = f"; {found.bundled} of a bundled model are not compared" if found.bundled else ""
     served = count_noun(found.requests, "request was served", "requests were served")
     typer.echo(f"{served} {count_noun(found.rows, 'row')}, all as in training{left_out}", err=True)

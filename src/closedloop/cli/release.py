@@ -117,6 +117,7 @@ def start(
     version: Annotated[str, typer.Argument(help="A registered version, or 'challenger' for the one of that alias.")],
     params: ParamsOption = PARAMS,
     actor: ActorOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Put a registered version into shadow beside the champion."""
     from closedloop.bootstrap import build_release_evidence, build_releases, load_run
@@ -130,9 +131,12 @@ def start(
             raise ConfigError(f"no version of {releases.model_name} is challenger")
         version = str(found.version)
     state = start_release(releases, build_release_evidence(context), version, actor=_name(actor), now=read_now())
+    policy = None if state.rollout is None else fit_policy(context.settings.release, state.rollout)
+    if as_json:
+        print_json(_describe_state(state) | {"steps": [] if policy is None else policy.describe_steps()})
+        return
     _show(state)
-    if state.rollout is not None:
-        policy = fit_policy(context.settings.release, state.rollout)
+    if policy is not None:
         if (traffic := policy.requests_a_day) is not None:
             typer.echo(f"steps for {count_noun(round(traffic), 'request')} a day, one a customer:", err=True)
         for line in policy.describe_steps():
@@ -156,9 +160,7 @@ def step(
     def once(now: dt.datetime) -> None:
         found = run_pass(releases, evidence, policy, now=now, as_of=now)
         if as_json:
-            row = found.state.row
-            champion = None if row is None else row.champion_version
-            print_json({"champion": champion, "rollout": found.state.rollout, "decision": found.decision})
+            print_json(_describe_state(found.state) | {"decision": found.decision})
             return
         _say(found.decision)
         _show(found.state)
@@ -200,6 +202,7 @@ def promote(
     params: ParamsOption = PARAMS,
     reason: ReasonOption = "by hand",
     actor: ActorOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a version the champion at once, without shadow and canary."""
     from closedloop.bootstrap import build_features, build_releases, load_run
@@ -207,7 +210,7 @@ def promote(
 
     context = load_run(params)
     releases, features = build_releases(context), build_features(context)
-    _show(run(releases, features, version, actor=_name(actor), reason=reason, now=read_now()))
+    _show(run(releases, features, version, actor=_name(actor), reason=reason, now=read_now()), as_json=as_json)
 
 
 @release_app.command()
@@ -219,6 +222,7 @@ def rollback(
     params: ParamsOption = PARAMS,
     reason: ReasonOption = "by hand",
     actor: ActorOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """End a shadow or canary, or make the former champion serve again.
 
@@ -230,7 +234,8 @@ def rollback(
     context = load_run(params)
     releases, features = build_releases(context), build_features(context)
     who = _name(actor)
-    _show(roll_back(releases, features, to=to, only_open=only_open, actor=who, reason=reason, now=read_now()))
+    state = roll_back(releases, features, to=to, only_open=only_open, actor=who, reason=reason, now=read_now())
+    _show(state, as_json=as_json)
 
 
 @release_app.command()
@@ -250,13 +255,17 @@ def history(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
 
 
 @release_app.command()
-def verify(params: ParamsOption = PARAMS) -> None:
+def verify(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
     """Check the journal's chain; if it is broken, name the place and end with status 2."""
     from closedloop.bootstrap import build_releases, load_run
     from closedloop.release.by_hand import describe_proof
     from closedloop.release.by_hand import verify as run
 
-    for line in describe_proof(run(build_releases(load_run(params)))):
+    proof = run(build_releases(load_run(params)))
+    if as_json:
+        print_json(proof._asdict())
+        return
+    for line in describe_proof(proof):
         typer.echo(line, err=True)
 
 
@@ -275,7 +284,14 @@ def _say(decision: Any) -> None:
         typer.echo(f"  {reason}")
 
 
-def _show(state: Any) -> None:
+def _describe_state(state: Any) -> dict[str, Any]:
+    return {"champion": state.row and state.row.champion_version, "rollout": state.rollout}
+
+
+def _show(state: Any, *, as_json: bool = False) -> None:
+    if as_json:
+        print_json(_describe_state(state))
+        return
     row, rollout = state.row, state.rollout
     text = f"champion {row.champion_version}" if row else "nothing serves"
     if rollout is not None:
