@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.prometheus import ErrorCounts
+    from closedloop.adapters.webhook import Webhook
     from closedloop.loop.status.doctor import Probe
     from closedloop.loop.status.overview import Overview
     from closedloop.records import Source
@@ -205,7 +206,14 @@ def build_releases(run: RunContext) -> Releases:
     release = run.settings.release
     run.database.upgrade()
     traffic = IstioSplit(release.istio) if release.traffic == "istio" else None
-    return Releases(build_tracking(run), build_journal(run), traffic)
+    return Releases(build_tracking(run), build_journal(run), traffic, tell=build_webhook(run).tell)
+
+
+def build_webhook(run: RunContext) -> Webhook:
+    """Who is told about verdicts, gates and releases; nobody, where no address is set."""
+    from closedloop.adapters.webhook import Webhook
+
+    return Webhook(**run.settings.webhook.model_dump())
 
 
 def build_runner(run: RunContext) -> LocalRunner | ClusterRunner:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import json
 import re
 import shutil
+import socketserver
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import yaml
@@ -401,3 +407,92 @@ def test_composes_alertmanager_starts_by_the_same_file_and_keeps_alerts_without_
         wait_until(
             lambda: "ServiceDown" in run("amtool", "alert", "query", f"--alertmanager.url={address}"), "the alert"
         )
+
+
+class PagerDuty(http.server.BaseHTTPRequestHandler):
+    """Takes events as PagerDuty's Events API does."""
+
+    taken: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        self.taken.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(202)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Mail(socketserver.StreamRequestHandler):
+    """Takes mails as a server of SMTP does that asks for no password."""
+
+    taken: ClassVar[list[str]] = []
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 here\r\n")
+        body: list[bytes] | None = None
+        for line in self.rfile:
+            if body is not None and line != b".\r\n":
+                body.append(line)
+                continue
+            if body is not None:
+                self.taken.append(b"".join(body).decode())
+                body = None
+            elif line.upper().startswith(b"DATA"):
+                body = []
+            self.wfile.write(b"354 go on\r\n" if body == [] else b"250 taken\r\n")
+
+
+@contextlib.contextmanager
+def run_receiver(kind: type[socketserver.ThreadingTCPServer], handler: Any) -> Iterator[str]:
+    handler.taken.clear()
+    with kind(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_pagerduty_and_mail_are_told_by_the_receivers_of_the_page(tmp_path):
+    """A real Alertmanager with its routes; other are the addresses, the waits and the places of secrets alone."""
+    page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+    added = yaml.safe_load(re.search(r"```yaml\n(receivers:.*?)```", page, re.DOTALL)[1])["receivers"]
+    config = yaml.safe_load((FOLDER / "alertmanager.yaml").read_text(encoding="utf-8"))
+    receivers = {one["name"]: one for one in config["receivers"]}
+    for one in added:
+        receivers[one["name"]] |= one
+    config["route"]["group_wait"] = "1s"
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(config), encoding="utf-8")
+    run("amtool", "check-config", str(whole))
+    with (
+        run_receiver(http.server.ThreadingHTTPServer, PagerDuty) as duty,
+        run_receiver(socketserver.ThreadingTCPServer, Mail) as mail,
+    ):
+        key = tmp_path / "key"
+        key.write_text("r0ut1ng", encoding="utf-8")
+        del config["global"]["slack_api_url_file"]
+        for receiver in receivers.values():
+            del receiver["slack_configs"]
+        receivers["now"]["pagerduty_configs"][0] |= {"url": f"http://{duty}/v2/enqueue", "routing_key_file": str(key)}
+        for name in ("auth_username", "auth_password_file"):
+            del receivers["today"]["email_configs"][0][name]
+        receivers["today"]["email_configs"][0] |= {"smarthost": mail, "require_tls": False}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        port = find_free_port()
+        command = [
+            "prometheus-alertmanager", f"--config.file={tmp_path / 'config.yaml'}",
+            f"--storage.path={tmp_path / 'kept'}",
+            f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=",
+        ]  # fmt: skip
+        with run_program(tmp_path / "log", *command, cwd=tmp_path):
+            address = f"http://127.0.0.1:{port}"
+            wait_until(lambda: fetch(f"{address}/-/ready"), "readiness of the alertmanager")
+            for labels in ("alertname=ServiceDown severity=critical", "alertname=ModelSuspect severity=warning"):
+                run("amtool", "alert", "add", f"--alertmanager.url={address}", *labels.split())
+            wait_until(lambda: PagerDuty.taken and Mail.taken, "an event and a mail")
+    assert PagerDuty.taken[0]["routing_key"] == "r0ut1ng"
+    assert "ServiceDown" in json.dumps(PagerDuty.taken)
+    assert "ModelSuspect" not in json.dumps(PagerDuty.taken)
+    assert any("ModelSuspect" in one and "To: team@example.com" in one for one in Mail.taken)

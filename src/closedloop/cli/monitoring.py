@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from closedloop.store.samples import Samples
 
 logger = logging.getLogger(__name__)
+TOLD = ("model_name", "model_version", "verdict", "predictions", "outcomes")
 FAIL_ON = ("watch", "alert", "retrain")
 app = typer.Typer()
 
@@ -129,7 +130,7 @@ def judge_end(verdict: str, fail_on: str | None) -> None:
 
 def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False) -> str:
     """One pass; returns its verdict."""
-    from closedloop.bootstrap import build_checks, build_samples, load_run, open_slot
+    from closedloop.bootstrap import build_checks, build_samples, build_webhook, load_run, open_slot
     from closedloop.loop.monitor.monitor import run_check
 
     context = load_run(params, overrides={"as_of": as_of})
@@ -146,6 +147,9 @@ def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False)
             policy=context.settings.monitoring,
         )
         kept = _keep_report(context, checks, samples, check, slot) if report else None
+    told = {name: getattr(check, name) for name in TOLD} | {"as_of": f"{check.as_of:%Y-%m-%d}"}
+    told |= {"reasons": list(check.evidence["reasons"]), "retraining": retraining is not None}
+    build_webhook(context).tell("monitor.verdict", check.check_id, told, now=check.recorded_at)
     if as_json:
         print_json({"check": check, "report": kept and ", ".join(kept), "retraining": retraining})
     else:

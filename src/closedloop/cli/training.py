@@ -14,7 +14,7 @@ import typer
 from closedloop import waiting
 from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, ParamsOption, tell
 from closedloop.config.layout import HELP, Layout, list_paths
-from closedloop.errors import ConfigError, count_noun
+from closedloop.errors import ConfigError, GateFailed, count_noun
 
 app = typer.Typer()
 # How long the shop's stages take on a laptop, until they have run here; DVC keeps its own notes in the same folder.
@@ -79,8 +79,13 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
         from closedloop.bootstrap import load_run
 
         layout, began = Layout(**{name: given.pop(name) for name in paths}), time.monotonic()
-        with waiting.show_clock(name, waiting.read_usual(DURATIONS, name, USUAL_SECONDS.get(name))):
-            told = run(load_run(params), layout, **given)
+        context = load_run(params)
+        try:
+            with waiting.show_clock(name, waiting.read_usual(DURATIONS, name, USUAL_SECONDS.get(name))):
+                told = run(context, layout, **given)
+        except GateFailed as refused:
+            _tell_refusal(context, name, str(refused))
+            raise
         if DURATIONS.parent.is_dir():
             waiting.note_usual(DURATIONS, name, time.monotonic() - began)
         tell(name.replace("-", " "), told)
@@ -96,6 +101,14 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command(name, help=run.__doc__, rich_help_panel=WORKFLOW)(command)
     return run
+
+
+def _tell_refusal(context: Any, stage: str, message: str) -> None:
+    from closedloop.bootstrap import build_webhook
+
+    params, now = context.params, dt.datetime.now(dt.UTC)
+    told = {"model_name": context.dataset.model_name, "stage": stage, "as_of": f"{params.as_of}", "message": message}
+    build_webhook(context).tell("gate.failed", " ".join([*told.values(), params.digest_md5()]), told, now=now)
 
 
 @_stage

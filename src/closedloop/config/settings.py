@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,14 @@ from closedloop.files import locate_sqlite
 PROFILE_VARIABLE = "CLOSEDLOOP_PROFILE"
 CONFIG_FOLDER = Path("configs")
 ENVIRONMENT = "the environment (CLOSEDLOOP_*)"
+WEBHOOK_KEY_BYTES_MIN = 24
 TOKEN = re.compile(r"[!-~]+")
 SECRETS = {
     "serving": {"tokens", "id_key"},
     "release": {"journal_key"},
     "stream": {"properties"},
     "retraining": {"token"},
+    "webhook": {"secret"},
 }
 
 
@@ -242,6 +245,24 @@ class MonitoringSettings(MonitoringPolicy):
     reports: str = "state/monitoring"
 
 
+class WebhookSettings(_Section):
+    """Where verdicts, refusals of gates and releases are told; ``secret`` (environment only) signs them."""
+
+    url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    secret: str = Field(default="", repr=False)
+
+    @model_validator(mode="after")
+    def _require_secret(self) -> WebhookSettings:
+        prefix, _, key = self.secret.rpartition("_")
+        try:
+            usable = prefix == "whsec" and len(base64.b64decode(key, validate=True)) >= WEBHOOK_KEY_BYTES_MIN
+        except ValueError:
+            usable = False
+        if not usable and (self.url or self.secret):
+            raise ValueError("webhook.url needs webhook.secret: whsec_ and what `openssl rand -base64 32` prints")
+        return self
+
+
 class _Environment(EnvSettingsSource):
     """The environment without the profile: an argument may override that, and it is known before its file is read."""
 
@@ -267,6 +288,7 @@ class Settings(BaseSettings):
     stream: StreamSettings = StreamSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()
+    webhook: WebhookSettings = WebhookSettings()
 
     @classmethod
     def settings_customise_sources(

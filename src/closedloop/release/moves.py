@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # The registry's tags; the registry itself is imported late.
 FEATURES, DIGEST = "closedloop.feature_service", "closedloop.folder_sha256"
+TOLD = ("model_name", "champion_version", "challenger_version", "challenger_mode", "canary_percent")
 Challenger = tuple[str, Literal["shadow", "canary"], float]  # version, mode, weight
 
 
@@ -69,13 +70,15 @@ class Releases:
     completes (`mirror`) what a killed process left of them. Of processes that release at once one writes the next
     entry, the others are told to decide again.
     ``traffic`` is a proxy that splits requests; None: the service splits them itself, and follows the row.
-    ``draw_salt`` gives salts that nobody can guess; no route, log or metric shows one.
+    ``draw_salt`` gives salts that nobody can guess; no route, log, metric or message shows one. ``tell``, such as a
+    webhook's, is told what moved.
     """
 
     tracking: Tracking
     journal: Journal
     traffic: IstioSplit | None = None
     draw_salt: Callable[[], str] = secrets.token_hex
+    tell: Callable[..., None] = lambda *_, **__: None
 
     @property
     def model_name(self) -> str:
@@ -152,6 +155,9 @@ class Releases:
             evidence=dict(move.evidence),
         )
         head = self.journal.append_entry(entry, after=state.head)
+        told = {name: getattr(target, name) for name in TOLD} | {"sequence": head.sequence, "rejected": move.rejected}
+        told |= {"action": move.action, "actor": move.actor, "reason": move.reason}
+        self.tell("release.moved", f"{target.model_name} {head.sequence}", told, now=move.now)
         return self.mirror(ReleaseState(target, head, move.rollout))
 
     def note(

@@ -158,6 +158,7 @@ def test_a_wrong_value_of_the_environment_is_shown_without_its_password(configs,
         ("serving: {id_key: s3cr3t}", "CLOSEDLOOP_SERVING__ID_KEY"),
         ("stream: {properties: {sasl.password: s3cr3t}}", "CLOSEDLOOP_STREAM__PROPERTIES"),
         ("retraining: {token: s3cr3t}", "CLOSEDLOOP_RETRAINING__TOKEN"),
+        ("webhook: {secret: s3cr3t}", "CLOSEDLOOP_WEBHOOK__SECRET"),
     ],
 )
 def test_a_secret_in_a_file_is_refused_and_not_shown(configs, text, variable):
