@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import importlib.metadata
 import json
+import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +24,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 import yaml
 from mlflow.entities import Run
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, DIGEST_TAG, GATES_TAG, Tracking
 from closedloop.adapters.mlflow_file import create_store
@@ -27,6 +36,7 @@ from closedloop.adapters.skops import load_pipeline
 from closedloop.bootstrap import build_tracking, load_run
 from closedloop.config.settings import Settings
 from closedloop.contract import digest_folder
+from closedloop.core.training.estimators import build_pipeline, describe_features
 from closedloop.errors import DataError, ServiceUnavailable
 
 MODEL = "shop_churn"
@@ -110,7 +120,7 @@ def test_a_run_holds_the_figures_of_every_part(small_shop: Any, logged: Run) -> 
     trained = small_shop.read_json("metrics/train_metrics.json")
     tested = small_shop.read_json("metrics/eval_metrics.json")
     expected = {f"{part}_{name}": value for part in ("train", "validation") for name, value in trained[part].items()}
-    expected |= {f"test_{name}": value for name, value in tested.items() if name not in ("intervals", "next_period")}
+    expected |= {f"test_{name}": value for name, value in tested.items() if not name.startswith("next_period_")}
     assert {"train_roc_auc", "validation_log_loss", "test_accuracy"} <= set(expected)
     # a curve's points may stand beside them
     assert {name: logged.data.metrics[name] for name in expected} == pytest.approx(expected)
@@ -162,7 +172,90 @@ def test_the_logged_model_has_a_signature_no_pickle_and_the_same_scores(small_sh
     assert flavor["serialization_format"] == "skops"
     folder = Path(model.metadata.get_model_info().artifact_path.removeprefix("file://"))
     assert [path.name for path in folder.iterdir() if path.suffix in (".pkl", ".cloudpickle", ".joblib")] == []
-    assert "closedloop" in (folder / "requirements.txt").read_text(encoding="utf-8").split()
+    code = sorted(str(path.relative_to(folder)) for path in (folder / "code").rglob("*.py"))
+    assert [path for path in code if not path.endswith("__init__.py")] == [
+        "code/closedloop/core/training/encoding.py",
+        "code/closedloop/errors.py",
+    ]
+
+
+# as `mlflow models serve` does in an environment of its own
+ISOLATED = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("closedloop") is None
+import mlflow, pandas as pd
+print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(pd.read_parquet(sys.argv[2])).tolist()))
+"""
+
+
+def normalise(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def list_required(requirements: Path) -> set[str]:
+    """What is installed of these requirements and of all that they require."""
+    asked, known = requirements.read_text(encoding="utf-8").splitlines(), set()
+    while asked:
+        name = normalise(re.match(r"[\w.-]+", asked.pop())[0])  # type: ignore[index]
+        if name not in known:
+            known.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of another system
+                asked += [one for one in importlib.metadata.requires(name) or [] if "extra ==" not in one]
+    return known
+
+
+def link_packages(folder: Path, required: set[str]) -> None:
+    """Let a folder hold what of our environment belongs to these packages."""
+    folder.mkdir()
+    owners = importlib.metadata.packages_distributions()
+    for place in Path(mlflow.__file__).parent.parent.iterdir():
+        name = place.name.partition(".")[0]
+        named = place.name.removesuffix(".dist-info").rpartition("-")[0] if place.suffix == ".dist-info" else name
+        if required & {normalise(one) for one in (named, *owners.get(name, []))}:
+            (folder / place.name).symlink_to(place)
+
+
+@pytest.mark.parametrize("model_type", ["hist_gradient_boosting", "lightgbm", "xgboost"])
+def test_a_logged_model_answers_the_same_without_this_package(model_type: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = pd.DataFrame({"spent": draw.gamma(2, 50, 600), "plan": draw.choice(np.array(["free", "paid", None]), 600)})
+    rows.loc[draw.random(600) < 0.1, "spent"] = np.nan
+    given = {"model_type": model_type, "model_params": {}, "normalize": True, "feature_selection": None, "seed": 0}
+    pipeline = build_pipeline(describe_features(rows, ["spent"], ["plan"]), **given)
+    pipeline.fit(rows, np.asarray(draw.random(600) < 1 / (1 + rows["spent"].fillna(0) / 50)))
+    tracking = Tracking(Settings(root=tmp_path), "shop_churn")
+    with tracking.start_run("a model"):
+        tracking.log_pipeline(pipeline, rows.head(3), model_type)
+    (folder,) = (path.parent for path in tmp_path.glob("state/mlflow/*/models/*/artifacts/MLmodel"))
+    required, script = list_required(folder / "requirements.txt"), tmp_path / "isolated.py"
+    assert "closedloop" not in required, "an index may have anything by this name"
+    link_packages(tmp_path / "packages", required)
+    script.write_text(ISOLATED, encoding="utf-8")
+    rows.to_parquet(tmp_path / "rows.parquet")
+    ran = subprocess.run(
+        [str(Path(sys.base_prefix) / "bin/python3"), str(script), str(folder), str(tmp_path / "rows.parquet")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "packages")}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    np.testing.assert_array_equal(json.loads(ran.stdout.splitlines()[-1]), pipeline.predict_proba(rows))
+
+
+def test_a_version_that_lists_its_own_types_and_code_is_refused(shop_copy: Any) -> None:
+    """By one who can write artifacts: MLflow's loader trusts what the MLmodel file lists, and runs what lies beside."""
+    (folder,) = (path.parent for path in shop_copy.root.glob("state/mlflow/*/models/*/artifacts/MLmodel"))
+    evil = make_pipeline(FunctionTransformer(subprocess.getoutput))
+    skops.io.dump(evil, folder / "model.skops")
+    described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    described["flavors"]["sklearn"]["skops_trusted_types"].append("subprocess.getoutput")
+    (folder / "MLmodel").write_text(yaml.safe_dump(described), encoding="utf-8")
+    (folder / "code/json.py").write_text("raise SystemExit('taken over')\n", encoding="utf-8")
+    before = list(sys.path)
+    assert mlflow.sklearn.load_model(str(folder)).steps[-1][1].func is subprocess.getoutput
+    sys.path[:] = before
+    with pytest.raises(DataError, match="types that are not on the reviewed list"):
+        open_tracking(shop_copy).load_pipeline("1", "hist_gradient_boosting")
+    assert sys.path == before
 
 
 def test_the_same_run_registered_again_is_still_one_version(shop_copy: Any) -> None:
@@ -467,7 +560,7 @@ def test_the_searchs_trials_are_nested_runs_of_the_training(searched: Any) -> No
         assert DIGEST_TAG not in run.data.tags
     complete = [run for run in trials if run.data.tags["state"] == "COMPLETE"]
     best = min(complete, key=lambda run: run.data.metrics["log_loss"])
-    used = searched.read_json("metrics/train_metrics.json")["hyper_parameters"]
+    used = searched.read_json("models/pipeline/choices.json")["hyper_parameters"]
     assert {name: str(value) for name, value in used.items()} == {"max_iter": "10", **best.data.params}
     assert tracking.client.get_run(parent).data.params["tuning.trials"] == "3"
     # the parent is not one of the trials, and its figures are its own

@@ -81,6 +81,23 @@ def test_the_list_holds_what_our_pipelines_need_and_no_more(tmp_path: Path) -> N
     assert needed >= set(TRUSTED_TYPES)
 
 
+def test_a_pipeline_that_an_older_release_stored_is_read(tmp_path: Path) -> None:
+    pipeline, old = fit("logistic_regression", calibrated=False), tmp_path / "old.skops"
+    save_pipeline(tmp_path / "new.skops", pipeline)
+    with zipfile.ZipFile(tmp_path / "new.skops") as new, zipfile.ZipFile(old, "w") as written:
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "schema.json":
+                assert content.count(b"closedloop.core.training.encoding") == 1
+                content = content.replace(b"closedloop.core.training.encoding", b"closedloop.core.training.estimators")
+            written.writestr(name, content)
+    assert skops.io.get_untrusted_types(file=old) != skops.io.get_untrusted_types(file=tmp_path / "new.skops")
+    rows, _ = make_rows(3)
+    np.testing.assert_array_equal(
+        load_pipeline(old, "logistic_regression").predict_proba(rows), pipeline.predict_proba(rows)
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "unknown"),
     [

@@ -79,5 +79,5 @@ MODEL_TYPE = ModelType(
     takes_missing=True,
     check=_check,
     trusted=("closedloop.adapters.lightgbm.LightGbm", "collections.OrderedDict", "lightgbm.basic.Booster"),
-    requirements=("closedloop[boost]",),
+    requirements=("lightgbm",),
 )

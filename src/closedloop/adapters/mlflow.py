@@ -219,16 +219,21 @@ class Tracking(Runs):
             raise ServiceUnavailable(f"{name}: artifacts are not there: {hide_passwords(str(error))}") from None
         return Path(place), found.tags[DIGEST_TAG]
 
-    def load_pipeline(self, version: str) -> Pipeline:
+    def load_pipeline(self, version: str, model_type: str) -> Pipeline:
         """A version's fitted pipeline, from its skops file; types that are not on the reviewed list are refused.
+
+        MLflow's own loader would trust the types that the artifact lists, and the code that it carries.
 
         Raises
         ------
         ServiceUnavailable
             If the registry or its artifacts cannot be reached.
+        DataError
+            If the file is damaged, or holds a type that is not on the list.
         """
-        import mlflow
         from mlflow.exceptions import MlflowException
+
+        from closedloop.adapters.skops import MLFLOW_FILE, load_pipeline
 
         found, name = self.read_version(version), f"{self.model_name} version {version}"
         try:
@@ -236,7 +241,7 @@ class Tracking(Runs):
                 # by the run: MLflow does not find a version's own address below a folder with % in its name
                 uri = f"runs:/{found.run_id}/{MODEL_PATH}"
                 place = self.open().artifacts.download_artifacts(uri, dst_path=folder)
-                return mlflow.sklearn.load_model(place)
+                return load_pipeline(Path(place) / MLFLOW_FILE, model_type)
         except (MlflowException, OSError) as error:
             raise ServiceUnavailable(f"{name}: its pipeline is not there: {hide_passwords(str(error))}") from None
 

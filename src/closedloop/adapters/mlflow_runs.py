@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ast
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import closedloop
 from closedloop.adapters.mlflow_store import MlflowStore
 
 if TYPE_CHECKING:
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 MODEL_PATH = "model"  # of the pipeline among a run's artifacts
+PUBLIC_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")  # MLflow adds itself
+EXTENDED_PACKAGE = "from pkgutil import extend_path\n\n__path__ = extend_path(__path__, __name__)\n"
 
 
 class Runs(MlflowStore):
@@ -91,29 +97,27 @@ class Runs(MlflowStore):
     def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame, model_type: str) -> str:
         """Log the fitted pipeline as a model of the open run (skops format, no pickle); return its URI."""
         import mlflow
-        import pandas as pd
-        import sklearn
         from mlflow.models import infer_signature
 
         from closedloop.adapters.skops import list_trusted
-        from closedloop.core.training.model_types import find_model_type
+        from closedloop.core.training.model_types import MODULES, find_model_type
 
         signature = infer_signature(example, pipeline.predict_proba(example))
-        info = mlflow.sklearn.log_model(
-            pipeline,
-            name=MODEL_PATH,
-            signature=signature,
-            input_example=example,
-            serialization_format="skops",
-            skops_trusted_types=list_trusted(model_type),
-            pyfunc_predict_fn="predict_proba",
-            pip_requirements=[
-                f"scikit-learn=={sklearn.__version__}",
-                f"pandas=={pd.__version__}",
-                "closedloop",
-                *find_model_type(model_type).requirements,
-            ],
-        )
+        owners = packages_distributions()
+        names = [*PUBLIC_REQUIREMENTS, *(owners[one][0] for one in find_model_type(model_type).requirements)]
+        modules = ["closedloop.core.training.encoding", *([MODULES[model_type]] if model_type in MODULES else [])]
+        with tempfile.TemporaryDirectory() as folder:
+            info = mlflow.sklearn.log_model(
+                pipeline,
+                name=MODEL_PATH,
+                signature=signature,
+                input_example=example,
+                serialization_format="skops",
+                skops_trusted_types=list_trusted(model_type),
+                pyfunc_predict_fn="predict_proba",
+                pip_requirements=[f"{name}=={version(name)}" for name in names],
+                code_paths=[str(_copy_code(Path(folder), modules))],
+            )
         uri: str = info.model_uri
         return uri
 
@@ -122,6 +126,28 @@ class Runs(MlflowStore):
         import mlflow
 
         mlflow.set_tags(dict(tags))
+
+
+def _copy_code(folder: Path, modules: Sequence[str]) -> Path:
+    """Copy modules of ours with those that they import, so that MLflow serves a model that calls them without us.
+
+    A requirement of our name would fetch whatever a package index has by that name. The copied packages look for their
+    other modules where they are installed.
+    """
+    package, waiting, copied = Path(closedloop.__file__).parent, list(modules), set()
+    while waiting:
+        module = waiting.pop()
+        if module not in copied:
+            copied.add(module)
+            place = Path(*module.split(".")).with_suffix(".py")
+            text = (package.parent / place).read_text(encoding="utf-8")
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_text(text, encoding="utf-8")
+            imports = [node.module or "" for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+            waiting += [name for name in imports if name.startswith(f"{package.name}.")]
+    for part in [folder / package.name, *(folder / package.name).rglob("*/")]:
+        (part / "__init__.py").write_text(EXTENDED_PACKAGE, encoding="utf-8")
+    return folder / package.name
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

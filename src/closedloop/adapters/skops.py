@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 PIPELINE_FILE = "pipeline.skops"
+MLFLOW_FILE = "model.skops"  # as MLflow calls it in a model's folder
 # Reviewed: our own encoding function, and scikit-learn's containers of trees, bins and calibrations.
 TRUSTED_TYPES = [
-    "closedloop.core.training.estimators.encode_columns",
+    "closedloop.core.training.encoding.encode_columns",
     "numpy.dtype",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 ]
+FORMER_TYPES = ["closedloop.core.training.estimators.encode_columns"]  # where it was when older versions were stored
 
 
 def list_trusted(model_type: str) -> list[str]:
@@ -49,7 +51,7 @@ def load_pipeline(path: Path, model_type: str) -> Pipeline:
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        return skops.io.load(path, trusted=list_trusted(model_type))
+        return skops.io.load(path, trusted=[*list_trusted(model_type), *FORMER_TYPES])
     except UntrustedTypesFoundException as error:
         raise DataError(f"{path}: refused, it holds types that are not on the reviewed list: {error}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:

@@ -86,5 +86,5 @@ MODEL_TYPE = ModelType(
     takes_missing=True,
     check=_check,
     trusted=("closedloop.adapters.xgboost.XGBoost", "xgboost.core.Booster"),
-    requirements=("closedloop[boost]",),
+    requirements=("xgboost",),
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature
+from closedloop.core.training.encoding import encode_columns, read_column, read_numbers
 from closedloop.core.training.model_types import ModelType, find_model_type
 from closedloop.errors import ConfigError, DataError, count_noun
 
@@ -45,12 +46,12 @@ def describe_features(
     """
     features: list[Feature] = []
     for name in numeric:
-        values = _read_numbers(frame, name)
+        values = read_numbers(frame, name)
         known = values[~np.isnan(values)]
         low, high = (float(known.min()), float(known.max())) if known.size else (None, None)
         features.append(NumericFeature(name=name, minimum=low, maximum=high))
     for name in categorical:
-        strings = _read_column(frame, name).dropna().astype(object)
+        strings = read_column(frame, name).dropna().astype(object)
         wrong = [value for value in strings.unique() if not isinstance(value, str)]
         if wrong:
             raise DataError(f"column {name}: found {wrong[:3]}, a categorical feature holds strings: quote them")
@@ -81,21 +82,6 @@ def encode_frame(features: Sequence[Feature], frame: pd.DataFrame) -> np.ndarray
     [[1.0], [-1.0], [-1.0]]
     """
     return encode_columns(frame, **_list_columns(features))
-
-
-def encode_columns(
-    frame: pd.DataFrame, *, columns: Sequence[str], categories: Mapping[str, Sequence[str]]
-) -> np.ndarray:
-    """`encode_frame` on plain values, which the pipeline's "encode" step can hold and store."""
-    packed = np.empty((len(frame), len(columns)), dtype=np.float32)
-    for position, name in enumerate(columns):
-        if name in categories:
-            values = _read_column(frame, name).to_numpy(dtype=object)
-            index: Any = pd.Index(list(categories[name]), dtype="object")
-            packed[:, position] = index.get_indexer(values)  # -1 where it is not found
-        else:
-            packed[:, position] = _read_numbers(frame, name)
-    return packed
 
 
 def build_pipeline(
@@ -161,26 +147,6 @@ def score(pipeline: Pipeline, frame: pd.DataFrame) -> np.ndarray:
 def _list_columns(features: Sequence[Feature]) -> dict[str, Any]:
     categories = {f.name: list(f.categories) for f in features if isinstance(f, CategoricalFeature)}
     return {"columns": [feature.name for feature in features], "categories": categories}
-
-
-def _read_column(frame: pd.DataFrame, name: str) -> pd.Series:
-    if name not in frame.columns:
-        raise DataError(f"column {name} is missing, found: {', '.join(map(str, frame.columns))}")
-    return frame[name]
-
-
-def _read_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    try:
-        values = _read_column(frame, name).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"column {name}: a numeric feature holds numbers ({error})") from error
-    too_large = np.abs(values) > np.finfo(np.float32).max
-    if too_large.any():
-        raise DataError(
-            f"column {name}: {values[too_large][0]} in {count_noun(too_large.sum(), 'row')}, "
-            "allowed: what float32 can hold"
-        )
-    return values
 
 
 def require_hyper_parameters(model_type: str, model_params: Mapping[str, Any]) -> None:

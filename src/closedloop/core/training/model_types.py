@@ -40,7 +40,7 @@ class ModelType:
     trusted
         Types in a fitted classifier's skops file that were reviewed: nothing else is ever loaded.
     requirements
-        Packages that a logged model needs beside scikit-learn.
+        Modules whose packages a logged model needs beside scikit-learn.
     """
 
     load: Callable[[], type[Any]]

@@ -62,7 +62,7 @@ def recalibrate(
         return f"version {version} takes features of {contract.feature_service}"
     if contract.model_type != model.type:
         return f"version {version} is of type {contract.model_type}"
-    return refit(version, tracking.load_pipeline(str(version)), contract.features, newest)
+    return refit(version, tracking.load_pipeline(str(version), model.type), contract.features, newest)
 
 
 def refit(version: int, pipeline: Pipeline, features: tuple[Feature, ...], newest: pd.DataFrame) -> Recalibrated | str:
