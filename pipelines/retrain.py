@@ -84,7 +84,6 @@ def evaluate(
     model: Input[Model],
     pipeline: Input[Model],
     train_plots: Input[Artifact],
-    train_metrics: Input[Artifact],
     gates: Output[Artifact],
     card: Output[Artifact],
     test_figures: Output[Artifact],

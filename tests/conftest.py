@@ -23,7 +23,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from closedloop.config.environment import set_environment
+from closedloop.config.environment import keep_environment, set_environment
 from closedloop.processes import STARTER_VARIABLE, end_with_starter
 
 for number in (signal.SIGTERM, signal.SIGHUP):
@@ -124,6 +124,7 @@ class Project:
         try:
             with (
                 mock.patch("sys.argv", ["closedloop", *arguments]),
+                keep_environment(),  # MLflow names this project's store there, for processes that are started
                 keep_logging(),
                 contextlib.redirect_stdout(stdout),
                 contextlib.redirect_stderr(output),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from tests.browser import keep_pictures, open_browser
 
@@ -72,6 +73,22 @@ def test_metrics_show_has_the_figures(committed):
     shown = json.loads(run_dvc(committed.root, "metrics", "show", "--json"))[""]["data"]
     figures = committed.read_json("metrics/eval_metrics.json")
     assert shown["metrics/eval_metrics.json"]["data"]["roc_auc"] == figures["roc_auc"]
+    compared = {name: part["data"] for name, part in shown.items()}
+    assert set(compared) == {"metrics/eval_metrics.json", "metrics/train_metrics.json"}
+    assert {type(value) for value in walk(compared)} <= {int, float}, "sentences and digests are nothing to compare"
+
+
+def walk(values):
+    """All leaves of a tree of dicts and lists."""
+    if not isinstance(values, dict | list):
+        return [values]
+    return [leaf for value in (values.values() if isinstance(values, dict) else values) for leaf in walk(value)]
+
+
+def test_the_trained_model_is_an_artifact_of_dvc(committed):
+    with Repo(str(committed.root)) as repo:
+        (found,) = repo.artifacts.read()["dvc.yaml"].values()
+    assert (found.path, found.type) == ("models/candidate", "model")
 
 
 def test_plots_show_needs_no_template(committed, tmp_path):

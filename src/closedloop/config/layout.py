@@ -35,13 +35,15 @@ class Layout:
     package_metrics: Path = Path("metrics/package.json")
 
 
+CHOICES_FILE = "choices.json"  # beside the pipeline: what was chosen while fitting, and what the model is judged on
+
 READS = {
     "ingest": (),
     "validate": ("raw",),
     "features": ("raw",),
     "training_set": ("raw", "daily", "features"),
     "train": ("training", "data_quality"),
-    "evaluate": ("raw", "training", "model", "pipeline", "train_plots", "train_metrics"),
+    "evaluate": ("raw", "training", "model", "pipeline", "train_plots"),
     "register": ("model", "gates", "run_file"),
     "package": ("registration",),
 }
@@ -66,7 +68,7 @@ HELP = {
     "training": "Train, validation and test rows.",
     "training_set_metrics": "Rows of each part, and what went online.",
     "model": "The contract folder: model.onnx, contract.json, reference.parquet.",
-    "pipeline": "The fitted scikit-learn pipeline (skops).",
+    "pipeline": "The fitted scikit-learn pipeline (skops), and what was chosen while fitting.",
     "run_file": "The MLflow run and the model that it logged.",
     "train_figures": "Pictures of the validation rows.",
     "train_plots": "Plot data for DVC.",

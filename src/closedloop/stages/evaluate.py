@@ -69,15 +69,24 @@ def evaluate(
         draw(candidate, plots, pictures)
         standing = describe_standing(tracking, candidate.folder_sha256, verdict, policy, auto_promote=auto_promote)
         write_text(layout.card, render_card(params, dataset, candidate, measured, verdict, standing, layout, pictures))
-    flat = {name: value for name, value in measured.figures.items() if math.isfinite(value)}
-    flat |= {f"baseline_{name}": value for name, value in measured.baseline["figures"].items()}
-    write_json(layout.eval_metrics, {**flat, "intervals": measured.intervals, "next_period": candidate.next_period})
+    flat = list_figures(measured)
+    write_json(layout.eval_metrics, flat | _prefix("next_period", candidate.next_period.get("figures", {})))
     write_json(layout.gates, verdict)
     with tracking.start_run("evaluate", run_id=tracking.find_run(candidate.folder_sha256)) as run_id:
         note = describe_run(dataset, candidate, measured, verdict, run_id)
         log_evaluation(tracking, layout, flat, note, passed=verdict["passed"])
     gate.require_gates(results)
-    return {"figures": measured.figures, "intervals": measured.intervals, **verdict}
+    return {"figures": measured.figures, **verdict}
+
+
+def list_figures(measured: Measured) -> dict[str, float]:
+    """Figures of the test rows, and the simple baseline's beside them; what cannot be said is left out."""
+    flat = {name: value for name, value in measured.figures.items() if math.isfinite(value)}
+    return flat | _prefix("baseline", measured.baseline["figures"])
+
+
+def _prefix(word: str, figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"{word}_{name}": value for name, value in figures.items()}
 
 
 def describe_verdict(
@@ -96,6 +105,8 @@ def describe_verdict(
         "champion": champion,
         "comparison": None if comparison is None else asdict(comparison),
         "baseline": measured.baseline,
+        "intervals": measured.intervals,
+        "next_period": candidate.next_period,
         "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
         "gates": {result.name: _describe(result) for result in results},
     }

@@ -14,7 +14,7 @@ import pandas as pd
 from closedloop.adapters.mlflow import DIGEST_TAG
 from closedloop.config.dataset import DatasetConfig
 from closedloop.config.featureset import FeatureSet
-from closedloop.config.layout import Layout
+from closedloop.config.layout import CHOICES_FILE, Layout
 from closedloop.config.params import Params
 from closedloop.contract import Lineage, digest_folder
 from closedloop.errors import GateFailed, count_noun
@@ -99,8 +99,10 @@ def log_run(
     """Save the pipeline and the figures, and log both with the run's inputs and files; returns the model's address."""
     from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
 
+    figures = {name: report[name] for name in ("threshold", "train", "validation")}
     with replace_folder(layout.pipeline) as folder:
         save_pipeline(folder / PIPELINE_FILE, fitted.pipeline)
+        write_json(folder / CHOICES_FILE, {name: value for name, value in report.items() if name not in figures})
     places = {part: layout.training / f"{part}.parquet" for part in PARTS}
     tracking.log_inputs({part: (rows[part], place, lineage.data_md5[place.name]) for part, place in places.items()})
     for part in ("train", "validation"):
@@ -108,7 +110,7 @@ def log_run(
     tracking.log_metrics(report["next_period"].get("figures", {}), prefix="next_period_")
     names = [feature.name for feature in fitted.features]
     model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3), model_type)
-    write_json(layout.train_metrics, report)
+    write_json(layout.train_metrics, figures)
     tracking.log_files(
         {
             "contract": layout.model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from closedloop.config.layout import Layout
+from closedloop.config.layout import CHOICES_FILE, Layout
 from closedloop.contract import MODEL_FILE, ModelContract, digest_folder, read_contract
 from closedloop.files import read_json
 from closedloop.tabular.tables import read_table
@@ -59,5 +59,5 @@ def load_candidate(layout: Layout) -> Candidate:
         test=test,
         labels=test[LABEL].to_numpy(),
         scores=scorer.score(encode_frame(contract.features, test)),
-        next_period=read_json(layout.train_metrics, made_by="closedloop train")["next_period"],
+        next_period=read_json(layout.pipeline / CHOICES_FILE, made_by="closedloop train")["next_period"],
     )
