@@ -199,13 +199,16 @@ def find_stale_stage() -> tuple[str, str] | None:
     compared with: DVC took the result of earlier parameters from its cache.
     """
     try:
-        folder_sha256 = _read(Layout().registration)["folder_sha256"]
+        registration = _read(Layout().registration)
+        folder_sha256 = registration["folder_sha256"]
         judged_against = _read(Layout().gates)["champion"]
     except (OSError, ValueError, KeyError):
         return None
     tracking = build_tracking(load_run(PARAMS_FILE))
     if tracking.find_run(folder_sha256) is None:
         return "train", "The tracking store does not know this result"
+    if registration["version"] is None:
+        return "register", "This result was an experiment of DVC, which registers no version"
     if tracking.find_version(folder_sha256) is None:
         return "register", "The tracking store does not know this version"
     champion = tracking.read_champion_digest()
@@ -222,7 +225,9 @@ def print_summary(console: Console, folder: Path) -> None:
     ingested, training = _read(layout.ingest_metrics), _read(layout.training_set_metrics)
     verdict, registered = _read(layout.gates), _read(layout.registration)
     parts = ", ".join(f"{name} {part['rows']:,}" for name, part in training["parts"].items())
-    console.print(f"\n[bold]Rows[/bold]   {ingested['rows_read']:,} read, {ingested['rows_kept']:,} kept; {parts}")
+    console.print(
+        f"\n[bold]Rows[/bold]   {ingested['rows_read']:,} read, {ingested['rows_kept']:,} kept\n       {parts}"
+    )
     for entry in ingested["dropped"]:
         console.print(
             f"       dropped for {entry['rule']}: {entry['rows']:,} ({entry['first_reason']:,} for this first)"

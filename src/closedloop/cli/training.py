@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ app = typer.Typer()
 # How long the shop's stages take on a laptop, until they have run here; DVC keeps its own notes in the same folder.
 DURATIONS = Path(".dvc/tmp/seconds.json")
 USUAL_SECONDS = {"ingest": 20, "validate": 15, "features": 15, "training-set": 25, "train": 60, "evaluate": 40}
+EXPERIMENT = "DVC_EXP_NAME"  # what `dvc exp run` tells the commands of stages
 USUAL_SECONDS |= {"register": 10, "package": 20}
 
 
@@ -207,8 +209,13 @@ def register(
 ) -> str:
     """Register the model as a version in MLflow; a model is registered once."""
     from closedloop.bootstrap import build_releases
+    from closedloop.config.calls import name_call
+    from closedloop.stages.register import check_experiment
     from closedloop.stages.register import register as run
 
+    if EXPERIMENT in os.environ:
+        check_experiment(layout, model_name=model_name, stage=stage)
+        return f"an experiment of DVC: no version is registered; to register it: {name_call('run')}"
     report = run(
         build_releases(context),
         layout,
@@ -228,6 +235,8 @@ def package(context: Any, layout: Layout) -> str:
     from closedloop.stages.package import package as run
 
     report = run(build_tracking(context), layout)
+    if report["version"] is None:
+        return "an experiment of DVC: no Bento is built"
     return f"{report['bento']} of version {report['version']}"
 
 

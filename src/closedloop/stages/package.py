@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def package(tracking: Tracking, layout: Layout) -> dict[str, Any]:
-    """Build the Bento of the registered version, and record its digest in the registry.
+    """Build the Bento of the registered version, and record its digest in the registry; an experiment has none.
 
     Raises
     ------
@@ -31,6 +31,12 @@ def package(tracking: Tracking, layout: Layout) -> dict[str, Any]:
 
     registration = read_json(layout.registration, made_by="closedloop register")
     name, version = registration["model_name"], str(registration["version"])
+    if registration["version"] is None:
+        layout.bento.mkdir(parents=True, exist_ok=True)
+        (layout.bento / "README.txt").write_text("No Bento: an experiment registers no version.\n", encoding="utf-8")
+        nothing: dict[str, Any] = {"model_name": name, "bento": None, "version": None}
+        write_json(layout.package_metrics, nothing)
+        return nothing
     with tempfile.TemporaryDirectory(prefix="closedloop-package-") as work:
         found, tagged = tracking.fetch_version(version, Path(work) / "download")
         check_digest(found, tagged)

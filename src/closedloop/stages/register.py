@@ -92,6 +92,21 @@ def register(
     return {**report, "created": created}
 
 
+def check_experiment(layout: Layout, *, model_name: str | None = None, stage: str | None = None) -> None:
+    """Check all that a registration asks for, and register nothing: the report's version is None.
+
+    Raises
+    ------
+    GateFailed, DataError, ConfigError
+        As `check_request`.
+    """
+    name, folder_sha256 = read_contract(layout.model).model_name, digest_folder(layout.model)
+    verdict = read_json(layout.gates, made_by="closedloop evaluate")
+    check_request(name, verdict, folder_sha256, model_name=model_name, stage=stage)
+    report = {"model_name": name, "version": None, "alias": None, "folder_sha256": folder_sha256, "kind": "experiment"}
+    write_json(layout.registration, report)
+
+
 def find_or_create_version(
     tracking: Tracking, contract: ModelContract, folder_sha256: str, layout: Layout, cause: Mapping[str, str]
 ) -> tuple[ModelVersion, bool]:
