@@ -90,16 +90,19 @@ def prepare(project: Project, config: dict[str, Any], days: int) -> Path:
     return source
 
 
-def test_an_event_log_where_nothing_changes_is_not_retrained(project: Project) -> None:
+def test_an_event_log_whose_first_model_knew_little_is_retrained_by_the_calendar(project: Project) -> None:
+    """Nothing changes, so nothing asks; a model that knows more of the same wins what its interval says."""
     write_orders(prepare(project, ORDERS, DAYS))
     output = project.run("backtest").output
     report = project.read_json("reports/backtest/backtest.json")
     assert list(report["policies"]) == ["never", "every_30_days", "drift", "outcomes", "recalibrate", "own"]
-    assert report["picked"] == "never"
+    assert report["picked"] == "every_30_days"
+    found = report["policies"]["every_30_days"]
+    assert (found["promoted"], found["gain"]["low"] > 0) == (1, True)
+    assert [report["policies"][name]["promoted"] for name in ("drift", "outcomes", "recalibrate", "own")] == [0] * 4
     told = " ".join(output.split())
     assert report["sentence"] in told
-    assert report["sentence"].startswith("Do not retrain")
-    assert "every_30_days" in told
+    assert report["sentence"].startswith("Retrain every 30 days (monitoring.policy: every_30_days)")
     assert (project.root / "reports/backtest/backtest.png").stat().st_size > 10_000
     assert list((project.root / "state/backtest/orders_churn").iterdir()) == []
     short = project.run("backtest", "--horizon-days", "200", status=1).output

@@ -194,13 +194,17 @@ def test_a_model_that_decides_worse_than_saying_the_same_of_everybody(shop):
 
 
 def test_labels_that_say_nothing(shop):
-    """Shuffled labels: the model falls back to the majority, and each gate that asks for skill says no."""
+    """Shuffled labels: the model falls back to the majority, and each gate that asks for skill says no.
+
+    Where the champion misses a limit on such rows by more, the miss is excused; ranking and balance still refuse.
+    """
     shuffle = np.random.default_rng(1).permutation
     edit_rows(shop, PARTS, lambda rows: rows.assign(churned=shuffle(rows["churned"].to_numpy())))
     shop.change_params({"model": {"params": {"max_iter": 20}}})
     shop.run("train")
-    skill = {"roc_auc", "average_precision", "lift", "better_than_trivial"}
-    refuse(shop, skill | {"accuracy", "f1_weighted", "class_balance"}, "must be > .010 (share of the log loss saved")
+    refuse(shop, {"lift", "class_balance"}, "lift .755 must be")
+    excused = {"roc_auc", "average_precision", "better_than_trivial", "accuracy", "f1_weighted"}
+    assert set(shop.read_json("metrics/gates.json")["excused"]) == excused
 
 
 def test_a_label_that_leaked_into_a_feature(shop):
