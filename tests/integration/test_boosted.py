@@ -144,6 +144,7 @@ write_trained_folder(Path(sys.argv[1]), sys.argv[2], params={"subsample": 0.7, "
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model_type", MODULES)
 def test_same_data_same_bytes_whatever_the_threads(model_type: str, tmp_path: Path) -> None:
     found = []

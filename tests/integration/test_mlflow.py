@@ -215,6 +215,7 @@ def link_packages(folder: Path, required: set[str]) -> None:
             (folder / place.name).symlink_to(place)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model_type", ["hist_gradient_boosting", "lightgbm", "xgboost"])
 def test_a_logged_model_answers_the_same_without_this_package(model_type: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
