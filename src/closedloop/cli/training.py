@@ -21,8 +21,8 @@ app = typer.Typer()
 # How long the shop's stages take on a laptop, until they have run here; DVC keeps its own notes in the same folder.
 DURATIONS = Path(".dvc/tmp/seconds.json")
 USUAL_SECONDS = {"ingest": 20, "validate": 15, "features": 15, "training-set": 25, "train": 60, "evaluate": 40}
-EXPERIMENT = "DVC_EXP_NAME"  # what `dvc exp run` tells the commands of stages
 USUAL_SECONDS |= {"register": 10, "package": 20}
+EXPERIMENT = "DVC_EXP_NAME"  # what `dvc exp run` tells the commands of stages
 
 
 @app.command(rich_help_panel=WORKFLOW)
