@@ -100,6 +100,10 @@ def test_a_date_without_quotes_that_yaml_itself_reads(project, as_of, words):
         ({"gates": {"accuracy_min": 1.5}}, "gates.accuracy_min: Input should be less than or equal to 1, found 1.5"),
         ({"gates": {"accuracy": 0.9}}, "gates.accuracy: unknown key"),
         ({"feature_max_age_days": 0}, "feature_max_age_days: Input should be greater than or equal to 1, found 0"),
+        (
+            {"value": {"kept": {"amount_of_days": 60}, "offer_cost": 5, "save_rate": 0.2}},
+            "value.kept.amount_of_days: 60 is no window; features.window_days has 7, 30, 90",
+        ),
         ({"model_name": "telco_churn"}, "model_name 'telco_churn' belongs to telco.yaml"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

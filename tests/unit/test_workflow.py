@@ -212,6 +212,7 @@ def test_a_section_of_a_data_sets_config_runs_the_stages_that_read_it(
     assert run_again() == set()
     assert run_again(gates={"roc_auc_min": 0.6}) == {"evaluate"}
     assert run_again(expectations=[]) == {"validate"}
+    assert run_again(value={"kept": 100, "offer_cost": 5, "save_rate": 0.2}) == {"train", "evaluate"}
     assert run_again(params={**read(config)["params"], "evaluation": {"bootstrap_samples": 300}}) == {"evaluate"}
     assert run_again(feature_max_age_days=12) == reading
     assert run_again() == set()

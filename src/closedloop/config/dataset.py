@@ -14,6 +14,7 @@ from closedloop.config.invalid import describe_invalid
 from closedloop.config.sources import FileSource, SimulatorSource, Source, SqlSource
 from closedloop.config.yaml import read_yaml
 from closedloop.core.evaluation.limits import GateLimits
+from closedloop.core.evaluation.value import CustomerValue
 from closedloop.errors import ConfigError
 from closedloop.rules import normalise_code
 
@@ -175,6 +176,7 @@ class DatasetConfig(_Frozen):
     reasons: dict[str, Values] = {}
     expectations: tuple[ExpectationConfig, ...]
     gates: GateLimits = GateLimits()
+    value: CustomerValue | None = None
     params: dict[str, Any] = {}
 
     @field_validator("timezone")
@@ -222,6 +224,20 @@ class DatasetConfig(_Frozen):
                 raise ValueError(f"event_types {name!r:.120}: features are called by it; a name is {COLUMN_RULE}")
         if self.kind == "events" and self.columns.entity_id == ROW_NUMBER:
             raise ValueError(f"columns.entity_id: an 'events' data set needs its customers' ids, not {ROW_NUMBER}")
+        return self
+
+    @model_validator(mode="after")
+    def _value_can_be_read(self) -> DatasetConfig:
+        kept = None if self.value is None else self.value.kept
+        if kept is None:
+            return self
+        if kept.column is not None and kept.column not in self.columns.numeric:
+            names = ", ".join(self.columns.numeric) or "none"
+            raise ValueError(f"value.kept.column {kept.column!r} is no numeric attribute; columns.numeric has {names}")
+        if kept.amount_of_days is not None and not any(kind.has_amount for kind in self.event_types.values()):
+            raise ValueError(
+                "value.kept.amount_of_days needs an event type with has_amount: true; event_types has none"
+            )
         return self
 
 

@@ -75,6 +75,30 @@ def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
     return FeatureSet(numeric, columns.categorical, f"{dataset.model_name}_{digest}", reasons)
 
 
+def list_value_columns(params: Params, dataset: DatasetConfig) -> tuple[str, ...]:
+    """The features that are added up to what a kept customer is worth; none if it is a number, or not given.
+
+    An amount of days is the sum over a window, of every event type with an amount, that the features have already.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such window, or windows have no sums.
+    """
+    kept = None if dataset.value is None else dataset.value.kept
+    if kept is None or kept.number is not None:
+        return ()
+    if kept.column is not None:
+        return (kept.column,)
+    spec, place = build_window_spec(params, dataset), f"configs/datasets/{dataset.name}.yaml: value.kept.amount_of_days"
+    if kept.amount_of_days not in spec.window_days:
+        days = ", ".join(map(str, spec.window_days))
+        raise ConfigError(f"{place}: {kept.amount_of_days} is no window; features.window_days has {days}")
+    if "sum" not in spec.aggregations:
+        raise ConfigError(f"{place}: needs sums over windows; add sum to features.aggregations")
+    return tuple(f"{name}_sum_{kept.amount_of_days}d" for name in spec.amount_types)
+
+
 def _list_reasons(dataset: DatasetConfig, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """The features of each group in ``reasons``, where a ``*`` stands for any characters.
 

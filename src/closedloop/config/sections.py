@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 # read by these stages alone; ``params`` is merged into params.yaml, whose keys each stage names
-READ_BY = {"gates": ("evaluate",), "description": ("evaluate",), "expectations": ("validate",), "params": ()}
+READ_BY = {
+    "gates": ("evaluate",),
+    "description": ("evaluate",),
+    "expectations": ("validate",),
+    "value": ("train", "evaluate"),
+    "params": (),
+}
 
 
 def depend_on_sections(graph: dict[str, Any], config: str, sections: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from closedloop.config.dataset import DatasetConfig
-from closedloop.config.featureset import list_features
+from closedloop.config.featureset import list_features, list_value_columns
 from closedloop.config.params import merge_values, parse_params
 from closedloop.errors import ConfigError
 
@@ -125,3 +125,42 @@ def test_reasons_that_cannot_be_are_refused(reasons, told):
     config = DatasetConfig.model_validate(merge_values(EVENTS, {"reasons": reasons}))
     with pytest.raises(ConfigError, match=re.escape(f"configs/datasets/orders.yaml: {told}")):
         list_features(PARAMS, config)
+
+
+def read_value(values: dict[str, Any], kept: Any, params: dict[str, Any] | None = None) -> tuple[str, ...]:
+    value = {"kept": kept, "offer_cost": 5, "save_rate": 0.2}
+    changed = parse_params(merge_values(PARAMS.model_dump(), params or {}), "params.yaml")
+    return list_value_columns(changed, DatasetConfig.model_validate(merge_values(values, {"value": value})))
+
+
+def test_a_value_is_read_from_features_that_there_are():
+    refund = merge_values(EVENTS, {"event_types": {"refund": {"has_amount": True}, "visit": {}}})
+    for columns in (read_value(EVENTS, {"column": "age"}), read_value(refund, {"amount_of_days": 30})):
+        assert set(columns) <= set(list_features(PARAMS, DatasetConfig.model_validate(refund)).numeric)
+    assert read_value(refund, {"amount_of_days": 30}) == ("purchase_sum_30d", "refund_sum_30d")
+    assert read_value(EVENTS, 100) == ()
+    assert list_value_columns(PARAMS, DatasetConfig.model_validate(EVENTS)) == ()
+
+
+@pytest.mark.parametrize(
+    ("days", "params", "told"),
+    [
+        (60, {}, "60 is no window; features.window_days has 7, 30, 90"),
+        (30, {"features": {"aggregations": ["count"]}}, "needs sums over windows; add sum to features.aggregations"),
+    ],
+)
+def test_an_amount_without_a_window_is_refused(days, params, told):
+    with pytest.raises(ConfigError, match=re.escape(f"orders.yaml: value.kept.amount_of_days: {told}")):
+        read_value(EVENTS, {"amount_of_days": days}, params)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept", "told"),
+    [
+        (EVENTS, {"column": "income"}, "value.kept.column 'income' is no numeric attribute; columns.numeric has age"),
+        (TABLE, {"amount_of_days": 30}, "value.kept.amount_of_days needs an event type with has_amount: true"),
+    ],
+)
+def test_a_value_from_a_column_that_there_is_not_is_refused(values, kept, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read_value(values, kept)
