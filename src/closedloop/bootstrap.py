@@ -60,7 +60,7 @@ def load_run(params_path: Path, *, root: Path = Path(), overrides: Mapping[str, 
     """Read params, the data set's config and the settings; ``overrides`` come from the command line."""
     params = parse_params(merge_values(read_yaml(params_path), dict(overrides or {})), str(params_path))
     dataset = load_dataset(params.dataset, root / "configs/datasets")
-    if dataset.value is not None:
+    if dataset.value is not None or params.model.threshold == "profit":
         from closedloop.config.featureset import list_value_columns
 
         list_value_columns(params, dataset)  # refuses a value that no feature of these params gives

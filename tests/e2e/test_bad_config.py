@@ -64,6 +64,7 @@ def test_params_that_are_no_yaml_mapping(project, content, words):
         ({"features": {"window_days": [7, 7]}}, "features.window_days: must be different whole numbers"),
         ({"features": {"aggregations": ["median"]}}, "features.aggregations: unknown aggregation median"),
         ({"model": {"type": "xgbost"}}, "model.type: "),
+        ({"model": {"threshold": "profit"}}, "profit needs the section value in configs/datasets/shop.yaml"),
         ({"dataset": "shoes"}, "dataset 'shoes': configs/datasets/shoes.yaml does not exist; data sets here: "),
         ({"dataset": "../shop"}, "params.yaml: dataset: String should match pattern"),
     ],

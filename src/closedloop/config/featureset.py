@@ -12,6 +12,7 @@ from closedloop.config.dataset import DatasetConfig
 from closedloop.config.params import Params
 from closedloop.config.sources import FileSource
 from closedloop.contract import ModelContract
+from closedloop.core.evaluation.value import CustomerValue
 from closedloop.core.features.windows import WindowSpec, feature_names
 from closedloop.errors import ConfigError
 
@@ -25,13 +26,16 @@ ROLES = ("time", "amount", "quantity", "event_type", "since")
 class FeatureSet:
     """Names of the features in order; ``service`` carries a digest of the definition.
 
-    ``reasons`` has the features that are summed into one reason.
+    ``reasons`` has the features that are summed into one reason; ``value`` what a kept customer is worth, and
+    ``value_columns`` the features that say it (`list_value_columns`).
     """
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
     service: str
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    value: CustomerValue | None = None
+    value_columns: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,7 +76,8 @@ def list_features(params: Params, dataset: DatasetConfig) -> FeatureSet:
     definition["numeric"] = numeric
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
     reasons = _list_reasons(dataset, numeric + columns.categorical)
-    return FeatureSet(numeric, columns.categorical, f"{dataset.model_name}_{digest}", reasons)
+    service, worth = f"{dataset.model_name}_{digest}", list_value_columns(params, dataset)
+    return FeatureSet(numeric, columns.categorical, service, reasons, dataset.value, worth)
 
 
 def list_value_columns(params: Params, dataset: DatasetConfig) -> tuple[str, ...]:
@@ -83,8 +88,10 @@ def list_value_columns(params: Params, dataset: DatasetConfig) -> tuple[str, ...
     Raises
     ------
     ConfigError
-        If there is no such window, or windows have no sums.
+        If there is no such window, windows have no sums, or a threshold is asked for that needs a value.
     """
+    if dataset.value is None and params.model.threshold == "profit":
+        raise ConfigError(f"model.threshold profit needs the section value in configs/datasets/{dataset.name}.yaml")
     kept = None if dataset.value is None else dataset.value.kept
     if kept is None or kept.number is not None:
         return ()

@@ -99,7 +99,7 @@ class ModelParams(_Frozen):
 
     type: str
     params: dict[str, Any] = {}
-    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["accuracy", "f1"] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["accuracy", "f1", "profit"] = 0.5
     calibrate: bool = True
     recalibrates: int | None = Field(default=None, ge=1)
     recalibrates_only: bool = False

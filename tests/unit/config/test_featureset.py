@@ -154,6 +154,12 @@ def test_an_amount_without_a_window_is_refused(days, params, told):
         read_value(EVENTS, {"amount_of_days": days}, params)
 
 
+def test_a_threshold_by_profit_needs_a_value():
+    asked = parse_params(merge_values(PARAMS.model_dump(), {"model": {"threshold": "profit"}}), "params.yaml")
+    with pytest.raises(ConfigError, match="threshold profit needs the section value in"):
+        list_features(asked, DatasetConfig.model_validate(EVENTS))
+
+
 @pytest.mark.parametrize(
     ("values", "kept", "told"),
     [

@@ -55,7 +55,7 @@ def test_the_shipped_file_says_every_value_in_full():
         ({"model": {"type": "magic"}}, "model.type: must be one of logistic_regression, random_forest"),
         ({"model": {"threshold": 1.0}}, "model.threshold: Input should be less than 1, found 1.0"),
         ({"model": {"threshold": 0}}, "model.threshold: Input should be greater than 0, found 0"),
-        ({"model": {"threshold": "recall"}}, "Input should be 'accuracy' or 'f1', found 'recall'"),
+        ({"model": {"threshold": "recall"}}, "Input should be 'accuracy', 'f1' or 'profit', found 'recall'"),
         ({"simulator": {"customers": 0}}, "simulator.customers: Input should be greater than or equal to 1, found 0"),
         ({"simulator": {"customers": 1_000_001}}, "simulator.customers: Input should be less than or equal to 1000000"),
         ({"features": {"window_days": [7, 7]}}, "features.window_days: must be different whole numbers"),

@@ -96,7 +96,9 @@ def recalibrate_pipeline(pipeline: Pipeline, frame: pd.DataFrame, labels: np.nda
     return base, fit_sigmoid(base, frame, np.asarray(labels).astype(bool))
 
 
-def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) -> float:
+def choose_threshold(
+    labels: np.ndarray, scores: np.ndarray, rule: float | str, gains: np.ndarray | None = None
+) -> float:
     """The decision threshold in [0, 1]: a score at or above it is a churner.
 
     Parameters
@@ -104,8 +106,10 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) 
     labels, scores
         Validation rows of both classes: bool, and probabilities in [0, 1]; shape (n,).
     rule
-        A number in (0, 1), which is returned; or the figure to maximise, "accuracy" or "f1". Of equally good
+        A number in (0, 1), which is returned; or the figure to maximise, "accuracy", "f1" or "profit". Of equally good
         thresholds the one nearest to 0.5 wins. It lies between two scores, where float32 noise moves no row.
+    gains
+        What an offer to each row brings (`closedloop.core.evaluation.profit.count_profit`), shape (n,); for "profit".
 
     Examples
     --------
@@ -119,8 +123,12 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: float | str) 
     ranked = scores[order].astype(np.float64)
     flagged = np.arange(len(ranked) + 1)
     hits = np.concatenate([[0], np.cumsum(truth[order])])
-    accuracy = (hits + (len(truth) - truth.sum()) - (flagged - hits)) / len(truth)
-    figure = accuracy if rule == "accuracy" else 2 * hits / (flagged + truth.sum())
+    if gains is not None:
+        figure = np.concatenate([[0.0], np.cumsum(gains[order])])
+    elif rule == "accuracy":
+        figure = (hits + (len(truth) - truth.sum()) - (flagged - hits)) / len(truth)
+    else:
+        figure = 2 * hits / (flagged + truth.sum())
     upper, lower = np.concatenate([[1.0], ranked]), np.concatenate([ranked, [0.0]])
     middle = (upper + lower) / 2
     thresholds = np.where(middle > lower, middle, upper)

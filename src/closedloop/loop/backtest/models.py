@@ -102,10 +102,10 @@ class Trainer:
         return own or Model(self.history, parts, at, best)
 
     def _recalibrate(self, champion: Model, parts: Parts) -> Fitted | str:
-        params = self.history.params
+        params, features = self.history.params, self.history.features
         newest = list_newest(parts["train"], by_day=self.history.dataset.label is None)
         other = refit(1, champion.fitted.pipeline, champion.fitted.features, newest)
-        return other if isinstance(other, str) else complete_recalibration(params, other, parts["validation"])
+        return other if isinstance(other, str) else complete_recalibration(params, features, other, parts["validation"])
 
     def _split(self, at: dt.datetime, *, retraining: bool) -> Parts:
         history, how = self.history, self.how

@@ -15,10 +15,10 @@ from closedloop.config.featureset import FeatureSet
 from closedloop.config.params import ModelParams, Params
 from closedloop.contract import Feature, check_digest, read_contract
 from closedloop.core.evaluation.metrics import list_log_losses
-from closedloop.core.training.calibration import choose_threshold, recalibrate_pipeline
+from closedloop.core.training.calibration import recalibrate_pipeline
 from closedloop.core.training.estimators import score
 from closedloop.errors import GateFailed, count_noun
-from closedloop.stages.parts.fitting import Fitted, fit
+from closedloop.stages.parts.fitting import Fitted, cut, fit
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -91,7 +91,7 @@ def choose_challenger(
             raise GateFailed(f"not recalibrated: {other} (monitoring.policy recalibrate trains nothing else)")
         logger.info("not recalibrated: %s", other)
         return choose_best([fitted, *fit_recent(params, feature_set, fitted, rows)], rows["validation"])
-    recalibrated = complete_recalibration(params, other, rows["validation"])
+    recalibrated = complete_recalibration(params, feature_set, other, rows["validation"])
     if params.model.recalibrates_only:
         return recalibrated
     trained = [fitted, *fit_recent(params, feature_set, fitted, rows)]
@@ -152,10 +152,11 @@ def list_recent(rows: pd.DataFrame, share: int = RECENT_SHARES[0]) -> pd.DataFra
     return recent if min(churned, len(recent) - churned) >= RECENT_CLASS_ROWS_MIN else None
 
 
-def complete_recalibration(params: Params, other: Recalibrated, validation: pd.DataFrame) -> Fitted:
+def complete_recalibration(
+    params: Params, feature_set: FeatureSet, other: Recalibrated, validation: pd.DataFrame
+) -> Fitted:
     """A recalibration as a candidate, with its threshold chosen on validation rows."""
-    labels, version = validation["churned"].to_numpy(), other.version
-    threshold = choose_threshold(labels, score(other.pipeline, validation), params.model.threshold)
+    version, threshold = other.version, cut(params, feature_set, other.pipeline, validation)
     note = f"intercept and slope of version {version} on the newest outcomes"
     kind = f"recalibration of version {version}"
     return Fitted(other.pipeline, other.uncalibrated, other.features, note, threshold, {}, kind)

@@ -55,17 +55,27 @@ def fit(
     params: Params, feature_set: FeatureSet, hyper_parameters: dict[str, Any], rows: dict[str, pd.DataFrame]
 ) -> Fitted:
     """Fit on train rows; calibrate and choose the threshold on validation rows."""
-    from closedloop.core.training.calibration import calibrate_pipeline, choose_threshold
-    from closedloop.core.training.estimators import score
+    from closedloop.core.training.calibration import calibrate_pipeline
     from closedloop.core.training.trees import round_thresholds
 
     train_rows, validation = rows["train"], rows["validation"]
     unfitted, features = build_unfitted(params, feature_set, hyper_parameters, train_rows)
     uncalibrated = round_thresholds(unfitted.fit(train_rows, train_rows["churned"].to_numpy()))
     pipeline, calibration = uncalibrated, "switched off (model.calibrate)"
-    labels = validation["churned"].to_numpy()
     if params.model.calibrate:
-        ids = validation["customer_id"].tolist()
+        labels, ids = validation["churned"].to_numpy(), validation["customer_id"].tolist()
         pipeline, calibration = calibrate_pipeline(uncalibrated, validation, labels, ids)
-    threshold = choose_threshold(labels, score(pipeline, validation), params.model.threshold)
+    threshold = cut(params, feature_set, pipeline, validation)
     return Fitted(pipeline, uncalibrated, features, calibration, threshold, hyper_parameters)
+
+
+def cut(params: Params, feature_set: FeatureSet, pipeline: Pipeline, validation: pd.DataFrame) -> float:
+    """The threshold for the pipeline's scores, by ``model.threshold``, chosen on validation rows."""
+    from closedloop.core.evaluation.profit import count_profit, read_kept
+    from closedloop.core.training.calibration import choose_threshold
+    from closedloop.core.training.estimators import score
+
+    labels, rule, value, gains = validation["churned"].to_numpy(), params.model.threshold, feature_set.value, None
+    if rule == "profit" and value is not None:
+        gains = count_profit(labels, read_kept(value.kept, validation, feature_set.value_columns), value)
+    return choose_threshold(labels, score(pipeline, validation), rule, gains)

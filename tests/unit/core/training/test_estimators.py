@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature
+from closedloop.core.evaluation.profit import count_profit
+from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.training.calibration import calibrate_pipeline, choose_threshold
 from closedloop.core.training.estimators import (
     build_pipeline,
@@ -313,6 +315,30 @@ def test_threshold_by_hand() -> None:
     assert choose_threshold(labels, scores, "f1") == pytest.approx(0.45)
     # Accuracy: 1 flagged -> 4/5, 3 flagged -> 4/5: of 0.85 and 0.45 the latter is nearer to 0.5.
     assert choose_threshold(labels, scores, "accuracy") == pytest.approx(0.45)
+
+
+@given(rows=st.lists(st.tuples(st.integers(-20, 80), st.integers(0, 20).map(lambda step: step / 20)), min_size=1))
+def test_no_other_threshold_earns_more(rows: list[tuple[int, float]]) -> None:
+    gains, scores = (np.array(column) for column in zip(*rows, strict=True))
+
+    def earn(threshold: float) -> float:
+        return float(gains[scores >= threshold].sum())
+
+    found = choose_threshold(gains > 0, scores, "profit", gains)
+    assert 0 <= found <= 1
+    assert earn(found) == max(earn(threshold) for threshold in np.linspace(0, 1, 81))
+
+
+def test_the_threshold_of_profit_by_hand() -> None:
+    labels, scores = np.array([True, False, True, False, False]), np.array([0.9, 0.8, 0.6, 0.3, 0.1])
+    value = CustomerValue(kept=KeptCustomer(number=100), offer_cost=5, save_rate=0.2)
+    # Each churner brings 15 and each stayer costs 5: 15, 10, 25, 20, 15. Three flagged, where F1 is best too.
+    assert choose_threshold(labels, scores, "profit", count_profit(labels, np.full(5, 100), value)) == pytest.approx(
+        0.45
+    )
+    # The first alone is worth something: 95, and then 90 or less.
+    kept = np.array([500.0, 1, 1, 1, 1])
+    assert choose_threshold(labels, scores, "profit", count_profit(labels, kept, value)) == pytest.approx(0.85)
 
 
 @given(
