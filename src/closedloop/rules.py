@@ -272,6 +272,31 @@ def find_code(value: Any) -> str | None:
         return None
 
 
+def read_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``json.loads`` as its ``object_pairs_hook``: by itself it keeps a repeated name's last value.
+
+    Raises
+    ------
+    ValueError
+        If a name stands twice: two readers could take two values from it.
+
+    Examples
+    --------
+    >>> json.loads('{"age": 40, "plan": {"age": 1}}', object_pairs_hook=read_object)
+    {'age': 40, 'plan': {'age': 1}}
+    >>> json.loads('{"age": 40, "age": 41}', object_pairs_hook=read_object)
+    Traceback (most recent call last):
+        ...
+    ValueError: "age" stands twice in one object
+    """
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"{json.dumps(name[:60], ensure_ascii=False)} stands twice in one object")
+        members[name] = value
+    return members
+
+
 def refuse_breaches(breaches: Sequence[Breach]) -> RefusedRequest:
     """The refusal of a request that breaks these rules."""
     message = "1 rule is broken" if len(breaches) == 1 else f"{len(breaches)} rules are broken"

@@ -58,6 +58,7 @@ def service(make_project, tmp_path_factory):
             if line["logger"] == "closedloop.access":
                 assert line["request_id"]
                 assert ("prediction_id" in line) == line["message"].startswith("POST /predict 200 ")
+        assert service.read_metric("spool_depth_bytes") >= 0  # the agent, whose page it is, comes after the workers
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.metrics_port)) as connection:
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()
@@ -94,6 +95,7 @@ def with_age(text):
 
 
 CHUNKED = b"POST /predict HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+TWICE = b'{"customer_id": 1, "customer_id": 2}'
 CASES = {
     "NaN": (with_age(b"NaN"), 400, "invalid_json"),
     "Infinity": (with_age(b"-Infinity"), 400, "invalid_json"),
@@ -103,7 +105,9 @@ CASES = {
     "the smallest float": (with_age(b"4e-400"), 200, None),
     "a leading zero": (with_age(b"040"), 400, "invalid_json"),
     "a comment": (with_age(b"40 // years"), 400, "invalid_json"),
-    "the last of two names counts": (with_age(b'"x", "age": 40'), 200, None),
+    "a name twice": (with_age(b'40, "age": 41'), 400, "invalid_json"),
+    "a name twice in a batch": (make_post(b"[%b, %b]" % (GOOD, TWICE), path=b"/predict/batch"), 400, "invalid_json"),
+    "an outcome twice": (make_post(b'{"outcome": 0, "outcome": 1}', path=b"/outcomes"), 400, "invalid_json"),
     "invalid UTF-8": (make_post(b'{"customer_id": "\xff"}'), 400, "invalid_json"),
     "UTF-16": (make_post('{"customer_id": "C1"}'.encode("utf-16")), 400, "invalid_json"),
     "a byte order mark": (make_post(b"\xef\xbb\xbf" + GOOD), 400, "invalid_json"),

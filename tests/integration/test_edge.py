@@ -135,16 +135,19 @@ def test_a_line_is_answered_with_its_score(bare_python, edge):
 
 def test_bad_lines_are_answered_one_by_one_and_not_recorded(bare_python, edge):
     bad = {"features": {"visits_30d": 31, "plan": "gold", "colour": 1}, "customer_id": ""}
-    lines = [b"{", b"\n", b'{"features": NaN}\n', b"\xff\n", [], {"customer_id": "C1"}, bad, GOOD, b"7"]
+    twice = b'{"features": {"age": 40, "age": 41}}\n'
+    lines = [b"{", b"\n", b'{"features": NaN}\n', b"\xff\n", [], {"customer_id": "C1"}, bad, GOOD, twice, b"7"]
     answers, said = run(bare_python, edge, [b"{\n", *lines[1:]])
     assert said == ""
-    assert [answer["line"] for answer in answers] == list(range(1, 10))
+    assert [answer["line"] for answer in answers] == list(range(1, 11))
     assert [answer.get("error", {}).get("code") for answer in answers] == [
         *["invalid_json"] * 4,
         *("invalid_request", "no_features", "invalid_request"),
         None,
+        "invalid_json",
         "invalid_request",
     ]
+    assert answers[8]["error"]["details"][0]["rule"] == 'JSON in UTF-8 ("age" stands twice in one object)'
     assert answers[6]["error"] == {
         "code": "invalid_request",
         "message": "5 rules are broken",
@@ -417,10 +420,12 @@ def test_lines_that_no_script_wrote_are_refused_alone(edge, store, registry, bar
         {"model_name": "other"},
     ]
     lines = [json.dumps(good | change) for change in wrong] + ["no JSON", "[]", json.dumps(good | {"line": 2})]
+    lines.append(lines[-1][:-1] + ', "score": 0.1}')
     (edge / "records.jsonl").write_text("\n".join(lines) + "\n")
     result = import_records(edge / "records.jsonl", store, registry, model_name="test_churn", id_key=KEY)
-    assert (result.stored, [number for number, _ in result.refused]) == (1, list(range(1, 11)))
+    assert (result.stored, [number for number, _ in result.refused]) == (1, [*range(1, 11), 12])
     reasons = dict(result.refused)
+    assert reasons[12] == '"score" stands twice in one object'
     assert reasons[8] == "it is of other, not of test_churn"
     assert "score" in reasons[1]
     assert [found.customer_id for found in read_store(store).values()] == ["C1"]

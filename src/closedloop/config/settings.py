@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -264,16 +266,40 @@ class WebhookSettings(_Section):
 
 
 class _Environment(EnvSettingsSource):
-    """The environment without the profile: an argument may override that, and it is known before its file is read."""
+    """The environment without the profile: an argument may override that, and it is known before its file is read.
+
+    JSON in which a name stands twice is refused, as in every YAML file.
+    """
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
+        from closedloop.rules import read_object  # with numpy, which most commands do without
+
+        return json.loads(value, object_pairs_hook=read_object)
 
     def __call__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__call__().items() if name != "profile"}
 
 
-class Settings(BaseSettings):
+class _FromEnvironment(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="CLOSEDLOOP_", env_nested_delimiter="__", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the profile's file, which comes in through ``init_settings``."""
+        return _Environment(settings_cls), init_settings
+
+
+class Settings(_FromEnvironment):
     """All settings, resolved; relative paths are relative to ``root``."""
 
-    model_config = SettingsConfigDict(env_prefix="CLOSEDLOOP_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(extra="forbid")
 
     profile: Literal["local", "production"] = "local"
     root: Path = Path()
@@ -290,18 +316,6 @@ class Settings(BaseSettings):
     retraining: RetrainingSettings = RetrainingSettings()
     webhook: WebhookSettings = WebhookSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the profile's file, which comes in through ``init_settings``."""
-        return _Environment(settings_cls), init_settings
-
     @model_validator(mode="after")
     def _refuse_auto_promote_in_production(self) -> Settings:
         if self.profile == "production" and self.release.auto_promote:
@@ -317,17 +331,13 @@ class Settings(BaseSettings):
         return locate_sqlite(url, self.root)
 
 
-class _ServingEnvironment(BaseSettings):
+class _ServingEnvironment(_FromEnvironment):
     """Only the service's section: an error in another section must not stop a process that only answers."""
-
-    model_config = SettingsConfigDict(env_prefix="CLOSEDLOOP_", env_nested_delimiter="__", frozen=True)
 
     serving: ServingSettings = ServingSettings()
 
 
-class _StreamEnvironment(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="CLOSEDLOOP_", env_nested_delimiter="__", frozen=True)
-
+class _StreamEnvironment(_FromEnvironment):
     stream: StreamSettings = StreamSettings()
 
 
@@ -355,7 +365,8 @@ def _name_source(source: str) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        raise ConfigError(f"{ENVIRONMENT}: {error}; a section's keys are named SECTION__KEY") from error
+        rule = "it must be JSON in which no object has a name twice; a section's keys are named SECTION__KEY"
+        raise ConfigError(f"{ENVIRONMENT}: {error}: {rule}") from error
     except ValidationError as error:
         raise ConfigError(f"{source}:\n  {describe_invalid(error, SECRETS)}") from error
 

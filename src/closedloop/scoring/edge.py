@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
@@ -16,7 +17,7 @@ from closedloop.contract import CONTRACT_FILE, MODEL_FILE, CategoricalFeature, M
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.files import replace_folder, write_json
 from closedloop.records import Prediction, digest_position, is_version, seal_id
-from closedloop.rules import ID_LENGTH_MAX, find_code
+from closedloop.rules import ID_LENGTH_MAX, find_code, read_object
 from closedloop.serving.models import load_model
 from closedloop.serving.slots.downloads import VersionSource, fetch_contract
 from closedloop.serving.slots.slots import BUNDLED, Slot
@@ -176,7 +177,8 @@ def _read_records(
     for number, line in enumerate(lines, 1):
         try:
             record = decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            json.loads(line, object_pairs_hook=read_object)
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: not UTF-8, or a name that stands twice
             refused.append((number, "the line is torn" if not line.endswith(b"\n") else str(error)))
             continue
         if record.model_name != model_name:

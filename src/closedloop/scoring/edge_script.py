@@ -28,10 +28,10 @@ import numpy as np
 import onnxruntime
 
 if TYPE_CHECKING or __package__:
-    from closedloop.rules import Breach, RefusedRequest, Rules, ScoringRequest
+    from closedloop.rules import Breach, RefusedRequest, Rules, ScoringRequest, read_object
 else:  # on an edge machine the rules lie beside this script, wherever it is started from
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from rules import Breach, RefusedRequest, Rules, ScoringRequest
+    from rules import Breach, RefusedRequest, Rules, ScoringRequest, read_object
 
 CONTRACT_MAJOR = "1"
 MODEL_FILE, CONTRACT_FILE, EDGE_FILE = "model.onnx", "contract.json", "edge.json"
@@ -102,9 +102,10 @@ class EdgeModel:
 
 
 def parse_json(line: bytes) -> Any:
-    """JSON as the service reads it: UTF-8, without NaN and without numbers beyond a double; or a refusal."""
+    """JSON as the service reads it: UTF-8, without NaN, numbers beyond a double and repeated names; or a refusal."""
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_read_float, parse_float=_read_float)
+        text, read_number = line.decode("utf-8"), _read_float
+        return json.loads(text, parse_constant=read_number, parse_float=read_number, object_pairs_hook=read_object)
     except (ValueError, RecursionError) as error:
         breach = Breach("", None, f"JSON in UTF-8 ({str(error)[:120]})")
         raise RefusedRequest("invalid_json", "the line is not JSON", [breach]) from None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from closedloop.contract import ModelContract
-from closedloop.rules import ID_LENGTH_MAX, REASONS_MAX, Breach, RefusedRequest, Rules, ScoringRequest, find_code
+from closedloop.rules import (
+    ID_LENGTH_MAX,
+    REASONS_MAX,
+    Breach,
+    RefusedRequest,
+    Rules,
+    ScoringRequest,
+    find_code,
+    read_object,
+)
 
 # An id is printable as Unicode says; a pattern can only name the control characters.
 Text = Annotated[
@@ -50,12 +60,15 @@ class RequestChecker:
             found = self._decode(body)
         except (msgspec.DecodeError, RecursionError, ValueError):
             return self.check(parse_json(body), request_id)
-        own, features = found.request_id, found.features
-        customer = None if found.customer_id is None else find_code(found.customer_id)
-        if not f"{own}{customer}".isprintable() or (customer is None and (features is None or found.customer_id)):
+        parts = own, asked, features, explain = msgspec.structs.astuple(found)
+        values = msgspec.structs.astuple(features) if features else ()
+        names = len(parts) - parts.count(msgspec.UNSET) + len(values)
+        if body.count(b":") != names:  # a name stands twice, or a colon in a text
+            refuse_repeats(body, names + [type(value) for value in (own, asked, *values)].count(str))
+        customer = None if asked is msgspec.UNSET else find_code(asked)
+        if not f"{own}{customer}".isprintable() or (customer is None and (asked or not features)):
             return self.check(parse_json(body), request_id)
-        values = features and msgspec.structs.astuple(features)
-        return ScoringRequest(own or request_id, customer, values, found.explain or 0)
+        return ScoringRequest(own or request_id, customer, values or None, explain or 0)
 
 
 def describe_request(rules: Rules) -> Any:
@@ -70,19 +83,52 @@ def describe_request(rules: Rules) -> Any:
     names = {name: feature.name for (name, _), feature in zip(fields, rules.features, strict=True)}
     features = msgspec.defstruct("Features", fields, rename=names, forbid_unknown_fields=True, gc=False)
     parts = [
-        ("request_id", Text | None, None),
-        ("customer_id", Text | int | None, None),
-        ("features", features | None, None),
-        ("explain", Explain | None, None),
+        ("request_id", Text | None | msgspec.UnsetType, msgspec.UNSET),
+        ("customer_id", Text | int | None | msgspec.UnsetType, msgspec.UNSET),
+        ("features", features | None | msgspec.UnsetType, msgspec.UNSET),
+        ("explain", Explain | None | msgspec.UnsetType, msgspec.UNSET),
     ]
     return msgspec.defstruct("ScoringRequest", parts, forbid_unknown_fields=True)
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON, or a refusal."""
+    """JSON in which no object has a name twice, or a refusal."""
     try:
-        return _decode(body)
+        found = _decode(body)
+        texts = _count_texts(found)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        found = str(error)[:120] if isinstance(error, msgspec.DecodeError) else "not UTF-8, or nested too deeply"
-        breach = Breach("", None, f"JSON in UTF-8 ({found})")
-        raise RefusedRequest("invalid_json", "the body is not JSON", (breach,)) from None
+        reason = str(error) if isinstance(error, msgspec.DecodeError) else "not UTF-8, or nested too deeply"
+        raise _refuse_json(reason) from None
+    refuse_repeats(body, texts)
+    return found
+
+
+def refuse_repeats(body: bytes, texts: int) -> None:
+    """Refuse JSON in which a name stands twice, of which msgspec keeps the last value.
+
+    ``texts`` were decoded, names and values: with two quotes for each there is no other name. Quotes inside of texts
+    count too; only where there are more quotes, the body is read a second time.
+
+    Raises
+    ------
+    RefusedRequest
+        With the first name that stands twice in its object.
+    """
+    if body.count(b'"') == 2 * texts:
+        return
+    try:
+        json.loads(body, object_pairs_hook=read_object, parse_int=str)  # a number's digits may be very many
+    except (ValueError, RecursionError) as error:
+        raise _refuse_json(str(error)) from None
+
+
+def _count_texts(found: Any) -> int:
+    kind = type(found)
+    if kind is dict:
+        return len(found) + sum(map(_count_texts, found.values()))
+    return sum(map(_count_texts, found)) if kind is list else kind is str
+
+
+def _refuse_json(reason: str) -> RefusedRequest:
+    breach = Breach("", None, f"JSON in UTF-8 ({reason[:120]})")
+    return RefusedRequest("invalid_json", "the body is not JSON", (breach,))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from closedloop.config.settings import load_settings
+from closedloop.config.settings import load_settings, read_serving_environment
 from closedloop.errors import ConfigError
 
 
@@ -149,6 +149,22 @@ def test_a_wrong_value_of_the_environment_is_shown_without_its_password(configs,
         load_settings(folder=configs)
     assert "s3cr3t" not in str(refused.value)
     assert "cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize("read", [read_serving_environment, lambda: load_settings("local")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVING__TOKENS", '{"s3cr3t": ["predict"], "s3cr3t": ["admin"]}'),
+        ("SERVING", '{"port": 3000, "port": 3001}'),
+    ],
+)
+def test_a_name_that_stands_twice_in_the_environments_json_is_refused(monkeypatch, read, name, value):
+    """The first of two tokens' scopes was lost without a word."""
+    monkeypatch.setenv(f"CLOSEDLOOP_{name}", value)
+    with pytest.raises(ConfigError, match=r"serving.*no object has a name twice") as refused:
+        read()
+    assert "s3cr3t" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from closedloop.contract import CategoricalFeature, NumericFeature, read_contrac
 from closedloop.rules import CUSTOMER_ID_RULE, RefusedRequest, Rules
 from closedloop.serving.http.openapi import describe_service
 from closedloop.serving.models import load_model
-from closedloop.serving.requests import RequestChecker
+from closedloop.serving.requests import RequestChecker, parse_json
 from tests.model_folders import ROWS, pack_row, write_model_folder
 
 GOOD = ROWS[0]
@@ -244,6 +244,50 @@ def test_what_is_not_json_is_refused_as_such(checker, body):
     with pytest.raises(RefusedRequest) as refused:
         checker.read(body, "given")
     assert (refused.value.code, refused.value.status) == ("invalid_json", 400)
+
+
+FEATURES = '"features": {"visits_30d": 6, "age": 40, "plan": "plus"'
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (f'{{{FEATURES}, "age": 41}}}}', "age"),
+        (f'{{{FEATURES}, "\\u0061ge": 40}}}}', "age"),
+        (f"{{{FEATURES}}}, {FEATURES}}}}}", "features"),
+        (f'{{{FEATURES}}}, "features": null, "customer_id": "C1"}}', "features"),
+        ('{"customer_id": "C1", "customer_id": 7}', "customer_id"),
+        ('{"customer_id": null, "customer_id": "C1"}', "customer_id"),
+        ('{"customer_id": "a:b", "customer_id": "a\\u003ab\\u0022"}', "customer_id"),
+        ('{"customer_id": "a", "customer_id": "a\\"b:"}', "customer_id"),
+        ('{"customer_id" : "a", "customer_id":"b"}', "customer_id"),
+        ('{"explain": 1, "explain": 2, "customer_id": "C1"}', "explain"),
+        ('{"customer_id": "C1", "other": {"x": [{"y": 1, "y": 1}]}}', "y"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(checker, body, name):
+    """Another reader of the same body, say a proxy or a log, may have seen the other value."""
+    for call in (lambda: checker.read(body.encode(), "r"), lambda: parse_json(b"[%b]" % body.encode())):
+        code, message, (breach,) = outcome(call)
+        assert (code, message) == ("invalid_json", "the body is not JSON")
+        assert f'(\\"{name}\\" stands twice in one object)' in breach or f'("{name}" stands twice' in breach
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"customer_id": "urn:shop:7", "request_id": 'a "quoted" one: \\'},
+        {"customer_id": None, "request_id": None, "explain": None},
+        {"customer_id": 0},
+        {"request_id": "2024-01-01T10:00:00"},
+    ],
+)
+@pytest.mark.parametrize("row", [{}, {"features": GOOD}, {"features": None}, {"features": GOOD | {"plan": None}}])
+def test_colons_quotes_and_nulls_are_no_repeated_names(checker, ids, row):
+    line = msgspec.json.encode(ids | row)
+    expected = outcome(lambda: checker.check(ids | row, "r"))
+    assert outcome(lambda: checker.read(line, "r")) == expected
+    assert parse_json(line) == ids | row
 
 
 @pytest.mark.parametrize("nullable", [True, False])
