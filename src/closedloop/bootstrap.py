@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from closedloop.serving.process.agent import Agent
     from closedloop.serving.slots.downloads import ReleasedVersions
     from closedloop.serving.slots.slots import Slot
+    from closedloop.store.actions import Actions
     from closedloop.store.checks import Checks, Retraining
     from closedloop.store.database import Database
     from closedloop.store.journal import Journal
@@ -120,6 +121,13 @@ def build_predictions(run: RunContext) -> Predictions:
     from closedloop.store.predictions import Predictions
 
     return Predictions(run.database)
+
+
+def build_actions(run: RunContext) -> Actions:
+    """Campaigns and their actions, in the operations store."""
+    from closedloop.store.actions import Actions
+
+    return Actions(run.database)
 
 
 def build_journal(run: RunContext) -> Journal:

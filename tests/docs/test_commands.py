@@ -24,6 +24,8 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 TYPED_IN = RUN_BY | {
     "closedloop attach": "tests/integration/test_attach.py",
     "closedloop backtest": "tests/e2e/test_backtest.py",
+    "closedloop campaign report": "tests/e2e/test_campaigns.py",
+    "closedloop campaign start": "tests/e2e/test_campaigns.py",
     "closedloop describe": "tests/e2e/test_describe.py",
     "closedloop experiment analyze": "tests/unit/cli/test_experiment.py",
     "closedloop experiment paired": "tests/unit/cli/test_experiment.py",
@@ -96,7 +98,7 @@ def find_unread(line: str) -> list[str]:
 def name_command(line: str) -> str:
     """The program with its command, as `RUN_BY` has it."""
     words = [word for word in line.split() if not word.startswith("-")]
-    return " ".join(words[: 3 if words[1] in ("release", "store", "experiment", "edge") else 2])
+    return " ".join(words[: 3 if words[1] in ("release", "store", "experiment", "edge", "campaign") else 2])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -43,7 +43,7 @@ def test_the_commands_of_the_page_give_the_same_reasons_through_every_door(proje
     deploy_champion(releases, "1", now=dt.datetime.now(dt.UTC), actor="a test", reason="for the test")
     rows = trained.frame.head(50)
     rows.assign(customer_id=[f"C{row}" for row in range(50)]).to_parquet(project.root / "customers.parquet")
-    score, ask, why = read_commands()
+    score, ask, why = read_commands()[:3]
 
     project.run(*shlex.split(score)[1:])
     scored = pd.read_csv(project.root / "scores.csv")

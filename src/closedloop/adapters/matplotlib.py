@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from closedloop.core.evaluation.metrics import CALIBRATION_BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from closedloop.core.actions.effect import Effect
 
 NAME_WIDTH = 40
 INK, ACCENT, SECOND, QUIET = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
@@ -213,6 +215,29 @@ def draw_backtest(path: Path, report: dict[str, Any]) -> Path:
         worth.set_yticks(range(len(others)), others)
         worth.invert_yaxis()
         worth.set_xlabel("log loss saved a prediction against never retraining, with the interval for all together")
+    return path
+
+
+def draw_effects(path: Path, groups: Mapping[str, Mapping[str, Effect]]) -> Path:
+    """The effect of a campaign by group, one below the other, with intervals; a group without two arms is left out."""
+    shown = [
+        (f"{name} {key}".strip(), effect.effect)
+        for name, some in groups.items()
+        for key, effect in some.items()
+        if effect.effect is not None
+    ]
+    with _open_figure(path, figsize=(6.4, 1.6 + 0.3 * len(shown))) as (axes,):
+        for place, (_, one) in enumerate(shown):
+            ends = [[100 * (one.value - one.low)], [100 * (one.high - one.value)]]
+            colour = GREEN if one.low > 0 else RED if one.high < 0 else INK
+            axes.errorbar([100 * one.value], [place], xerr=ends, fmt="o", color=colour, capsize=3)
+        axes.axvline(0, color=INK, linestyle=":", linewidth=1)
+        axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+        axes.invert_yaxis()
+        axes.set_xlabel(
+            "customers kept of 100 treated, with the 95 % interval\ngreen: kept, red: lost, black: undecided"
+        )
+        axes.set_title("What the campaign changed")
     return path
 
 

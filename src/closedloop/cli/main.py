@@ -11,6 +11,7 @@ import typer
 
 from closedloop.cli.attach import app as attach_app
 from closedloop.cli.backtest import app as backtest_app
+from closedloop.cli.campaign import app as campaign_app
 from closedloop.cli.demo import app as demo_app
 from closedloop.cli.experiment import app as experiment_app
 from closedloop.cli.monitoring import app as monitoring_app
@@ -35,8 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 PARTS = (
-    *(training_app, demo_app, replay_app, serving_app, status_app, monitoring_app, attach_app, backtest_app),
-    *(release_app, experiment_app, store_app, tools_app),
+    *(training_app, demo_app, replay_app, serving_app, campaign_app, status_app, monitoring_app, attach_app),
+    *(backtest_app, release_app, experiment_app, store_app, tools_app),
 )
 for part in PARTS:
     app.add_typer(part)

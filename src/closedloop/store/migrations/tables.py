@@ -171,3 +171,43 @@ RELEASE_PASSES = sa.Table(
     sa.Column("model_name", sa.Text, primary_key=True),
     sa.Column("passed_at", UtcDateTime, nullable=False),
 )
+
+ARMS = ("treated", "held_out")
+
+# One of a model and a date: its rules, by which the arms were dealt.
+CAMPAIGNS = sa.Table(
+    "campaigns",
+    METADATA,
+    sa.Column("campaign_id", sa.Text, primary_key=True),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("as_of", UtcDateTime, nullable=False),
+    sa.Column("horizon_days", sa.Integer, nullable=False),
+    sa.Column("capacity", sa.BigInteger, nullable=False),
+    sa.Column(
+        "holdout", sa.Double, sa.CheckConstraint("holdout >= 0 AND holdout < 1", "holdout_range"), nullable=False
+    ),
+    sa.Column("salt", sa.Text, nullable=False),
+    # how many there were when it began: erasing a customer changes no weight
+    sa.Column("treated", sa.BigInteger, nullable=False),
+    sa.Column("held_out", sa.BigInteger, nullable=False),
+    sa.Column("offer_cost", sa.Double),
+    sa.Column("recorded_at", UtcDateTime, nullable=False),
+    # two that start at once make one
+    sa.UniqueConstraint("model_name", "as_of", name="campaigns_once"),
+)
+
+ACTIONS = sa.Table(
+    "actions",
+    METADATA,
+    sa.Column("campaign_id", sa.ForeignKey("campaigns.campaign_id"), primary_key=True),
+    sa.Column("customer_id", sa.Text, primary_key=True),
+    sa.Column("place", sa.BigInteger, nullable=False),
+    sa.Column("arm", sa.Text, sa.CheckConstraint(f"arm IN {ARMS}", "known_arm"), nullable=False),
+    sa.Column("probability", sa.Double, nullable=False),
+    sa.Column("expected_value", sa.Double),
+    sa.Column("kept_value", sa.Double),
+    sa.Column("segment", sa.Text),
+    sa.Column("reasons", sa.Text, nullable=False),
+    sa.Index("actions_by_customer", "customer_id"),
+)

@@ -1,0 +1,175 @@
+"""The command line of campaigns: the list of customers to call, and what came of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from closedloop.cli.options import (
+    PARAMS,
+    REASONS_MAX,
+    SERVING,
+    AsOfOption,
+    Commands,
+    JsonOption,
+    ParamsOption,
+    locate_given,
+    print_json,
+    read_date,
+    read_now,
+    shorten,
+)
+from closedloop.errors import ConfigError, count_noun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from closedloop.bootstrap import RunContext
+    from closedloop.loop.campaigns.report import Report
+    from closedloop.serving.slots.slots import Slot
+
+REPORTS = Path("reports/campaigns")
+app = typer.Typer()
+campaign_app = typer.Typer(
+    cls=Commands, help="List the customers to call, and report what the calls changed.", no_args_is_help=True
+)
+app.add_typer(campaign_app, name="campaign", rich_help_panel=SERVING)
+
+
+@campaign_app.command("start")
+def campaign_start(
+    as_of: AsOfOption,
+    output: Annotated[str, typer.Option(help="The list: a Parquet or CSV file, or a table: ADDRESS#TABLE.")],
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help="How many customers can be called; default: value.capacity.")
+    ] = None,
+    holdout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the chosen customers that is left alone, to compare with.")
+    ] = 0.1,
+    segment: Annotated[
+        str | None, typer.Option(help="The column of the report's segments; default: the first categorical one.")
+    ] = None,
+    reasons: Annotated[int, typer.Option(min=1, max=REASONS_MAX, help="Reasons of each customer in the list.")] = 3,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Choose customers, hold out a random part of them, record it once, and write the list."""
+    from closedloop.bootstrap import build_actions, hold_working_files, load_run, open_slot
+    from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_list
+
+    target = locate_given(output)
+    require_target(target)
+    context = load_run(params, overrides={"as_of": as_of})
+    context.database.upgrade()
+    by = segment or next(iter(context.dataset.columns.categorical), None)
+    rules, store = CampaignRules(_read_capacity(capacity, context), holdout), build_actions(context)
+    with hold_working_files(context), open_slot(context, None) as slot:
+        found = start_campaign(
+            store,
+            context.params,
+            context.dataset,
+            rules,
+            version=slot.version,
+            score=lambda: _score(context, slot, segment=by, reasons=reasons),
+            now=read_now(),
+        )
+    write_list(found, store.list_actions(found), target)
+    told = f"{count_noun(found.treated, 'customer')} to call, {found.held_out:,} left alone: {target}"
+    typer.echo(told, err=True)
+    if not found.held_out:
+        typer.echo("without a hold-out nothing will tell what this campaign did: --holdout 0.1 has one", err=True)
+
+
+def _read_capacity(given: int | None, context: RunContext) -> int:
+    value = context.dataset.value
+    capacity = given or (value.capacity if value else None)
+    if capacity is None:
+        raise ConfigError(
+            f"--capacity: say how many customers can be called, here or as value.capacity in "
+            f"configs/datasets/{context.dataset.name}.yaml"
+        )
+    return capacity
+
+
+def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> pd.DataFrame:
+    from closedloop.bootstrap import build_engine, build_features, build_predictions, locate_serving_state
+    from closedloop.loop.campaigns.start import score_customers
+    from closedloop.scoring.batch import BatchOptions
+    from closedloop.serving.worker import read_id_key
+
+    settings, day = context.settings, context.params.as_of_at
+    options = BatchOptions(
+        range_margin=settings.serving.range_margin,
+        id_key=read_id_key(locate_serving_state(context), settings.serving.id_key),
+        store=build_predictions(context),
+        threads=settings.engine.threads,
+        clock=lambda: day,
+        reasons=reasons,
+    )
+    work_dir = settings.locate("state/campaigns") / context.dataset.model_name
+    with build_engine(context) as engine:
+        return score_customers(
+            context.params,
+            context.dataset,
+            engine,
+            build_features(context),
+            slot,
+            options,
+            segment=segment,
+            work_dir=work_dir,
+        )
+
+
+@campaign_app.command("report")
+def campaign_report(
+    as_of: AsOfOption,
+    started: Annotated[str | None, typer.Option(help="UTC date of the campaign; default: the newest one.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = REPORTS,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Report what a campaign changed: the customers kept, and what that was worth."""
+    from closedloop.bootstrap import build_actions, load_run
+    from closedloop.loop.campaigns.report import draw_report, find_campaign, report_campaign
+
+    day = None if started is None else dt.datetime.combine(read_date("--started", started), dt.time(), dt.UTC)
+    context = load_run(params, overrides={"as_of": as_of})
+    store, clock = build_actions(context), context.params.as_of_at
+    campaign = find_campaign(store, context.dataset.model_name, as_of=clock, started=day)
+    report = report_campaign(store, campaign, as_of=clock)
+    folder = output / context.dataset.model_name / f"{campaign.as_of:%Y-%m-%d}"
+    picture = draw_report(report, Path(locate_given(str(folder))))
+    if as_json:
+        print_json(_describe(report, picture))
+        return
+    _show(report, picture)
+
+
+def _describe(report: Report, picture: Path | None) -> dict[str, Any]:
+    def spell(effect: Any) -> Any:
+        parts = effect._asdict()
+        return {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in parts.items()}
+
+    return {
+        "campaign": report.campaign,
+        "waits": report.waits,
+        "unknown": report.unknown,
+        "effect": None if report.effect is None else spell(report.effect),
+        "groups": {name: {key: spell(one) for key, one in some.items()} for name, some in report.groups.items()},
+        "picture": None if picture is None else str(picture),
+    }
+
+
+def _show(report: Report, picture: Path | None) -> None:
+    from closedloop.core.actions.effect import describe_effect
+
+    campaign = report.campaign
+    typer.echo(f"campaign of {campaign.as_of:%Y-%m-%d}, model version {campaign.model_version}")
+    for line in [report.waits or ""] if report.effect is None else describe_effect(report.effect):
+        typer.echo(f"  {line}")
+    if report.effect is not None and report.unknown:
+        typer.echo(f"  without an outcome, and left out: {count_noun(report.unknown, 'customer')}")
+    if picture is not None:
+        typer.echo(f"  picture: {shorten(picture)}")

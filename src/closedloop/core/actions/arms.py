@@ -1,0 +1,65 @@
+"""Who is in a campaign: the best customers up to a capacity, and a random part of them that is left alone."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from closedloop.core.release.assignment import hash_share
+from closedloop.errors import DataError, count_noun
+
+TREATED, HELD_OUT = "treated", "held_out"
+
+
+def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float, salt: str) -> pd.DataFrame:
+    """The customers of a campaign with their arms, the best first.
+
+    So many are chosen that ``capacity`` of them can be treated beside the hold-out. The hold-out are those with the
+    lowest salted hash of their id: a random sample without replacement of fixed size, which nobody who knows a customer
+    can steer, and which is the same whenever it is drawn. By expected value, only customers with one above 0 are
+    chosen.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        ``customer_id`` (str, unique), ``probability`` of churn and ``expected_value`` (missing: the probability ranks).
+    capacity
+        How many can be treated at most.
+    holdout
+        Share of the chosen that is left alone, from 0 to below 1.
+    salt
+        Of the campaign: another one draws another hold-out.
+
+    Returns
+    -------
+    DataFrame
+        Rows of ``candidates`` with ``place`` (from 1) and ``arm`` (treated or held_out).
+
+    Raises
+    ------
+    DataError
+        If nobody is worth an offer.
+
+    Examples
+    --------
+    >>> people = pd.DataFrame({"customer_id": list("abcd"), "probability": [0.1, 0.9, 0.8, 0.3]})
+    >>> people["expected_value"] = None
+    >>> chosen = choose_customers(people, capacity=1, holdout=0.5, salt="s")
+    >>> chosen["customer_id"].tolist(), chosen["arm"].tolist()
+    (['b', 'c'], ['treated', 'held_out'])
+    """
+    by_value = candidates["expected_value"].notna().any()
+    ranked_by = "expected_value" if by_value else "probability"
+    worthy = candidates[candidates["expected_value"] > 0] if by_value else candidates
+    if worthy.empty:
+        raise DataError(
+            f"no customer is worth an offer: none of {count_noun(len(candidates), 'customer')} has an expected value "
+            "above 0; see `value` in the data set's config"
+        )
+    ordered = worthy.sort_values([ranked_by, "customer_id"], ascending=[False, True], ignore_index=True)
+    chosen = ordered.head(capacity + round(capacity * holdout / (1 - holdout))).copy()
+    left_alone = max(round(len(chosen) * holdout), len(chosen) - capacity)
+    shares = pd.Series([hash_share(salt, name) for name in chosen["customer_id"]])
+    chosen["place"] = range(1, len(chosen) + 1)
+    chosen["arm"] = TREATED
+    chosen.loc[shares.sort_values(kind="stable").index[:left_alone], "arm"] = HELD_OUT
+    return chosen

@@ -1,0 +1,1 @@
+"""Campaigns: the list of customers to call, and what came of it."""

@@ -1,0 +1,210 @@
+"""Start a campaign: score the active customers of a date, choose, deal out the arms, record, and write the list."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from closedloop.config.dataset import DatasetConfig
+from closedloop.config.featureset import list_value_columns
+from closedloop.config.params import Params
+from closedloop.core.actions.arms import HELD_OUT, TREATED, choose_customers
+from closedloop.core.evaluation.profit import expected_profit, read_kept
+from closedloop.errors import ConfigError
+from closedloop.files import write_text
+from closedloop.records import digest_position
+from closedloop.scoring.batch import BatchOptions, score_batch
+from closedloop.stages.features import compute_features
+from closedloop.stages.parts.online import CUSTOMER, check_freshness, find_newest_snapshot
+from closedloop.stages.refresh import ingest_tables, locate_work
+from closedloop.store.actions import Action, Actions, Campaign, name_campaign, require_same
+from closedloop.tabular.row_tables import find_table, insert_rows
+from closedloop.tabular.rows import require_suffix
+from closedloop.tabular.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.feast import Features
+    from closedloop.serving.slots.slots import Slot
+
+HORIZON_DAYS = 30  # where the data set's labels have none
+TABLE_ROWS = 5_000
+LIST_COLUMNS: dict[str, type] = {
+    "action_id": str,
+    "campaign": str,
+    "customer_id": str,
+    "place": int,
+    "arm": str,
+    "probability": float,
+    "expected_value": float,
+    "segment": str,
+    "reasons": str,
+}
+
+
+class CampaignRules(NamedTuple):
+    """How many customers can be called, and which share of the chosen is left alone."""
+
+    capacity: int
+    holdout: float
+
+
+def start_campaign(
+    actions: Actions,
+    params: Params,
+    dataset: DatasetConfig,
+    rules: CampaignRules,
+    *,
+    version: str,
+    score: Callable[[], pd.DataFrame],
+    now: dt.datetime,
+) -> Campaign:
+    """Record the campaign of ``params.as_of``, once; one that is recorded already is returned as it is.
+
+    Customers of a campaign whose horizon is still open are not chosen again: one who was treated is not called twice,
+    and one who is held out stays alone.
+
+    Parameters
+    ----------
+    version
+        The model's, by which ``score`` scores.
+    score
+        Gives what `score_customers` returns; called where nothing is recorded yet.
+
+    Raises
+    ------
+    DataError
+        If a campaign of this date has other rules, or nobody is worth an offer.
+    """
+    name, as_of = dataset.model_name, params.as_of_at
+    if stored := actions.find_campaign(name, as_of):
+        return require_same(stored, rules.capacity, rules.holdout)
+    scored, salt = score(), name_campaign(name, as_of)
+    busy = actions.list_open_customers(name, as_of)
+    candidates = _value(params, dataset, scored[~scored[CUSTOMER].isin(busy)])
+    chosen = choose_customers(candidates, capacity=rules.capacity, holdout=rules.holdout, salt=salt)
+    arms = chosen["arm"].value_counts()
+    campaign = Campaign(
+        campaign_id=salt,
+        model_name=name,
+        model_version=version,
+        as_of=as_of,
+        horizon_days=dataset.label.horizon_days if dataset.label else HORIZON_DAYS,
+        capacity=rules.capacity,
+        holdout=rules.holdout,
+        salt=salt,
+        treated=int(arms.get(TREATED, 0)),
+        held_out=int(arms.get(HELD_OUT, 0)),
+        offer_cost=dataset.value.offer_cost if dataset.value else None,
+        recorded_at=now,
+    )
+    rows = chosen[list(Action._fields)].astype(object)
+    records = rows.where(rows.notna(), None).itertuples(index=False, name=None)
+    return actions.record_campaign(campaign, [Action(*row) for row in records])
+
+
+def _value(params: Params, dataset: DatasetConfig, people: pd.DataFrame) -> pd.DataFrame:
+    """``kept_value`` and ``expected_value`` of each customer; NaN where the data set's config says no value."""
+    if dataset.value is None:
+        return people.assign(kept_value=math.nan, expected_value=math.nan)
+    kept = read_kept(dataset.value.kept, people, list_value_columns(params, dataset))
+    return people.assign(kept_value=kept, expected_value=expected_profit(people["probability"], kept, dataset.value))
+
+
+def score_customers(
+    params: Params,
+    dataset: DatasetConfig,
+    engine: Engine,
+    features: Features,
+    slot: Slot,
+    options: BatchOptions,
+    *,
+    segment: str | None,
+    work_dir: Path,
+) -> pd.DataFrame:
+    """Score the customers who are active at ``params.as_of``, from the tables as they are, with the model of ``slot``.
+
+    Predictions are logged as ``options`` say, under this date: outcomes find them.
+
+    Returns
+    -------
+    DataFrame
+        The feature rows with ``probability``, ``reasons`` (str) and ``segment`` (the value of that column; None).
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column.
+    GateFailed
+        If the data gate or the freshness gate says no.
+    """
+    layout = locate_work(work_dir)
+    ingest_tables(params, dataset, layout)
+    compute_features(params, dataset, engine, layout, snapshots=None if dataset.kind == "table" else [params.as_of_at])
+    newest = find_newest_snapshot(layout.features)
+    check_freshness(features, newest=newest, events_dir=layout.raw / "events", as_of=params.as_of_at)
+    rows, target = layout.features / f"{newest:%Y-%m-%d}.parquet", work_dir / "scores.parquet"
+    people = read_table(rows, made_by="closedloop features")
+    if segment is not None and segment not in people:
+        raise ConfigError(f"--segment {segment}: no such column; there are {', '.join(people.columns[2:])}")
+    score_batch(str(rows), str(target), slot, options, state_dir=work_dir)
+    scores = read_table(target, made_by="closedloop campaign start")
+    scored = people.merge(scores.rename(columns={"score": "probability"}), on=CUSTOMER)
+    segments = None if segment is None else scored[segment].astype(object)
+    return scored.assign(segment=segments, reasons=_describe_reasons(scored, options.reasons))
+
+
+def _describe_reasons(scored: pd.DataFrame, count: int) -> pd.Series:
+    """The reasons of each row in one text: what speaks most for or against churn, with the feature's value."""
+    texts = pd.Series("", index=scored.index)
+    for number in range(1, count + 1):
+        name, value = scored[f"reason_{number}_feature"], scored[f"reason_{number}_value"].fillna("missing")
+        sign = scored[f"reason_{number}_contribution"].map(lambda moved: "raises" if moved > 0 else "lowers")
+        told = (sign + " the risk: " + name + " = " + value).fillna("")
+        texts += told.where(told == "", ("; " if number > 1 else "") + told)
+    return texts
+
+
+def require_target(target: str) -> None:
+    """See that a list can be written there, before anything is recorded.
+
+    Raises
+    ------
+    ConfigError
+        If the name of the file says no format, or the address of the table is none.
+    """
+    if find_table(target) is None:
+        require_suffix(Path(target))
+
+
+def write_list(campaign: Campaign, actions: Sequence[Action], target: str) -> None:
+    """Write a recorded campaign's list into a CSV or Parquet file, whole or not at all, or into a table.
+
+    The same campaign gives the same bytes; a table gets the rows that it does not have yet.
+
+    Raises
+    ------
+    ConfigError
+        If the name of the file says no format.
+    """
+    table = find_table(target)
+    frame = pd.DataFrame.from_records([action._asdict() for action in actions], columns=list(Action._fields))
+    frame["campaign"] = f"{campaign.as_of:%Y-%m-%d}"
+    frame["action_id"] = [digest_position(campaign.campaign_id, name) for name in frame[CUSTOMER]]
+    frame = frame[list(LIST_COLUMNS)].astype({"expected_value": "float64", "place": "int64"})
+    if table is not None:
+        values = frame.astype(object).where(frame.notna(), None)
+        rows = [dict(zip(LIST_COLUMNS, row, strict=True)) for row in values.itertuples(index=False, name=None)]
+        parts = (rows[first : first + TABLE_ROWS] for first in range(0, len(rows), TABLE_ROWS))
+        insert_rows(table, LIST_COLUMNS, "action_id", parts)
+        return
+    path = Path(target)
+    if require_suffix(path) == ".parquet":
+        write_table(path, frame)
+        return
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

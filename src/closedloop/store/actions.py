@@ -1,0 +1,162 @@
+"""Campaigns and their actions in the operations store: who got an offer, and who was left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import sqlalchemy as sa
+
+from closedloop.errors import DataError
+from closedloop.records import digest_position
+from closedloop.store.database import Database
+from closedloop.store.migrations.tables import ACTIONS, CAMPAIGNS, PREDICTIONS
+from closedloop.store.samples import select_first_outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Campaign:
+    """The rules by which the customers of a model and a date were chosen; ``treated`` and ``held_out`` count them.
+
+    ``offer_cost`` is what one offer costs; None where the data set's config does not say it.
+    """
+
+    campaign_id: str
+    model_name: str
+    model_version: str
+    as_of: dt.datetime
+    horizon_days: int
+    capacity: int
+    holdout: float
+    salt: str
+    treated: int
+    held_out: int
+    offer_cost: float | None
+    recorded_at: dt.datetime
+
+    @property
+    def closes_at(self) -> dt.datetime:
+        """When the outcomes of its customers are known."""
+        return self.as_of + dt.timedelta(days=self.horizon_days)
+
+
+class Action(NamedTuple):
+    """What was done with one customer of a campaign; its fields are the columns of the list."""
+
+    customer_id: str
+    place: int
+    arm: str
+    probability: float
+    expected_value: float | None
+    kept_value: float | None
+    segment: str | None
+    reasons: str
+
+
+class Actions:
+    """What was done with customers, by campaign."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def record_campaign(self, campaign: Campaign, actions: Sequence[Action]) -> Campaign:
+        """Store a campaign with its actions, in one transaction; returns it as it is stored.
+
+        A model has one campaign a date: of several that start at once the first to write is recorded, whole, and the
+        others get what it wrote.
+
+        Raises
+        ------
+        DataError
+            If another one with other rules is recorded for this date.
+        """
+        rows = [{"campaign_id": campaign.campaign_id, **action._asdict()} for action in actions]
+        with self.database.begin() as connection:
+            insert = self.database.insert_into(CAMPAIGNS).values(dataclasses.asdict(campaign))
+            if connection.execute(insert.on_conflict_do_nothing()).rowcount:
+                connection.execute(sa.insert(ACTIONS), rows)
+            row = connection.execute(_select(campaign.model_name, campaign.as_of)).one()
+        return require_same(Campaign(**row._mapping), campaign.capacity, campaign.holdout)
+
+    def find_campaign(self, model_name: str, as_of: dt.datetime) -> Campaign | None:
+        """The campaign of a date; None if there is none."""
+        with self.database.begin(write=False) as connection:
+            row = connection.execute(_select(model_name, as_of)).one_or_none()
+        return None if row is None else Campaign(**row._mapping)
+
+    def list_campaigns(self, model_name: str, *, until: dt.datetime) -> list[Campaign]:
+        """Campaigns that started up to and including a time, the newest first."""
+        query = sa.select(CAMPAIGNS).where(CAMPAIGNS.c.model_name == model_name, CAMPAIGNS.c.as_of <= until)
+        with self.database.begin(write=False) as connection:
+            return [Campaign(**row._mapping) for row in connection.execute(query.order_by(CAMPAIGNS.c.as_of.desc()))]
+
+    def list_actions(self, campaign: Campaign) -> list[Action]:
+        """Its actions, the best customer first."""
+        query = sa.select(*[ACTIONS.c[name] for name in Action._fields])
+        with self.database.begin(write=False) as connection:
+            mine = query.where(ACTIONS.c.campaign_id == campaign.campaign_id).order_by(ACTIONS.c.place)
+            return [Action(*row) for row in connection.execute(mine)]
+
+    def list_open_customers(self, model_name: str, at: dt.datetime) -> set[str]:
+        """Customers of campaigns that started before a time and whose horizon is open at it, of either arm."""
+        open_ones = [one for one in self.list_campaigns(model_name, until=at) if one.as_of < at < one.closes_at]
+        query = sa.select(ACTIONS.c.customer_id).where(
+            ACTIONS.c.campaign_id.in_([one.campaign_id for one in open_ones])
+        )
+        with self.database.begin(write=False) as connection:
+            return set(connection.scalars(query))
+
+    def read_results(self, campaign: Campaign) -> pd.DataFrame:
+        """What became of its customers, by the outcome of a prediction at its snapshot; the best customer first.
+
+        Returns
+        -------
+        DataFrame
+            The fields of `Action` but for the reasons, and ``outcome`` (1 churned, 0 stayed, NaN: not known).
+        """
+        import pandas as pd
+
+        known = (
+            sa.select(PREDICTIONS.c.customer_id, sa.func.max(select_first_outcome()).label("outcome"))
+            .where(PREDICTIONS.c.model_name == campaign.model_name, PREDICTIONS.c.snapshot_at == campaign.as_of)
+            .group_by(PREDICTIONS.c.customer_id)
+            .subquery()
+        )
+        columns = [ACTIONS.c[name] for name in Action._fields if name != "reasons"]
+        query = sa.select(*columns, known.c.outcome).outerjoin(known, known.c.customer_id == ACTIONS.c.customer_id)
+        mine = query.where(ACTIONS.c.campaign_id == campaign.campaign_id).order_by(ACTIONS.c.place)
+        with self.database.begin(write=False) as connection:
+            rows = [tuple(row) for row in connection.execute(mine)]
+        found = pd.DataFrame.from_records(rows, columns=[*(column.name for column in columns), "outcome"])
+        numbers = dict.fromkeys(("probability", "expected_value", "kept_value", "outcome"), "float64")
+        return found.astype(numbers)
+
+
+def name_campaign(model_name: str, as_of: dt.datetime) -> str:
+    """The id of a model's campaign of a date: 32 hexadecimal digits, from which its salt follows too."""
+    return digest_position("campaign", model_name, as_of.astimezone(dt.UTC).isoformat())
+
+
+def require_same(stored: Campaign, capacity: int, holdout: float) -> Campaign:
+    """The campaign, if these are its rules.
+
+    Raises
+    ------
+    DataError
+        If they are not: customers may have been called by its list already.
+    """
+    if (stored.capacity, stored.holdout) != (capacity, holdout):
+        raise DataError(
+            f"the campaign of {stored.as_of:%Y-%m-%d} was started with --capacity {stored.capacity} --holdout "
+            f"{stored.holdout:g}, found {capacity} and {holdout:g}; give the same, or another date"
+        )
+    return stored
+
+
+def _select(model_name: str, as_of: dt.datetime) -> sa.Select[Any]:
+    return sa.select(CAMPAIGNS).where(CAMPAIGNS.c.model_name == model_name, CAMPAIGNS.c.as_of == as_of)
