@@ -27,7 +27,8 @@ _CATEGORIES_SHOWN, _FLOAT32_MAX, _SAFE_INTEGER = 20, 3e38, 2**53
 _FLOATS, _INTEGERS = (float, np.floating), (bool, np.bool_, int, np.integer)
 _WHOLE_FLOAT = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
 _EXPONENT = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]+")  # pandas from 1e16 on, spreadsheets from 12 digits on
-_JAVA_FLOAT = re.compile(r"-?[1-9]\.[0-9]+E[0-9]{1,2}")  # Java and Spark from 1e7 on: 12345678 is 1.2345678E7
+# Java and Spark from 1e7 on: 12345678 is 1.2345678E7; Julia from 1e6 on, Polars from 1e16 on: with a small e
+_BARE_EXPONENT = re.compile(r"-?[1-9]\.[0-9]+[Ee][0-9]{1,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,7 @@ def normalise_code(value: Any) -> str | None:
             code, has_lost = str(int(whole[1])), abs(int(whole[1])) >= _SAFE_INTEGER
         elif "+" in code:
             has_lost = _EXPONENT.fullmatch(code) is not None
-        elif "E" in code and _JAVA_FLOAT.fullmatch(code) and (number := Decimal(code)) == int(number):
+        elif "." in code and _BARE_EXPONENT.fullmatch(code) and (number := Decimal(code)) == int(number):
             code, has_lost = str(int(number)), abs(number) >= _SAFE_INTEGER
     elif isinstance(value, _FLOATS) and np.isfinite(value):
         digits = np.finfo(type(value)).nmant + 1 if isinstance(value, np.floating) else 53

@@ -89,7 +89,7 @@ class Live:
 
     def call(self, token: str, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """One request of a client."""
-        client = HttpService(self.root, port=self.service.port)
+        client = HttpService(self.root, port=self.service.port, metrics_port=self.service.metrics_port)
         client.headers = {"Authorization": f"Bearer {token}", **headers}
         status, answer = client.call(method, path, body)
         assert status < 300, answer

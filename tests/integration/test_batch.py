@@ -185,7 +185,7 @@ ROWS = st.lists(
         st.none() | st.sampled_from(["basic", "plus", "Plus", "", "basic ", "pläs", " "]),
         st.none()
         | st.sampled_from(
-            ["", "C1", "C\n", "é", "\u200b", "x" * 200, "x" * 201, "\x7f", " ", "7.0", " C1", "007", "2e+16"]
+            ["", "C1", "C\n", "é", "\u200b", "x" * 200, "x" * 201, "\x7f", " ", "7.0", " C1", "007", "2e+16", "1.25E2"]
         ),
     ),
     min_size=1,

@@ -53,6 +53,8 @@ class LabelColumn(_Frozen):
     @model_validator(mode="after")
     def _values_differ(self) -> LabelColumn:
         both = {normalise_code(name) for name in self.churned} & {normalise_code(name) for name in self.stayed}
+        if None in {normalise_code(name) for name in (*self.churned, *self.stayed)}:
+            raise ValueError("a blank cell is no value: a row without a label says neither (cleaning.require_value)")
         if both:
             raise ValueError(f"{', '.join(map(repr, both))} means churned and stayed: a value can mean one of them")
         return self

@@ -22,7 +22,7 @@ from closedloop.tabular.tables import UTC_TIME
 
 CUSTOMER_COLUMN, TIME_COLUMN = "customer_id", "event_timestamp"
 NUMBER_PATTERN = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-RESPELT_PATTERN = r"^\s*$|^\s|\s$|\.0+$|[eE]\+"  # text that `normalise_code` may change or refuse
+RESPELT_PATTERN = r"^\s*$|^\s|\s$|\.0+$|[eE]\+|\.[0-9]+[eE][0-9]"  # text that `normalise_code` may change or refuse
 
 
 class CheckedRows(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from closedloop.tabular.rows import FORMATS, RowFile, find_format, refuse_unread
 
 logger = logging.getLogger(__name__)
 CHUNK_ROWS = 500_000
+WHOLE_WITH_COMMA = r"^\s*(-?(?:0|[1-9][0-9]*)),0+\s*$"
 
 
 def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path]:
@@ -92,25 +94,46 @@ def read_chunks(
     text = TextFormat(source.delimiter, source.encoding)
     for path_ in list_files(chosen, f".{source.type}", key=key):
         file = RowFile(path_, format_=source.type, text=text, sheet=source.sheet)
-        found = [names.get(name, name) for name in file.schema.names]
+        found = name_columns(file.schema.names, names, columns)
         _require_columns(path_.name, found, columns, all_columns=all_columns)
         pairs = zip(file.schema.names, found, strict=True)
         wanted = [name for name, ours in pairs if all_columns or ours in columns]
         first = 1
         for table in file.read_chunks(wanted, CHUNK_ROWS):
-            renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
+            renamed = table.rename_columns(name_columns(table.column_names, names, columns))
             # as floats, long ids beside a null would become alike
-            yield path_.name, first, blank_words(renamed, source.na_values).to_pandas(integer_object_nulls=True)
+            yield path_.name, first, read_words(renamed, source).to_pandas(integer_object_nulls=True)
             first += len(table)
 
 
-def blank_words(table: pa.Table, na_values: Sequence[str]) -> pa.Table:
-    """A table whose texts of ``na_values`` are null."""
-    for place, field in enumerate(table.schema if na_values else ()):
+def name_columns(found: Sequence[str], rename: Mapping[str, str], wanted: Collection[str]) -> list[str]:
+    r"""The names that columns get here: renamed, and spelt as in ``wanted`` where a letter and its mark are two there.
+
+    >>> name_columns(["Ge\u0301nero", "x"], {"x": "y"}, ["G\u00e9nero"])
+    ['Género', 'y']
+    """
+    renamed = {_compose(name): ours for name, ours in rename.items()}
+    spelt = {_compose(name): name for name in wanted}
+    names = [renamed.get(_compose(name), name) for name in found]
+    return [spelt.get(_compose(name), name) for name in names]
+
+
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def read_words(table: pa.Table, source: FileSource) -> pa.Table:
+    """A table whose texts of ``na_values`` are null, and in which a whole number has no decimal comma (``17,0``)."""
+    if not source.na_values and source.decimal == ".":
+        return table
+    for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             column = table.column(place)
-            known = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(na_values, field.type))
-            table = table.set_column(place, field, pc.if_else(known, pa.scalar(None, field.type), column))
+            known = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(source.na_values, field.type))
+            column = pc.if_else(known, pa.scalar(None, field.type), column)
+            if source.decimal == ",":
+                column = pc.replace_substring_regex(column, WHOLE_WITH_COMMA, r"\1")
+            table = table.set_column(place, field, column)
     return table
 
 
@@ -119,7 +142,7 @@ def _read_query(
 ) -> Iterator[tuple[str, int, pd.DataFrame]]:
     first = 1
     for found, rows in read_query(source.url_variable, source.query, chunk_rows=CHUNK_ROWS):
-        found = [names.get(name, name) for name in found]
+        found = name_columns(found, names, columns)
         _require_columns("the query", found, columns, all_columns=all_columns)
         # objects: pandas would make floats of whole numbers beside a NULL
         yield "query", first, pd.DataFrame(list(rows), columns=found, dtype=object)

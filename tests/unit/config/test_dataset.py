@@ -141,6 +141,7 @@ def test_a_wrong_events_config_names_the_key(tmp_path, change, message):
         ({"columns": {"numeric": ["id"]}}, "'id' is the customer's id (columns.entity_id)"),
         ({"columns": {"time": "age"}}, "'age' is the time (columns.time)"),
         ({"columns": {"label": {"stayed": "yes"}}}, "columns.label: 'yes' means churned and stayed"),
+        ({"columns": {"label": {"stayed": ["no", " "]}}}, "columns.label: a blank cell is no value"),
         ({"columns": {"label": {"churned": ["1", "yes"], "stayed": ["no", "1.0"]}}}, "'1' means churned and stayed"),
         ({"columns": {"label": {"churned": []}}}, "columns.label.churned: Value should have at least 1 item"),
         ({"columns": {"numeric": ["age", "Age"]}}, "columns: 'age' and 'Age' differ in case alone"),

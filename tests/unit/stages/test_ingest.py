@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy
@@ -329,6 +330,37 @@ def test_the_same_word_in_two_encodings_of_its_marks_is_one_category(tmp_path):
         frame.to_csv(tmp_path / f"codes/{name}.csv", index=False)
     run(tmp_path, {**CODES, "source": {"type": "csv"}}, tmp_path / "codes")
     assert read(tmp_path, "customers.parquet")["plan"].tolist() == ["G\u00e9n\u00e9ve"] * 2
+
+
+def test_codes_of_half_width_are_spelt_as_any_other_and_keep_their_digits(tmp_path):
+    frame = pd.DataFrame({"id": [1, 2], "plan": [0.1, None], "paid": 1, "gender": "f", "left": [1, 0]})
+    narrow = frame.astype({"id": "float32", "plan": "float32"})
+    narrow.to_parquet(tmp_path / "plans.parquet")
+    run(tmp_path, CODES, tmp_path / "plans.parquet")
+    assert read(tmp_path, "customers.parquet")["plan"].tolist() == ["0.1", None]
+    narrow.assign(id=np.array([1, 2**24 + 1], dtype="float32")).to_parquet(tmp_path / "plans.parquet")
+    with pytest.raises(DataError, match=r"row 2, column 'id': 1\.6777216e\+07 may have lost digits"):
+        run(tmp_path, CODES, tmp_path / "plans.parquet")
+
+
+def test_where_the_comma_is_the_decimal_mark_a_code_may_have_one_too(tmp_path):
+    """So a column of whole numbers beside a blank is written."""
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes/a.csv").write_text("id;plan;paid;gender;left\n1;2;1;0;1\n2;1;1;1;0\n", encoding="utf-8")
+    (tmp_path / "codes/b.csv").write_text("id;plan;paid;gender;left\n3,0;2,0;1,5;;1,0\n", encoding="utf-8")
+    run(tmp_path, {**CODES, "source": {"type": "csv", "delimiter": ";", "decimal": ","}}, tmp_path / "codes")
+    found = read(tmp_path, "customers.parquet")
+    assert (found["customer_id"].tolist(), found["plan"].tolist()) == (["1", "2", "3"], ["2", "1", "2"])
+    assert found["paid"].tolist() == [1, 1, 1.5]
+
+
+@pytest.mark.parametrize("rename", [{}, {"tarif\u00e9": "tariff"}])
+def test_a_header_in_another_encoding_of_its_marks_has_the_configs_names(tmp_path, rename):
+    (tmp_path / "a.csv").write_text("id,tarife\u0301,paid,gender,left\n1,x,1,f,yes\n", encoding="utf-8")
+    name = rename.get("tarif\u00e9", "tarif\u00e9")
+    columns = {**PLANS["columns"], "categorical": [name], "rename": rename}
+    run(tmp_path, {**PLANS, "columns": columns}, tmp_path / "a.csv")
+    assert read(tmp_path, "customers.parquet")[name].tolist() == ["x"]
 
 
 def test_a_database_and_a_csv_spell_codes_as_parquet_does(tmp_path, monkeypatch):

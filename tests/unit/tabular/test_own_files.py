@@ -30,6 +30,12 @@ def test_a_file_in_the_data_sets_own_writing_gets_the_names_and_numbers_of_the_c
     ]
 
 
+def test_ids_with_a_decimal_comma_and_names_with_two_characters_for_a_letter_are_read_as_ingest_does(tmp_path):
+    (tmp_path / "a.csv").write_text("Kunde;Stadt;Gebu\u0308hr €\n17,0;Köln;1,5\n", encoding="utf-8")
+    source = GERMAN.model_copy(update={"encoding": "utf-8"})
+    assert read(tmp_path / "a.csv", source, ["id", "fee"]) == [{"id": "17", "fee": "1.5"}]
+
+
 @pytest.mark.parametrize("source", [GERMAN, GERMAN.model_copy(update={"encoding": "utf-16"})])
 def test_a_plain_file_under_the_models_names_is_read_as_it_stands(tmp_path, source):
     (tmp_path / "a.csv").write_text('fee,Stadt\n1.5,Köln\n"1,5",-\n', encoding="utf-8")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from closedloop.rules import find_code
+
 MISSING_WORDS = frozenset({"\\n", "null", "(null)", "nil", "na", "n/a", "#n/a", "<na>", "nan", "?"})
 MISSING_ID, CANCELLATION, DUPLICATE = "missing_id", "cancellation", "duplicate"
 
@@ -99,12 +101,13 @@ def hash_rows(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _spell(values: pd.Series) -> pd.Series:
-    """Values as text; a whole number is spelt without a fraction, as in a column that has no missing value."""
-    if pd.api.types.is_float_dtype(values):
-        return values.map("{:.17g}".format).mask(values.isna(), None)
-    if pd.api.types.infer_dtype(values, skipna=True) in ("string", "empty"):
-        return values
-    return values.astype("string").astype(object).mask(values.isna(), None)
+    """Values as text, spelt as ids and codes are whatever the type of their column; None where one is missing."""
+    try:
+        codes, different = pd.factorize(values)
+    except TypeError:  # lists and mappings
+        return values.astype("string").astype(object).mask(values.isna(), None)
+    spelt = [find_code(value) or str(value) for value in different]
+    return pd.Series(np.array([*spelt, None], dtype=object)[codes], index=values.index)
 
 
 def add_hashes(seen: np.ndarray, hashes: np.ndarray) -> np.ndarray:

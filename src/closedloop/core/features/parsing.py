@@ -155,8 +155,8 @@ def read_format(text: pd.Series, time_format: str) -> pd.Series:
         numbers = pd.to_numeric(text, errors="coerce").astype("Float64")
         counted: pd.Series = pd.to_datetime(numbers, unit=unit, errors="coerce", utc=True)  # type: ignore[call-overload]  # pandas-stubs wants a literal unit
         return counted
-    read: pd.Series = pd.to_datetime(text, format=time_format, errors="coerce", utc="%z" in time_format)
-    return read
+    wall_clock = text.isin(["now", "today"])  # times of any format, to pandas
+    return pd.to_datetime(text.mask(wall_clock), format=time_format, errors="coerce", utc="%z" in time_format)
 
 
 def _split_zone(values: pd.Series, text: pd.Series, row_numbers: pd.Series, place: str) -> tuple[pd.Series, pd.Series]:
@@ -235,7 +235,8 @@ def _map_values(values: pd.Series, read: Callable[[Any], Any], *, place: str, ro
         raise
     found: list[Any] = []
     wrong: dict[int, str] = {}
-    for position, value in enumerate(different):
+    # NumPy's floats know how many digits they hold; pandas gives Python's
+    for position, value in enumerate(different.to_numpy() if different.dtype.kind == "f" else different):
         try:
             found.append(read(value))
         except ValueError as error:

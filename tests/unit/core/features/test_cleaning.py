@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,6 +76,14 @@ def test_rules_that_are_switched_off_have_no_column():
 def test_a_duplicate_is_a_row_equal_in_every_column_to_one_before_it():
     rows = frame(("1", "7", "2", "3"), ("1", "7", "2", "3"), ("1", "7", "2", "4"), ("1", "7", "2", "3"))
     assert broken_of(rows)["duplicate"].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("other", [7, 7.0, "7.0", " 7", Decimal("7.00"), "7.0E0", np.float32(7)])
+def test_a_duplicate_may_have_another_type_in_another_file(other):
+    """A column becomes one of floats where a value is missing, and a CSV file keeps that as 7.0."""
+    first, second = (pd.DataFrame({"id": [one], "note": [None]}) for one in ("7", other))
+    assert hash_rows(first).tolist() == hash_rows(second).tolist()
+    assert hash_rows(first).tolist() != hash_rows(pd.DataFrame({"id": ["7a"], "note": [None]})).tolist()
 
 
 def test_blank_cells_are_equal_to_each_other():

@@ -308,7 +308,8 @@ def test_times_of_another_form(values, time_format, expected):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "time_format"), [("2024-05-31", "%d.%m.%Y"), ("x", "unix_seconds"), ("", "%d.%m.%Y")]
+    ("wrong", "time_format"),
+    [("2024-05-31", "%d.%m.%Y"), ("x", "unix_seconds"), ("", "%d.%m.%Y"), ("now", "%d.%m.%Y"), ("today", "%d.%m.%Y")],
 )
 def test_a_time_of_another_form_than_said_is_refused_with_its_row(wrong, time_format):
     column = pd.Series(["31.05.2024" if "%" in time_format else "1717163100", wrong], name="at")
