@@ -1,14 +1,18 @@
-"""Reasons side by side: a batch with and without them, one answer with and without them, and the library's values.
+"""From score to action: what reasons cost and how exact they are, and how often money is judged wrongly.
 
-    python benchmarks/actions.py               24,000 rows, the shop's size, and one row 300 times
+    python benchmarks/actions.py               24,000 rows, the shop's size, one row 300 times, 2,000 releases
     python benchmarks/actions.py --rows N      another size of the batch
+    python benchmarks/actions.py --runs N      another number of simulated releases
     python benchmarks/actions.py --json FILE   also write every figure
 
 The model is the project's own (`make run` first, by this release), which is the shipped default. A batch reads a
 Parquet file, logs its predictions in a SQLite file and writes three reasons a row; with and without reasons take turns,
 and the ratio is of CPU time, since a machine may be busy.
 Contributions are compared with `shap.TreeExplainer` on 1,000 rows where `shap` can be imported; the lock does not have
-it, as it needs a compiler of its own (numba). Exit status 1 and the name of the first missed target.
+it, as it needs a compiler of its own (numba).
+Money (`parts/money.py`): the threshold of `model.threshold: profit` beside a search of all, on the test rows; and
+releases of equal models and of one that ranks better and earns less, 30 daily looks each, through `decide_step`.
+Exit status 1 and the name of the first missed target.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from parts.models import draw_rows, require_project
+from parts.money import measure_money
 from parts.targets import Target, finish, show_targets
 
 from closedloop.processes import exit_on_signals
@@ -131,10 +136,23 @@ def measure(project: Path, rows: int) -> dict[str, Any]:
     }
 
 
+def score_test_rows(project: Path) -> tuple[Any, np.ndarray]:
+    """The test rows and the model's scores of them."""
+    import pandas as pd
+
+    from closedloop.adapters.onnxruntime import OnnxScorer
+    from closedloop.contract import MODEL_FILE, read_contract
+    from closedloop.core.training.estimators import encode_frame
+
+    test, folder = pd.read_parquet(project / "data/training/test.parquet"), project / "models/candidate"
+    return test, OnnxScorer(folder / MODEL_FILE).score(encode_frame(read_contract(folder).features, test))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, default=ROOT)
     parser.add_argument("--rows", type=int, default=24_000)
+    parser.add_argument("--runs", type=int, default=2_000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     require_project(parser, arguments.project)
@@ -146,8 +164,10 @@ def main() -> int:
     ]
     if found["library_difference"] is not None:
         targets.append(Target("contributions, from the library's", found["library_difference"], "<=", LIBRARY_LIMIT))
+    money, more = measure_money(arguments.runs, *score_test_rows(arguments.project))
+    targets += more
     show_targets(targets)
-    return finish(arguments, ["rows"], found, targets)
+    return finish(arguments, ["rows", "runs"], found | {"money": money}, targets)
 
 
 if __name__ == "__main__":

@@ -75,12 +75,13 @@ def run_contender(folder: Path, name: str, url: str) -> None:
 def check_store(folder: Path, url: str) -> str:
     from closedloop.core.monitoring.policy import MonitoringPolicy
     from closedloop.loop.monitor.monitor import run_check
+    from closedloop.serving.slots.slots import Slot
     from closedloop.store.checks import Checks
     from closedloop.store.database import Database
     from closedloop.store.samples import Samples
 
     database = Database(url)
-    fixed = {"model_dir": folder / "model", "version": "1", "as_of": TRAINED_AT, "now": TRAINED_AT}
+    fixed = {"slot": Slot("1", str(folder / "model"), ""), "as_of": TRAINED_AT, "now": TRAINED_AT}
     check, _ = run_check(Checks(database), Samples(database), **fixed, policy=MonitoringPolicy())
     return f"{check.verdict}: {check.predictions:,} predictions, {check.outcomes:,} outcomes read"
 

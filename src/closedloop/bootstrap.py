@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.prometheus import ErrorCounts
     from closedloop.adapters.webhook import Webhook
+    from closedloop.loop.monitor.monitor import ValueSource
     from closedloop.loop.status.doctor import Probe
     from closedloop.loop.status.overview import Overview
     from closedloop.records import Source
@@ -274,7 +275,8 @@ def locate_retraining_state(run: RunContext) -> Path:
 
 def build_release_evidence(run: RunContext) -> Evidence:
     """The source of the evidence that a release step is decided on."""
-    from closedloop.release.evidence import Evidence
+    from closedloop.config.featureset import list_value_columns
+    from closedloop.release.evidence import Evidence, Unit
     from closedloop.store.release_queries import ReleaseQueries
 
     settings, predictions = run.settings.release, build_predictions(run)
@@ -284,7 +286,18 @@ def build_release_evidence(run: RunContext) -> Evidence:
     sources: tuple[Source, ...] = ("http", "stream") if by_row else ("http",)
     arms = ReleaseQueries(run.database, sources, sent_features=sent, sticky=by_row)
     errors = _build_error_counts(run)
-    return Evidence(arms, predictions, errors, "customer" if by_row else "request", horizon_days, sent)
+    unit: Unit = "customer" if by_row else "request"
+    worth = run.dataset.value, list_value_columns(run.params, run.dataset)
+    return Evidence(arms, predictions, errors, unit, horizon_days, sent, *worth)
+
+
+def read_worth(run: RunContext) -> ValueSource | None:
+    """What a kept customer is worth, for the monitor; None without a value in the data set's config."""
+    from closedloop.config.featureset import list_value_columns
+    from closedloop.loop.monitor.monitor import ValueSource
+
+    value = run.dataset.value
+    return None if value is None else ValueSource(value, list_value_columns(run.params, run.dataset))
 
 
 def _build_error_counts(run: RunContext) -> ErrorCounts:

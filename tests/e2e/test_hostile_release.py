@@ -26,7 +26,7 @@ from closedloop.bootstrap import build_release_evidence, build_releases, load_ru
 from closedloop.core.release.entries import Rollout
 from closedloop.core.release.policy import ReleasePolicy
 from closedloop.core.release.types import StepDecision
-from closedloop.release.controller import judge, read_reference_scores
+from closedloop.release.controller import judge, read_reference
 from closedloop.release.moves import Challenger, Move
 from tests.http_service import HttpService, run_service, wait_until
 from tests.model_folders import ROWS, write_online_rows
@@ -73,7 +73,7 @@ class Live:
         now = began - dt.timedelta(hours=1)
         self.seed, self.random = seed, random.Random(seed)  # noqa: S311
         errors = self.evidence.errors.read_totals() if errors is None else errors
-        scores = read_reference_scores(releases.tracking, "2")
+        scores = read_reference(releases.tracking, "2", None, ())[0]
         rollout = Rollout("2", "1", "canary_50", began, now, errors, scores)
         move = Move("canary_50", "a test", "a seed", now, "1", challenger, rollout, deal_anew=True)
         dataclasses.replace(releases, draw_salt=lambda: f"salt {seed}").move(releases.read_state(), move)

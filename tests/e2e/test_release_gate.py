@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 
@@ -214,3 +215,31 @@ def test_production_refuses_to_promote_without_evidence(weak, monkeypatch):
     assert "ConfigError: configs/production.yaml and the environment" in output
     assert "release.auto_promote is refused in production: a champion is released by canary" in output
     assert read_registry(weak)[1] == 1
+
+
+def test_a_model_that_ranks_better_and_earns_less_is_refused(better):
+    """Money lies in the four of a thousand customers who are worth an offer; about these alone it is wrong."""
+    better.change_dataset(
+        "shop", {"value": {"kept": {"column": "income", "share": 0.01}, "offer_cost": 300, "save_rate": 0.1}}
+    )
+    for part in ("train", "validation", "test"):
+        path = better.root / f"data/training/{part}.parquet"
+        rows = pd.read_parquet(path)
+        rich = rows["customer_id"].str.endswith(("017", "317", "617", "817"))
+        rows.loc[rich, "income"] = 1e6
+        if part != "test":
+            rows.loc[rich, "churned"] = ~rows.loc[rich, "churned"]
+        rows.to_parquet(path, index=False)
+    better.run("train")
+    output = " ".join(better.run("evaluate", status=2).output.split())
+    found = better.read_json("metrics/gates.json")
+    assert [name for name, gate in found["gates"].items() if gate["blocking"] and not gate["passed"]] == ["profit"]
+    assert found["comparison"]["auc_interval"][0] > 0
+    assert "- profit -" in output
+    assert "must be >= 0 (difference in profit of the offers, upper end of the interval; " in output
+    assert "look at the profit curves on the model card" in output
+    figures = better.read_json("metrics/eval_metrics.json")
+    assert found["intervals"]["profit"][0] < figures["profit"] < found["intervals"]["profit"][1]
+    card = (better.root / "reports/model_card.html").read_text("utf-8")
+    assert "What a threshold earns" in card
+    assert "What a number of offers earns" in card

@@ -16,9 +16,11 @@ import pytest
 import sqlalchemy as sa
 
 from closedloop.contract import REFERENCE_FILE
+from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.monitoring.policy import MonitoringPolicy
-from closedloop.loop.monitor.monitor import run_check
+from closedloop.loop.monitor.monitor import ValueSource, run_check
 from closedloop.records import Outcome, Prediction, digest_position
+from closedloop.serving.slots.slots import Slot
 from closedloop.store.checks import NEXT_STATES, Checks, Retraining
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
@@ -83,7 +85,13 @@ def url(database: str) -> str:
 
 
 def monitor(
-    url: str, model_dir: Path, *, die_at: int | None = None, as_of: dt.datetime = NOW, policy: MonitoringPolicy = EAGER
+    url: str,
+    model_dir: Path,
+    *,
+    die_at: int | None = None,
+    as_of: dt.datetime = NOW,
+    policy: MonitoringPolicy = EAGER,
+    worth: ValueSource | None = None,
 ) -> Any:
     """One pass, which kills its process before its ``die_at``-th statement or commit."""
     checks, samples, done = Checks(Database(url)), Samples(Database(url)), iter(range(1_000))
@@ -98,11 +106,11 @@ def monitor(
     found = run_check(
         checks,
         samples,
-        model_dir=model_dir,
-        version="7",
+        slot=Slot("7", str(model_dir), ""),
         as_of=as_of,
         now=dt.datetime.now(dt.UTC),
         policy=policy,
+        worth=worth,
     )
     checks.database.close()
     samples.database.close()
@@ -132,6 +140,19 @@ def assert_counted_once(url: str, model_dir: Path) -> None:
     checks_found, caused = read(url)
     assert len(checks_found) == 3
     assert len(caused) == 2
+
+
+def test_a_check_says_what_is_at_stake_where_the_data_set_has_a_value(url: str, model_dir: Path) -> None:
+    value = CustomerValue(kept=KeptCustomer(column="age"), offer_cost=2, save_rate=0.2)
+    rows = make_rows(2, (45, 80)).assign(score=lambda frame: 0.5 - frame["score"] / 4)
+    few = MonitoringPolicy(window_rows_min=10_000)  # too few to judge drift by, so that the window goes on
+    # a champion that takes other features says nothing
+    first = monitor(url, model_dir, policy=few, worth=ValueSource(value, ("income",)))[0]
+    assert (first.predictions, "money" in first.evidence) == (1_000, False)
+    later = {"as_of": NOW + DAY, "policy": few}
+    money = monitor(url, model_dir, **later, worth=ValueSource(value, ("age",)))[0].evidence["money"]
+    assert (money["customers"], money["at_stake"]) == (1_000, pytest.approx(rows["score"] @ rows["age"]))
+    assert money["offers"] == (rows["score"] * 0.2 * rows["age"] > 2).sum() > 0
 
 
 def test_a_small_shop_is_judged_again_when_enough_outcomes_have_come(url: str, model_dir: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 from closedloop.adapters.mlflow import MONITOR_TAG, Tracking
 from closedloop.config.settings import Settings
 from closedloop.contract import REFERENCE_FILE
+from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.monitoring.policy import MonitoringPolicy
-from closedloop.loop.monitor.monitor import run_check
+from closedloop.loop.monitor.monitor import ValueSource, run_check
 from closedloop.loop.monitor.report import keep_report, order_drift
 from closedloop.records import Outcome, Prediction, digest_position
+from closedloop.serving.slots.slots import Slot
 from closedloop.store.checks import Check, Checks
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
@@ -25,6 +27,7 @@ from tests.model_folders import write_model_folder
 
 pytestmark = pytest.mark.thorough
 DAY = dt.timedelta(days=1)
+WORTH = ValueSource(CustomerValue(kept=KeptCustomer(column="age"), offer_cost=2, save_rate=0.2), ("age",))
 
 
 class Loop:
@@ -71,11 +74,11 @@ class Loop:
         found, _ = run_check(
             self.checks,
             self.samples,
-            model_dir=self.model_dir,
-            version="7",
+            slot=Slot("7", str(self.model_dir), ""),
             as_of=NOW,
             now=NOW,
             policy=MonitoringPolicy(),
+            worth=WORTH,
         )
         return found
 
@@ -109,6 +112,10 @@ def test_a_report_is_kept_once_and_shows_how_good_the_estimate_was(tmp_path: Pat
             assert f"{figures[name]:.4f}" in page
     error = abs(realised["accuracy"] - realised["expected"]["accuracy"])
     assert f"<strong>{error:.4f}</strong>" in page
+    kept, money = make_rows(2, (45, 80)), loop.check().evidence["money"]
+    assert money["at_stake"] == pytest.approx(kept["score"] @ kept["age"])
+    assert money["offers"] == int((0.2 * kept["score"] * kept["age"] > 2).sum()) > 0
+    assert f"Money: {money['at_stake']:,.0f} is at stake with 1,000 customers" in page
     assert loop.keep() == run_id
     [run] = loop.list_runs()
     assert run.data.tags[MONITOR_TAG] == loop.check().check_id

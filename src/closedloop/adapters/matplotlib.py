@@ -124,6 +124,30 @@ def draw_training_curve(path: Path, curve: pd.DataFrame) -> None:
         axes.legend(frameon=False)
 
 
+def draw_profit(path: Path, curve: pd.DataFrame, column: str, mark: float) -> None:
+    """Profit for each customer with its interval over a column, with a line at what is in use.
+
+    Parameters
+    ----------
+    curve
+        From `closedloop.core.evaluation.profit`.
+    column
+        ``threshold`` or ``offered_share``.
+    """
+    words = {"threshold": "threshold", "offered_share": "share of the customers who get an offer, best first"}
+    with _open_figure(path) as (axes,):
+        axes.fill_between(curve[column], curve["low"], curve["high"], color=ACCENT, alpha=0.2, linewidth=0)
+        axes.plot(curve[column], curve["profit"], label="profit, with its interval")
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.axvline(mark, color=SECOND, linestyle="--", label=f"in use: {mark:.2f}")
+        axes.set(
+            xlabel=words[column],
+            ylabel="profit for each customer",
+            title=f"Profit by {words[column].split()[0]} (test)",
+        )
+        axes.legend(frameon=False, fontsize=9)
+
+
 @contextmanager
 def _open_figure(path: Path, rows: int = 1, **options: Any) -> Iterator[Any]:
     """Yield the axes of a picture, one below the other; save the picture at the end of the block."""

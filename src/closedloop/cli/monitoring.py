@@ -130,7 +130,7 @@ def judge_end(verdict: str, fail_on: str | None) -> None:
 
 def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False) -> str:
     """One pass; returns its verdict."""
-    from closedloop.bootstrap import build_checks, build_samples, build_webhook, load_run, open_slot
+    from closedloop.bootstrap import build_checks, build_samples, build_webhook, load_run, open_slot, read_worth
     from closedloop.loop.monitor.monitor import run_check
 
     context = load_run(params, overrides={"as_of": as_of})
@@ -140,11 +140,11 @@ def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False)
         check, retraining = run_check(
             checks,
             samples,
-            model_dir=Path(slot.folder),
-            version=slot.version,
+            slot=slot,
             as_of=context.params.as_of_at,
             now=read_now(),
             policy=context.settings.monitoring,
+            worth=read_worth(context),
         )
         kept = _keep_report(context, checks, samples, check, slot) if report else None
     told = {name: getattr(check, name) for name in TOLD} | {"as_of": f"{check.as_of:%Y-%m-%d}"}

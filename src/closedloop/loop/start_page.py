@@ -13,6 +13,7 @@ from closedloop.config.layout import Layout
 from closedloop.errors import count_noun
 from closedloop.files import write_text
 from closedloop.loop.status.last_run import read_last_run
+from closedloop.loop.status.status import describe_money
 from closedloop.stages.parts.card import PICTURES
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def describe(view: Overview, layout: Layout) -> list[str]:
         )
     else:
         told.append("No check was made yet.")
+    if view.money:
+        told.append(f"{describe_money(view.money)[:1].upper()}{describe_money(view.money)[1:]}.")
     if view.retraining is not None:
         told.append(f"The last retraining {ENDS.get(view.retraining.state, 'has not ended')}.")
     return told

@@ -11,25 +11,28 @@ import datetime as dt
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from closedloop.contract import REFERENCE_FILE, check_digest
+from closedloop.contract import REFERENCE_FILE, check_digest, read_contract
 from closedloop.core.evaluation.excuses import describe_excused
 from closedloop.core.release.decision import decide_step
-from closedloop.core.release.entries import Rollout
+from closedloop.core.release.entries import OfferTerms, Rollout
 from closedloop.core.release.guardrails import count_scores
 from closedloop.core.release.policy import ReleasePolicy
 from closedloop.core.release.types import StepDecision, StepEvidence
 from closedloop.errors import ConfigError, DataError, GateFailed
 from closedloop.release.evidence import Evidence
+from closedloop.release.money import fix_stake
 from closedloop.release.moves import Challenger, Move, Releases, ReleaseState
 from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
+    from closedloop.core.evaluation.value import CustomerValue
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +73,10 @@ def start_release(
         releases.move(state, Move("reject", actor, reason, now, row.champion_version, rejected=version, deal_anew=True))
         raise GateFailed(f"version {version} is rejected: {reason}")
     # all evidence first: where it cannot be had, neither alias nor journal has moved
-    scores, errors = read_reference_scores(releases.tracking, version), evidence.errors.read_totals()
+    scores, stake = read_reference(releases.tracking, version, evidence.value, evidence.value_columns)
+    errors = evidence.errors.read_totals()
     traffic = evidence.measure_traffic(releases.model_name, now)
-    rollout = Rollout(version, row.champion_version, "shadow", now, now, errors, scores, requests_a_day=traffic)
+    rollout = Rollout(version, row.champion_version, "shadow", now, now, errors, scores, None, traffic, stake)
     reason = f"started: {describe_version(releases, version)}"
     shadow = Move("shadow", actor, reason, now, row.champion_version, (version, "shadow", 0.0), rollout)
     releases.tracking.set_challenger(version)
@@ -137,8 +141,10 @@ def describe_version(releases: Releases, version: str) -> str:
     return "; ".join(filter(None, [f"a {tags.get(KIND_TAG, 'training')}", describe_excused(excused)]))
 
 
-def read_reference_scores(tracking: Tracking, version: str) -> tuple[int, ...]:
-    """The scores that a version was evaluated by, counted in bins.
+def read_reference(
+    tracking: Tracking, version: str, value: CustomerValue | None, columns: Sequence[str]
+) -> tuple[tuple[int, ...], OfferTerms | None]:
+    """The scores that a version was evaluated by, counted in bins; and what is at stake, None without a ``value``.
 
     Raises
     ------
@@ -148,7 +154,10 @@ def read_reference_scores(tracking: Tracking, version: str) -> tuple[int, ...]:
     with tempfile.TemporaryDirectory(prefix="closedloop-release-") as folder:
         place, digest = tracking.fetch_version(version, Path(folder))
         check_digest(place, digest)
-        return count_scores(read_table(place / REFERENCE_FILE, ["score"], made_by="closedloop train")["score"])
+        rows = read_table(place / REFERENCE_FILE, ["score", *columns], made_by="closedloop train")
+        names = read_contract(place).feature_names if columns else ()
+    stake = None if value is None else fix_stake(value, rows, [names.index(column) for column in columns])
+    return count_scores(rows["score"]), stake
 
 
 def run_pass(

@@ -292,11 +292,11 @@ class Replay:
             check, asked = run_check(
                 self.checks,
                 samples,
-                model_dir=Path(slot.folder),
-                version=slot.version,
+                slot=slot,
                 as_of=run.params.as_of_at,
                 now=dt.datetime.now(dt.UTC),
                 policy=run.settings.monitoring,
+                worth=bootstrap.read_worth(run),
             )
         if check.verdict != "none":
             what = f"the monitor says {check.verdict} of version {check.model_version}"

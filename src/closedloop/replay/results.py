@@ -13,6 +13,7 @@ from closedloop.core.evaluation.bootstrap import Bootstrap
 from closedloop.core.evaluation.comparison import compare_models
 from closedloop.core.evaluation.metrics import measure_classification
 from closedloop.errors import count_noun
+from closedloop.loop.status.status import describe_money
 
 if TYPE_CHECKING:
     from closedloop.store.checks import Check
@@ -30,6 +31,8 @@ def describe_check(check: Check) -> dict[str, Any]:
         "drifted": {name: effects[name] for name in drift.get("drifted", ())},
         "outcome_rows": evidence["outcome_rows"],
     }
+    if "money" in evidence:
+        described["money"] = describe_money(evidence["money"])
     if found is None:
         return described
     figures = {name: found[name] for name in ("brier", "churn_rate", "expected", "breach")}

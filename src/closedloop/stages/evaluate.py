@@ -25,6 +25,7 @@ from closedloop.stages.parts.candidate import Candidate, load_candidate
 from closedloop.stages.parts.card import describe_run, describe_standing, render_card
 from closedloop.stages.parts.judge import Champion, judge
 from closedloop.stages.parts.measure import Measured, choose_bootstrap, measure
+from closedloop.stages.parts.money import draw_money, judge_profit, read_stake
 
 if TYPE_CHECKING:
     from closedloop.adapters.feast import Features
@@ -63,10 +64,15 @@ def evaluate(
     comparison = beside.comparison if beside else None
     logger.info("judging by every gate")
     results = judge(params, dataset, candidate, measured, layout, beside)
+    stake, bootstrap = read_stake(params, dataset, candidate.test), choose_bootstrap(params, candidate.test)
+    before = beside.scores if beside else None
+    results += judge_profit(stake, candidate.scores, before, bootstrap, _explain(champion))
     results.append(gate.gate_champion_challenger(comparison, _explain(champion)))
     verdict = describe_verdict(candidate, measured, results, champion, comparison)
     with replace_folder(layout.test_plots) as plots, replace_folder(layout.test_figures) as pictures:
         draw(candidate, plots, pictures)
+        if stake is not None:
+            draw_money(stake, candidate, bootstrap, plots, pictures)
         standing = describe_standing(tracking, candidate.folder_sha256, verdict, policy, auto_promote=auto_promote)
         write_text(layout.card, render_card(params, dataset, candidate, measured, verdict, standing, layout, pictures))
     flat = list_figures(measured)
@@ -82,7 +88,8 @@ def evaluate(
 def list_figures(measured: Measured) -> dict[str, float]:
     """Figures of the test rows, and the simple baseline's beside them; what cannot be said is left out."""
     flat = {name: value for name, value in measured.figures.items() if math.isfinite(value)}
-    return flat | _prefix("baseline", measured.baseline["figures"])
+    money = {} if measured.money is None else measured.money.figures
+    return flat | _prefix("baseline", measured.baseline["figures"]) | money
 
 
 def _prefix(word: str, figures: Mapping[str, float]) -> dict[str, float]:
@@ -105,7 +112,7 @@ def describe_verdict(
         "champion": champion,
         "comparison": None if comparison is None else asdict(comparison),
         "baseline": measured.baseline,
-        "intervals": measured.intervals,
+        "intervals": measured.intervals | ({"profit": measured.money.interval} if measured.money else {}),
         "next_period": candidate.next_period,
         "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
         "gates": {result.name: _describe(result) for result in results},

@@ -69,7 +69,8 @@ def test_it_says_what_stands(folder):
         "The last run's model has a ROC AUC of 0.894 and an accuracy of 88.5% on the test rows. "
         "Version 4 is being released: canary_5. The last check, as of "
         "2024-03-01, says 'alert' of version 3 after 2,000 predictions: drift in 1 of the last 1 check: "
-        "purchase_count_30d (0.25). The last retraining failed."
+        "purchase_count_30d (0.25). 60,000 is at stake with 2,000 customers; 310 offers would bring about 2,501. "
+        "The last retraining failed."
     )
     assert told in write(folder, view)[0]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from closedloop.core.evaluation.comparison import Comparison
 
 # How good a model is. Leaks, too few rows, groups of customers, noise and the export have no excuse: there a champion's
-# fault does not make the challenger's smaller.
+# fault does not make the challenger's smaller. Nor has profit: it compares with the champion already.
 EXCUSABLE = frozenset(
     {
         "accuracy",

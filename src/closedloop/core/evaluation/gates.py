@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from closedloop.core.evaluation.comparison import Comparison
+    from closedloop.core.evaluation.profit import ProfitComparison
     from closedloop.core.evaluation.trivial import Gains
 
 Rule = Literal[">=", ">", "<=", "<"]
@@ -45,6 +46,8 @@ REMEDIES = {
     "onnx_parity_test": "choose another model.type, or raise gates.parity_max",
     "feature_cutoff": "run features and training-set again from the events; a difference that stays is a leak",
     "better_than_trivial": "find better features or another model.type, or lower gates.trivial_margin_min",
+    "profit": "look at the profit curves on the model card, and set model.calibrate to true; what an offer costs and "
+    "brings stands in value in the data set's config",
     "trivial_accuracy": "set model.threshold to accuracy; where calls are made for another reason than accuracy, to f1 "
     "or a number",
 }
@@ -239,6 +242,18 @@ def gate_trivial_accuracy(gains: Mapping[str, Gains]) -> GateResult:
     leads = ", ".join(f"{gain.accuracy_lead:+.3f} over {name}" for name, gain in gains.items())
     detail = f"lead in accuracy, upper end of the interval; {leads}"
     return _judge("trivial_accuracy", worst.accuracy_interval.high, ">=", 0.0, detail)
+
+
+def gate_profit(comparison: ProfitComparison | None, reason: str) -> GateResult:
+    """The challenger's offers are not sure to bring less than the champion's to the same customers, whatever its AUC.
+
+    Without a comparison it says the ``reason``, and blocks nothing.
+    """
+    if comparison is None:
+        return _NotCompared("profit", True, 0.0, 0.0, ">=", reason, blocking=False)
+    both = f"{comparison.challenger:.4g} a customer against the champion's {comparison.champion:.4g}"
+    detail = f"difference in profit of the offers, upper end of the interval; {both}"
+    return _judge("profit", comparison.interval.high, ">=", 0.0, detail)
 
 
 def gate_champion_challenger(comparison: Comparison | None, reason: str) -> GateResult:

@@ -101,6 +101,27 @@ def choose_offers(
     return offered & (rank.to_numpy() <= value.capacity)
 
 
+def weigh_stake(probability: npt.ArrayLike, kept: npt.ArrayLike, value: CustomerValue) -> dict[str, float]:
+    """What customers without an outcome yet may take with them, and what offers to them are expected to bring.
+
+    Returns
+    -------
+    dict
+        ``customers``; ``at_stake``, what those who are expected to leave are worth; ``offers`` with an expected profit
+        above 0, the best ones up to the capacity, and their ``expected_profit``. Money is in the config's currency.
+
+    Examples
+    --------
+    >>> value = CustomerValue(kept=100, offer_cost=5, save_rate=0.2)
+    >>> weigh_stake([0.5, 0.125], [100, 80], value)
+    {'customers': 2, 'at_stake': 60.0, 'offers': 1, 'expected_profit': 5.0}
+    """
+    profit, offered = expected_profit(probability, kept, value), choose_offers(probability, kept, value)
+    at_stake = float(np.asarray(probability, dtype=np.float64) @ np.asarray(kept, dtype=np.float64))
+    counts = {"customers": len(profit), "at_stake": at_stake, "offers": int(offered.sum())}
+    return counts | {"expected_profit": float(profit[offered].sum())}
+
+
 def tabulate_profit(
     labels: npt.ArrayLike, scores: npt.ArrayLike, kept: npt.ArrayLike, value: CustomerValue, bootstrap: Bootstrap
 ) -> pd.DataFrame:

@@ -38,13 +38,26 @@ class Deployment(msgspec.Struct, frozen=True):
         return round(100 * self.weight) if self.challenger_version is not None else 0
 
 
+class OfferTerms(msgspec.Struct, frozen=True):
+    """What offers cost and bring, fixed as a release began, so that no outcome of it can move the test of profit.
+
+    ``value`` is the section of the data set's config, and ``places`` those of its features among the model's; ``limit``
+    is the largest profit of a customer that counts.
+    """
+
+    value: dict[str, Any]
+    places: tuple[int, ...]
+    limit: float
+
+
 class Rollout(msgspec.Struct, frozen=True):
     """A version on its way: ``step`` is a `closedloop.core.release.policy.StepName`, and began at ``step_at``.
 
     ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
     before the step, by "version/variant" (None: the next pass reads it); ``reference_scores`` are those that the
     version was evaluated by, counted in bins. ``routed_at``: since when requests count, where that is not the step's
-    beginning. ``requests_a_day``: the traffic that the steps were worked out for, None where none was known.
+    beginning. ``requests_a_day``: the traffic that the steps were worked out for, None where none was known. ``stake``:
+    None where the data set has no value.
     """
 
     version: Version
@@ -56,6 +69,7 @@ class Rollout(msgspec.Struct, frozen=True):
     reference_scores: tuple[int, ...] = ()
     routed_at: dt.datetime | None = None
     requests_a_day: float | None = None
+    stake: OfferTerms | None = None
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -44,6 +44,8 @@ def list_guardrails(policy: ReleasePolicy, step: Step, evidence: StepEvidence) -
     if split.state == "failed":
         return [split]
     after = [_check_error_rate(policy, evidence), _confirm(partial(_check_not_worse, policy), evidence)]
+    if evidence.profit_unit:
+        after.append(_confirm(partial(_check_profit, policy), evidence))
     if step.name == "champion":
         return after
     found = [
@@ -233,6 +235,25 @@ def _judge_losses(policy: ReleasePolicy, losses: PairedLosses, *, better: bool, 
     if better:
         return Guardrail("holds" if proved else "open", f"{sentence}; it must be proved better", figures)
     return Guardrail("failed" if proved else "holds", f"{sentence}; it must not be proved worse", figures)
+
+
+def _check_profit(policy: ReleasePolicy, evidence: StepEvidence) -> Guardrail:
+    """What offers bring must not be proved less; that it is more is shown, and decides nothing."""
+    profits, unit, plan = evidence.profits, evidence.profit_unit, (policy.outcomes_planned, policy.outcomes_deviation)
+    found = f"profit worse: {count_noun(profits.customers, 'customer')} with closed outcomes"
+    if profits.customers < policy.outcomes_min:
+        return Guardrail("holds", f"{found}, from {policy.outcomes_min:,} on they are judged", {})
+    worse, better = (
+        weigh_losses(profits, better=is_better, planned=plan[0], deviation=plan[1], alpha=alpha)
+        for is_better, alpha in ((False, policy.guard_alpha), (True, policy.alpha))
+    )
+    low, high = bound_mean(profits, planned=plan[0], alpha=policy.guard_alpha)
+    sentence = f"{found}, profit changes by {-profits.mean * unit:+.4g} a customer, {-high * unit:+.4g} to "
+    sentence += f"{-low * unit:+.4g} ({_weigh(worse, policy.guard_alpha)}; that it is more: "
+    sentence += f"{_weigh(better, policy.alpha)}); it must not be proved worse"
+    figures = {"profit_worse_evidence": worse, "profit_better_evidence": better}
+    figures["profit_difference"] = -profits.mean * unit
+    return Guardrail("failed" if worse >= math.log(1 / policy.guard_alpha) else "holds", sentence, figures)
 
 
 def _weigh(weighed: float, alpha: float) -> str:

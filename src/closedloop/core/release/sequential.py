@@ -30,7 +30,8 @@ BETS = tuple(0.9 / LOSS_GAP_MAX * 2 ** (-step / 2) for step in range(12))
 class PairedLosses:
     """Running sums of per-customer differences of log loss, challenger minus stable, in nats: negative is better.
 
-    ``better`` and ``worse`` are the log wealth of each of `BETS` on the challenger, and against it.
+    Profits are paired too, in nats of their own (`sum_paired_profits`). ``better`` and ``worse`` are the log wealth of
+    each of `BETS` on the challenger, and against it.
     """
 
     customers: int = 0
@@ -82,7 +83,40 @@ def sum_paired_losses(
         return PairedLosses()
     truth, stable = check_scores(labels, stable_scores, both_classes=False)
     _, challenger = check_scores(labels, challenger_scores, both_classes=False)
-    gaps = list_log_losses(truth, _clip(challenger)) - list_log_losses(truth, _clip(stable))
+    return _sum_gaps(list_log_losses(truth, _clip(challenger)) - list_log_losses(truth, _clip(stable)))
+
+
+def sum_paired_profits(
+    gains: npt.NDArray[np.float64],
+    stable_offers: npt.NDArray[np.bool_],
+    challenger_offers: npt.NDArray[np.bool_],
+    *,
+    limit: float,
+) -> PairedLosses:
+    """Sum the paired differences of profit over customers, as losses: what the challenger's offers bring less.
+
+    The bets need bounded differences: ``limit`` is the largest that counts, and stands for `LOSS_GAP_MAX` nats.
+
+    Parameters
+    ----------
+    gains : ndarray, shape (n,)
+        What an offer to each customer brought (`closedloop.core.evaluation.profit.count_profit`).
+    stable_offers, challenger_offers : bool array, shape (n,)
+        Who gets an offer by either model.
+    limit : float
+        In money; it must not come from these outcomes.
+
+    Examples
+    --------
+    >>> found = sum_paired_profits(np.array([15.0]), np.array([True]), np.array([False]), limit=30.0)
+    >>> found.total == LOSS_GAP_MAX / 2
+    True
+    """
+    lost = gains * (stable_offers.astype(np.float64) - challenger_offers.astype(np.float64))
+    return _sum_gaps(np.clip(lost, -limit, limit) * (LOSS_GAP_MAX / limit))
+
+
+def _sum_gaps(gaps: npt.NDArray[np.float64]) -> PairedLosses:
     better, worse = (np.log1p(np.outer(side * np.array(BETS), gaps)).sum(axis=1).tolist() for side in (-1, 1))
     return PairedLosses(len(gaps), float(gaps.sum()), float(gaps @ gaps), tuple(better), tuple(worse))
 

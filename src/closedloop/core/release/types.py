@@ -39,6 +39,7 @@ class Remainder:
     stable: ArmEvidence
     challenger: ArmEvidence
     losses: PairedLosses
+    profits: PairedLosses = field(default_factory=PairedLosses)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class StepEvidence:
 
     ``hours`` since the step began. ``losses`` since the release began: paired differences, challenger minus stable, on
     customers with closed outcomes that both models scored (in ``champion``: minus its predecessor).
-    ``reference_scores`` are counts, as in `ArmEvidence`, of the challenger's reference rows. ``without``: the same
-    without each client that has less than half of it.
+    ``profits`` are those of the same customers' offers, as losses (`sum_paired_profits`), where one nat stands for
+    ``profit_unit`` of money; 0: the data set has no value. ``reference_scores`` are counts, as in `ArmEvidence`, of the
+    challenger's reference rows. ``without``: the same without each client that has less than half of it.
     """
 
     step: StepName
@@ -58,11 +60,20 @@ class StepEvidence:
     losses: PairedLosses = field(default_factory=PairedLosses)
     reference_scores: tuple[int, ...] = ()
     without: tuple[Remainder, ...] = ()
+    profits: PairedLosses = field(default_factory=PairedLosses)
+    profit_unit: float = 0.0
 
     def list_remainders(self) -> list[StepEvidence]:
         """The same evidence without each of those clients."""
         return [
-            replace(self, stable=one.stable, challenger=one.challenger, losses=one.losses, without=())
+            replace(
+                self,
+                stable=one.stable,
+                challenger=one.challenger,
+                losses=one.losses,
+                profits=one.profits,
+                without=(),
+            )
             for one in self.without
         ]
 

@@ -29,6 +29,7 @@ from closedloop.stages.parts.challengers import (
 from closedloop.stages.parts.fitting import Fitted, fit
 from closedloop.stages.parts.judge import Champion, excuse, judge_scores
 from closedloop.stages.parts.measure import choose_bootstrap, measure_scores
+from closedloop.stages.parts.money import judge_profit, read_stake
 from closedloop.stages.training_set import LABEL, PARTS, assign_parts
 
 Parts = dict[str, pd.DataFrame]
@@ -146,6 +147,7 @@ def judge_challenger(champion: Model, challenger: Model) -> Judgement:
         bootstrap=choose_bootstrap(params, test),
     )
     results = judge_scores(params, history.dataset, labels, measured)
+    results += judge_profit(read_stake(params, history.dataset, test), scores, others, choose_bootstrap(params, test))
     results = excuse(params, history.dataset, parts, results, Champion(others, threshold, found))
     if failed := failed_gates(results):
         return Judgement(

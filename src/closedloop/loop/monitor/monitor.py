@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closedloop.contract import REFERENCE_FILE, CategoricalFeature, ModelContract, read_contract
+from closedloop.core.evaluation.profit import read_kept, weigh_stake
 from closedloop.core.monitoring.evidence import Baseline, build_baseline, measure_outcomes, measure_window
 from closedloop.core.monitoring.policy import MonitoringPolicy
 from closedloop.core.monitoring.verdict import (
@@ -23,6 +24,8 @@ from closedloop.store.journal import Journal
 from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
+    from closedloop.core.evaluation.value import CustomerValue
+    from closedloop.serving.slots.slots import Slot
     from closedloop.store.samples import Sample, Samples
 
 OLDEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -32,24 +35,27 @@ def run_check(
     checks: Checks,
     samples: Samples,
     *,
-    model_dir: Path,
-    version: str,
+    slot: Slot,
     as_of: dt.datetime,
     now: dt.datetime,
     policy: MonitoringPolicy,
+    worth: ValueSource | None = None,
 ) -> tuple[Check, Retraining | None]:
     """Check a version as of a UTC midnight; return the recorded check if that moment already has one.
+
+    With the data set's ``worth`` the check also says what is at stake in money.
 
     The window begins at the end of the last window that had enough rows to judge, and the window of the outcomes does
     the same. So rows that were too few for one check are part of the next.
     """
+    model_dir, version = Path(slot.folder), slot.version
     contract = read_contract(model_dir)
     name = contract.model_name
     before = checks.list_checks(name, until=as_of, limit=500)
     if before and before[0].as_of == as_of:
         return checks.record_check(before[0])
     own = [check for check in before if check.model_version == version]
-    measured = _measure(samples, contract, model_dir, own, version=version, as_of=as_of, policy=policy)
+    measured = _measure(samples, contract, model_dir, own, version=version, as_of=as_of, policy=policy, worth=worth)
     retrainings = _recall_retrainings(checks, name, before, as_of)
     decision = _judge(measured, own, retrainings, contract, as_of=as_of, policy=policy)
     reasons = list(decision.reasons) or explain_no_alarm(measured.evidence, policy)
@@ -69,6 +75,13 @@ def run_check(
     return checks.record_check(check, _request(check, reasons, now) if decision.verdict == "retrain" else None)
 
 
+class ValueSource(NamedTuple):
+    """What a kept customer is worth, and the features that say it."""
+
+    value: CustomerValue
+    columns: tuple[str, ...]
+
+
 class _Measured(NamedTuple):
     """The basis of a check: the window's start, its number of predictions, and what predictions and outcomes show."""
 
@@ -86,6 +99,7 @@ def _measure(
     version: str,
     as_of: dt.datetime,
     policy: MonitoringPolicy,
+    worth: ValueSource | None,
 ) -> _Measured:
     """Measure the predictions and outcomes since the earlier checks of this version (``own``, the newest first)."""
     baseline, rows_max = _read_baseline(contract, model_dir), policy.sample_rows_max
@@ -99,6 +113,9 @@ def _measure(
     known = samples.sample_outcomes(contract.model_name, version, after=after, until=closed, rows_max=rows_max).rows
     evidence: dict[str, Any] = measure_window(baseline, window.rows, policy)
     evidence |= measure_outcomes(baseline, known, policy)
+    if worth is not None and len(window.rows) and set(worth.columns) <= set(contract.feature_names):
+        kept = read_kept(worth.value.kept, window.rows, worth.columns)
+        evidence["money"] = weigh_stake(window.rows["score"], kept, worth.value)
     if "realised" in evidence:
         evidence["outcomes_until"] = closed.isoformat()
     evidence |= {"window_rows": len(window.rows), "outcome_rows": len(known), "outcomes_after": after.isoformat()}

@@ -14,6 +14,7 @@ from closedloop.contract import REFERENCE_FILE, read_contract
 from closedloop.core.monitoring.shapes import tabulate_shape
 from closedloop.files import hold_lock, replace_folder, write_text
 from closedloop.loop.monitor.monitor import read_window
+from closedloop.loop.status.status import describe_money
 from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def write_pages(folder: Path, check: Check, earlier: Sequence[Check], rows: Page
         check=check,
         evidence=check.evidence,
         shown=SHOWN,
+        money=describe_money(check.evidence["money"]) if "money" in check.evidence else "",
         drift=drift,
         shapes=shapes,
         verdicts=[*reversed(earlier[: CHECKS_SHOWN - 1]), check],

@@ -53,6 +53,9 @@ GAUGES: dict[str, GaugeDoc] = {
     ),
     "model_brier_realised": GaugeDoc((), "Brier score of the outcomes that the last judging check saw"),
     "model_brier_expected": GaugeDoc((), "The Brier score that was expected of the same rows"),
+    "money_at_stake": GaugeDoc((), "What customers who are expected to leave are worth, in the newest check's window"),
+    "money_offers": GaugeDoc((), "Offers in that window with an expected profit above 0, up to the capacity"),
+    "money_expected_profit": GaugeDoc((), "What those offers are expected to bring"),
     "label_maturity_ratio": GaugeDoc(
         (), "Share of the newest 5,000 predictions with a closed horizon whose outcome is known"
     ),
@@ -129,6 +132,9 @@ def measure(view: Overview) -> dict[str, Samples]:
         "model_accuracy_rolling": {(): rolling},
         "model_brier_realised": {(): view.realised.get("brier")},
         "model_brier_expected": {(): view.realised.get("expected", {}).get("brier")},
+        "money_at_stake": {(): view.money.get("at_stake")},
+        "money_offers": {(): view.money.get("offers")},
+        "money_expected_profit": {(): view.money.get("expected_profit")},
         "label_maturity_ratio": {(): view.labelled.value},
         "feature_age_seconds": (
             {(): (view.as_of - view.features_as_of).total_seconds()} if view.features_as_of else {}

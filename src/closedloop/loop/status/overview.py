@@ -33,8 +33,8 @@ class Sources:
 class Overview:
     """The state of a model's loop at ``now``, the service's clock, and ``as_of``, the data's clock.
 
-    ``drift``, ``estimate`` and ``realised`` are the newest evidence of that kind about the champion, empty if there is
-    none yet. ``looked_at`` is when a pass of the controller last judged the rollout, or else when
+    ``drift``, ``estimate``, ``realised`` and ``money`` are the newest evidence of that kind about the champion, empty
+    if there is none yet. ``looked_at`` is when a pass of the controller last judged the rollout, or else when
     its step began. ``waiting`` is the version of the newest registered retraining if it has not been released.
     ``horizon_days`` is that of the data set's label rule; None: it has no such rule, and outcomes are reported.
     ``predicted_at`` is when the newest counted prediction was made, ``unchecked_at`` the champion's newest one before
@@ -55,6 +55,7 @@ class Overview:
     drift: Mapping[str, Any]
     estimate: Mapping[str, Any]
     realised: Mapping[str, Any]
+    money: Mapping[str, Any]
     accuracy: Share
     labelled: Share
     features_as_of: dt.datetime | None
@@ -101,7 +102,7 @@ def gather(
         looked_at=max(rollout.step_at, passed_at or rollout.step_at) if rollout else None,
         waiting=_find_waiting(retrainings, entries),
         check=checks[0] if checks else None,
-        **{part: _find_newest(own, part) for part in ("drift", "estimate", "realised")},
+        **{part: _find_newest(own, part) for part in ("drift", "estimate", "realised", "money")},
         accuracy=figures.measure_accuracy(model_name, champion, closed_by=closed_by),
         labelled=figures.measure_maturity(model_name, closed_by=closed_by),
         features_as_of=figures.read_features_as_of(model_name),
@@ -116,7 +117,7 @@ def gather(
 def describe_nothing(model_name: str, *, horizon_days: int | None, now: dt.datetime, as_of: dt.datetime) -> Overview:
     """The state of a loop whose store has no tables yet."""
     unknown = dict.fromkeys(field.name for field in dataclasses.fields(Overview))
-    empty: dict[str, Any] = {part: {} for part in ("drift", "estimate", "realised", "retrainings")}
+    empty: dict[str, Any] = {part: {} for part in ("drift", "estimate", "realised", "money", "retrainings")}
     known = {"model_name": model_name, "now": now, "as_of": as_of, "horizon_days": horizon_days}
     return Overview(**unknown | empty | known | {"accuracy": Share(), "labelled": Share()})  # type: ignore[arg-type]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from closedloop.errors import count_noun
 from closedloop.loop.status.next_step import (
@@ -39,6 +40,7 @@ def describe(view: Overview, around: Surroundings) -> list[Line]:
         _describe_drift(view),
         _describe_estimate(view),
         _describe_realised(view),
+        *_describe_money(view),
         _describe_labels(view),
         _describe_features(view),
         _describe_retrainings(view),
@@ -117,6 +119,21 @@ def _describe_realised(view: Overview) -> Line:
         return Line("real", text)
     text += f"; Brier score {view.realised['brier']:.3f}, {view.realised['expected']['brier']:.3f} was expected"
     return Line("real", text, LOOK if view.realised["breach"] else PLAIN)
+
+
+def _describe_money(view: Overview) -> list[Line]:
+    return [Line("money", describe_money(view.money))] if view.money else []
+
+
+def describe_money(money: Mapping[str, Any]) -> str:
+    """What is at stake in the newest window, in a sentence.
+
+    >>> describe_money({"customers": 2000, "at_stake": 60000.0, "offers": 1, "expected_profit": 5.4})
+    '60,000 is at stake with 2,000 customers; 1 offer would bring about 5'
+    """
+    customers, offers = count_noun(money["customers"], "customer"), count_noun(money["offers"], "offer")
+    stake = f"{money['at_stake']:,.0f} is at stake with {customers}"
+    return f"{stake}; {offers} would bring about {money['expected_profit']:,.0f}"
 
 
 def _describe_labels(view: Overview) -> Line:

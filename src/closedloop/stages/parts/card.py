@@ -49,6 +49,19 @@ PICTURES = {
     ),
 }
 
+MONEY_PICTURES = {
+    "profit": (
+        "What a threshold earns",
+        "Profit of offers to all customers at or above a threshold, spread over all customers, with its interval. The "
+        "dashed line is the threshold in use.",
+    ),
+    "capacity": (
+        "What a number of offers earns",
+        "Profit of offers to the customers with the highest expected profit, spread over all customers, with its "
+        "interval. The dashed line is the share that the model offers to.",
+    ),
+}
+
 
 def render_card(
     params: Params,
@@ -63,7 +76,8 @@ def render_card(
     """Return the page with its pictures inside; ``pictures`` is the folder of those of the test rows."""
     from closedloop.adapters.jinja import render_page
 
-    images = {name: base64.b64encode((pictures / f"{name}.png").read_bytes()).decode() for name in PICTURES}
+    shown = PICTURES | (MONEY_PICTURES if measured.money else {})
+    images = {name: base64.b64encode((pictures / f"{name}.png").read_bytes()).decode() for name in shown}
     explainer = open_reasons(layout.model / MODEL_FILE, candidate)
     importance = [] if explainer is None else measure_importance(explainer, candidate, params.seed)
     return render_page(
@@ -79,7 +93,7 @@ def render_card(
         lists=measure_lists(candidate.labels, candidate.scores),
         importance=importance[:IMPORTANCE_SHOWN],
         examples=[] if explainer is None else choose_examples(explainer, candidate),
-        pictures=[(images[name], *words) for name, words in PICTURES.items()],
+        pictures=[(images[name], *words) for name, words in shown.items()],
         next_period=candidate.next_period,
         rows={"train": len(candidate.train), "test": len(candidate.test)},
     )

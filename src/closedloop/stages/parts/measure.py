@@ -24,6 +24,7 @@ from closedloop.core.reasons.importance import Importance, rank_importance
 from closedloop.core.training.estimators import build_pipeline, encode_frame, list_missing, score
 from closedloop.errors import ConfigError, DataError
 from closedloop.stages.parts.candidate import GROUP, LABEL, Candidate
+from closedloop.stages.parts.money import Money, measure_money, read_stake
 
 logger = logging.getLogger(__name__)
 IMPORTANCE_ROWS, EXAMPLE_REASONS = 500, 4
@@ -61,12 +62,14 @@ class ScoreFigures:
 class Measured(ScoreFigures):
     """What else there is to say: ``columns`` and ``pairs`` say how far columns rank the label alone.
 
-    ``baseline`` has the figures of a logistic regression, and how the model compares with it.
+    ``baseline`` has the figures of a logistic regression, and how the model compares with it. ``money`` is None if the
+    data set's config has no ``value``.
     """
 
     columns: dict[str, float]
     pairs: dict[tuple[str, str], float]
     baseline: dict[str, Any]
+    money: Money | None = None
 
 
 def measure(params: Params, dataset: DatasetConfig, candidate: Candidate) -> Measured:
@@ -74,8 +77,10 @@ def measure(params: Params, dataset: DatasetConfig, candidate: Candidate) -> Mea
     rows, threshold = {"train": candidate.train, "test": candidate.test}, candidate.contract.threshold
     found = measure_scores(params, dataset, rows, candidate.scores, threshold)
     columns, pairs = find_strong_columns(params, dataset, candidate, found.figures["roc_auc"])
-    baseline = measure_baseline(params, candidate, choose_bootstrap(params, candidate.test))
-    return Measured(**vars(found), columns=columns, pairs=pairs, baseline=baseline)
+    bootstrap, stake = choose_bootstrap(params, candidate.test), read_stake(params, dataset, candidate.test)
+    baseline = measure_baseline(params, candidate, bootstrap)
+    money = None if stake is None else measure_money(stake, candidate.scores, threshold, bootstrap)
+    return Measured(**vars(found), columns=columns, pairs=pairs, baseline=baseline, money=money)
 
 
 def measure_scores(

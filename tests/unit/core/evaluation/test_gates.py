@@ -31,6 +31,7 @@ from closedloop.core.evaluation.gates import (
     gate_lift,
     gate_noise_robustness,
     gate_onnx_parity,
+    gate_profit,
     gate_roc_auc,
     gate_single_column,
     gate_too_good,
@@ -39,6 +40,7 @@ from closedloop.core.evaluation.gates import (
 )
 from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.metrics import measure_groups
+from closedloop.core.evaluation.profit import ProfitComparison
 from closedloop.core.evaluation.trivial import Gains
 from closedloop.errors import GateFailed
 
@@ -78,6 +80,9 @@ CASES: list[tuple[str, GateResult, bool]] = [
     ("group_fairness", gate_group_fairness(groups_table(a=(0.75, 300, True)), 0.75), True),
     ("group_fairness", gate_group_fairness(groups_table(a=(0.74, 300, True), b=(0.9, 300, True)), 0.75), False),
     ("group_fairness", gate_group_fairness(groups_table(a=(NAN, 300, True), b=(0.9, 300, True)), 0.75), False),
+    ("profit", gate_profit(ProfitComparison(1.0, 0.9, -0.1, Interval(-0.3, 0.0)), ""), True),
+    ("profit", gate_profit(ProfitComparison(1.0, 0.8, -0.2, Interval(-0.3, -0.1)), ""), False),
+    ("profit", gate_profit(ProfitComparison(1.0, 0.8, -0.2, Interval(NAN, NAN)), ""), False),
     ("noise_robustness", gate_noise_robustness(0.99, 0.95), True),
     ("noise_robustness", gate_noise_robustness(0.95, 0.95), True),
     ("noise_robustness", gate_noise_robustness(0.94, 0.95), False),
@@ -264,6 +269,9 @@ def test_champion_challenger_is_reported_and_blocks_nothing() -> None:
     assert figures == {"win": (1, True), "lose": (-1, False), "same": (0, False)}
     found = gate_champion_challenger(None, "it is the champion")
     assert (found.passed, found.sentence()) == (True, "champion_challenger nothing was compared (it is the champion)")
+    alone = gate_profit(None, "there is no champion yet")
+    assert (alone.passed, alone.blocking) == (True, False)
+    assert alone.sentence() == "profit nothing was compared (there is no champion yet)"
 
 
 def test_limits_forbid_unknown_keys_and_document_every_field() -> None:

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from closedloop.core.release.decision import decide_step
 from closedloop.core.release.guardrails import count_scores, list_guardrails, measure_score_distance
 from closedloop.core.release.policy import ReleasePolicy
-from closedloop.core.release.sequential import sum_paired_losses
+from closedloop.core.release.sequential import LOSS_GAP_MAX, sum_paired_losses, sum_paired_profits
 from closedloop.core.release.types import ArmEvidence, Remainder, StepDecision, StepEvidence
 
 POLICY = ReleasePolicy()
@@ -24,7 +25,13 @@ LABELS = (0, 0, 0, 1) * 750
 BLIND, SHARP = (0.25,) * 3_000, tuple(0.4 if label else 0.2 for label in LABELS)
 LEVEL = sum_paired_losses(LABELS, BLIND, BLIND)
 BETTER, WORSE = sum_paired_losses(LABELS, BLIND, SHARP), sum_paired_losses(LABELS, SHARP, BLIND)
-GOOD = StepEvidence("canary_50", 10.0, ARM, ARM, losses=LEVEL, reference_scores=SCORES)
+# An offer to each churner brings 15, one to each stayer costs 5; one model knows who is who, the other offers to all.
+GAINS, ALL = np.where(np.array(LABELS) == 1, 15.0, -5.0), np.full(3_000, True)
+EVEN = sum_paired_profits(GAINS, ALL, ALL, limit=15.0)
+POORER = sum_paired_profits(GAINS, np.array(LABELS) == 1, ALL, limit=15.0)
+GOOD = StepEvidence(
+    "canary_50", 10.0, ARM, ARM, losses=LEVEL, reference_scores=SCORES, profits=EVEN, profit_unit=15.0 / LOSS_GAP_MAX
+)
 
 
 def decide(policy: ReleasePolicy = POLICY, evidence: StepEvidence = GOOD, **changes: Any) -> StepDecision:
@@ -56,6 +63,7 @@ FAULTS = {
     "latency": with_challenger(latency_p95_ms=31.0),
     "scores": with_challenger(scores=(100, 400) + (0,) * 16 + (800, 200)),
     "outcomes worse": replace(GOOD, losses=WORSE),
+    "profit worse": replace(GOOD, profits=POORER),
 }
 
 

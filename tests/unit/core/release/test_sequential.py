@@ -12,11 +12,13 @@ from scipy.stats import beta, binom, norm
 
 from closedloop.core.release.sequential import (
     BETS,
+    LOSS_GAP_MAX,
     PairedLosses,
     bound_mean,
     find_bound,
     size_paired,
     sum_paired_losses,
+    sum_paired_profits,
     tune_mixture,
     weigh_losses,
     weigh_share,
@@ -105,6 +107,17 @@ def test_sums_of_losses_by_hand() -> None:
 
 def test_one_customer_cannot_weigh_more_than_the_clip_allows() -> None:
     assert sum_paired_losses([1], [0.999], [0.0]).total == pytest.approx(math.log(999))
+
+
+def test_sums_of_profits_by_hand() -> None:
+    gains, every = np.array([15.0, -5.0, -5.0, 90.0]), np.full(4, True)
+    found = sum_paired_profits(gains, every, np.array([False, False, True, False]), limit=30.0)
+    unit = LOSS_GAP_MAX / 30
+    # lost: 15 of a churner who gets no offer, -5 of a stayer who gets none, nothing, and 90, which counts as 30
+    assert (found.customers, found.total) == (4, pytest.approx(40 * unit))
+    assert found.worse[0] == pytest.approx(sum(math.log1p(BETS[0] * unit * lost) for lost in (15, -5, 0, 30)))
+    mirrored = sum_paired_profits(gains, np.array([False, False, True, False]), every, limit=30.0)
+    assert (mirrored.better, mirrored.total) == (pytest.approx(found.worse), pytest.approx(-found.total))
 
 
 def test_no_outcomes_are_no_evidence_and_bad_ones_are_refused() -> None:

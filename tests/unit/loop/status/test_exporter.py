@@ -29,7 +29,7 @@ NOTHING = dict.fromkeys(field.name for field in dataclasses.fields(Overview))
 EMPTY = Overview(
     **NOTHING
     | {"model_name": NAME, "now": NOW, "as_of": NOW, "accuracy": Share(), "labelled": Share()}
-    | {part: {} for part in ("drift", "estimate", "realised", "retrainings")}
+    | {part: {} for part in ("drift", "estimate", "realised", "money", "retrainings")}
 )
 
 
@@ -81,6 +81,9 @@ def test_every_figure_is_what_the_store_says(url):
         ("model_accuracy_rolling",): 112 / 150,
         ("model_brier_realised",): 0.15,
         ("model_brier_expected",): 0.14,
+        ("money_at_stake",): 60_000.4,
+        ("money_offers",): 310,
+        ("money_expected_profit",): 2_500.6,
         ("label_maturity_ratio",): 0.75,
         ("feature_age_seconds",): 0,
         ("model_retrainings", "requested"): 0,

@@ -59,6 +59,7 @@ def test_the_screen_says_how_the_loop_stands(view):
         "drift": "1 of 3 distributions: purchase_count_30d 0.25",
         "estimated": "accuracy 81.0%, 85.0% on the reference rows",
         "real": "accuracy 74.7% of the last 150 outcomes; Brier score 0.150, 0.140 was expected",
+        "money": "60,000 is at stake with 2,000 customers; 310 offers would bring about 2,501",
         "outcomes": "known of 75% of the predictions whose horizon has closed",
         "features": "of 2024-03-01, the data's clock says 2024-03-01",
         "retrainings": "1 failed, 1 registered; the last failed 5 days ago: outcomes",
@@ -66,6 +67,10 @@ def test_the_screen_says_how_the_loop_stands(view):
     styles = {line.name: line.style for line in lines}
     assert (styles["health"], styles["last check"], styles["drift"]) == (GOOD, BAD, LOOK)
     assert styles["retrainings"] == BAD
+
+
+def test_without_a_value_nothing_is_said_of_money(view):
+    assert "money" not in {line.name for line in describe(dataclasses.replace(view, money={}), AROUND)}
 
 
 def test_the_screen_of_a_loop_that_has_not_begun(url):
