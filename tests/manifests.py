@@ -78,6 +78,8 @@ def list_outside(resources: list[Resource]) -> set[str]:
         match resource["kind"]:
             case "VirtualService":
                 found |= {*spec["gateways"], *spec["hosts"]}
+            case "HTTPRoute":
+                found |= {f"{one['namespace']}/{one['name']}" for one in spec["parentRefs"]} | set(spec["hostnames"])
             case "PersistentVolumeClaim":
                 found |= {*spec["accessModes"], *filter(None, [spec.get("storageClassName")])}
             case "HorizontalPodAutoscaler":
@@ -441,6 +443,18 @@ def _check_routes(resources: list[Resource]) -> Iterator[str]:
                     yield f"{where}: subset {aim['subset']} of {aim['host']} has no pods"
                 if aim["port"]["number"] not in [port["port"] for port in services.get(aim["host"], [])]:
                     yield f"{where}: {aim['host']} has no port {aim['port']['number']}"
+    for route in _select("HTTPRoute", resources):
+        for number, rule in enumerate(route["spec"]["rules"]):
+            where = f"{name_of(route)}, rule {number}"
+            if sum(one["weight"] for one in rule["backendRefs"]) != 100:
+                yield f"{where}: the weights do not add up to 100"
+            for one in rule["backendRefs"]:
+                if one["port"] not in [port["port"] for port in services.get(one["name"], [])]:
+                    yield f"{where}: there is no {one['name']}:{one['port']}"
+    split = {"VirtualService": "istio", "HTTPRoute": "gateway"}
+    found = {split[one["kind"]] for one in resources if one["kind"] in split}
+    if found and {read_map("closedloop-environment", resources).get("CLOSEDLOOP_RELEASE__TRAFFIC", "row")} != found:
+        yield f"release.traffic is not {' and '.join(sorted(found))}, which splits the requests"
 
 
 def _check_waits(resources: list[Resource]) -> Iterator[str]:
@@ -472,9 +486,9 @@ def _check_rights(resources: list[Resource]) -> Iterator[str]:
                     yield f"{name_of(role)}: {', '.join(sorted(extra))} of {', '.join(rule['resources'])}"
                 continue
             # to change a Deployment is to run any image with all that its pods may do
-            changed = {"update"} if rule["resources"] == ["virtualservices"] else set()
+            changed = {"update"} if rule["resources"] in (["virtualservices"], ["httproutes"]) else set()
             if not rule.get("resourceNames") or set(rule["verbs"]) - {"get"} - changed:
-                yield f"{name_of(role)}: more than to read objects by name, and to change a VirtualService"
+                yield f"{name_of(role)}: more than to read objects by name, and to change the weights"
             for kind in rule["resources"]:
                 for name in rule.get("resourceNames", []):
                     # without Istio the right leads nowhere

@@ -95,9 +95,9 @@ def _check_scrapes(resources: list[Resource]) -> Iterator[str]:
 
 
 def _check_counted(resources: list[Resource]) -> Iterator[str]:
-    """Behind Istio the errors that a release counts are those of what Istio deals out."""
+    """Behind a proxy the errors that a release counts are those of what the proxy deals out."""
     environment = _read_environment(resources)
-    if environment.get("CLOSEDLOOP_RELEASE__TRAFFIC") != "istio":
+    if environment.get("CLOSEDLOOP_RELEASE__TRAFFIC") not in ("istio", "gateway"):
         return
     wanted = dict(re.findall(r'(\w+)="([^"]*)"', environment["CLOSEDLOOP_RELEASE__PROMETHEUS_MATCHERS"]))
     for name, labels, pod in list_pods(resources):
@@ -113,6 +113,13 @@ def _list_metrics_ports(pod: dict[str, Any]) -> list[int]:
 
 def _list_jobs(resources: list[Resource], labels: dict[str, str]) -> list[str]:
     """The scrape jobs that keep a pod's port called metrics: by its labels, or by a Service's name."""
+    monitors = [one["spec"] for one in resources if one["kind"] == "PodMonitor"]
+    if monitors:
+        return [
+            end["relabelings"][0]["replacement"]
+            for one in monitors if _selects(one["selector"], labels)
+            for end in one["podMetricsEndpoints"] if end["port"] == "metrics"
+        ]  # fmt: skip
     own = [one for one in resources if one["metadata"]["name"].startswith("prometheus-config-")]
     text = (
         own[0]["data"]["prometheus-config.yaml"] if own else read_map("closedloop-prometheus", resources)["scrape.yaml"]

@@ -213,12 +213,16 @@ def build_probes(run: RunContext) -> list[Probe]:
 
 def build_releases(run: RunContext) -> Releases:
     """The releases, which move the champion; this also upgrades the store's tables."""
-    from closedloop.adapters.kubectl import IstioSplit
+    from closedloop.adapters.kubectl import GatewaySplit, IstioSplit, TrafficSplit
     from closedloop.release.moves import Releases
 
     release = run.settings.release
     run.database.upgrade()
-    traffic = IstioSplit(release.istio) if release.traffic == "istio" else None
+    traffic: TrafficSplit | None = None
+    if release.traffic == "istio":
+        traffic = IstioSplit(release.istio)
+    elif release.traffic == "gateway":
+        traffic = GatewaySplit(release.gateway)
     return Releases(build_tracking(run), build_journal(run), traffic, tell=build_webhook(run).tell)
 
 

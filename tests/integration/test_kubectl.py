@@ -1,4 +1,4 @@
-"""The weights of a VirtualService through a program called kubectl: no cluster can be had here."""
+"""The weights of a VirtualService and of an HTTPRoute through a program called kubectl: no cluster can be had here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from closedloop.adapters.kubectl import IstioSplit
-from closedloop.config.settings import IstioSettings
+from closedloop.adapters.kubectl import GatewaySplit, IstioSplit
+from closedloop.config.settings import GatewaySettings, IstioSettings
 from closedloop.errors import ConfigError, ServiceUnavailable
 
 NOW = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -37,6 +37,15 @@ def describe(stable: int = 100, canary: int = 0, **changes: Any) -> dict[str, An
     return {"kind": "VirtualService", "metadata": metadata, "spec": {"http": [other, {"route": route}]}}
 
 
+def describe_http_route(stable: int = 100, canary: int = 0) -> dict[str, Any]:
+    both = [{"name": "serving-stable", "port": 3000}, {"name": "serving-canary", "port": 3000}]
+    split = [one | {"weight": weight} for one, weight in zip(both, (stable, canary), strict=True)]
+    forced = {"matches": [{"headers": [{"name": "x-model-version"}]}], "backendRefs": [both[0] | {"weight": 100}]}
+    metadata = {"name": "churn", "resourceVersion": "1"}
+    rules = [{"filters": []}, forced, {"backendRefs": split}]
+    return {"kind": "HTTPRoute", "metadata": metadata, "spec": {"rules": rules}}
+
+
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "kubectl").write_text(KUBECTL, encoding="utf-8")
@@ -61,10 +70,25 @@ def test_both_weights_are_set_in_one_write_and_nothing_else(cluster: Path) -> No
     assert read(cluster) == describe(100, 0)
     calls = (cluster / "calls").read_text(encoding="utf-8").splitlines()
     assert calls[:2] == [
-        "get virtualservice churn --output=json --namespace=prod",
+        "get virtualservice.networking.istio.io churn --output=json --namespace=prod",
         "replace --filename=- --namespace=prod",
     ]
     assert len(calls) == 8
+
+
+def test_an_http_routes_weights_are_set_likewise(cluster: Path) -> None:
+    (cluster / "resource.json").write_text(json.dumps(describe_http_route()), encoding="utf-8")
+    split = GatewaySplit(GatewaySettings(http_route="churn", namespace="prod"))
+    assert not split.route(0)
+    assert split.route(25)
+    assert read(cluster) == describe_http_route(75, 25)
+    calls = (cluster / "calls").read_text(encoding="utf-8").splitlines()
+    assert calls[-2:] == [
+        "get httproute.gateway.networking.k8s.io churn --output=json --namespace=prod",
+        "replace --filename=- --namespace=prod",
+    ]
+    with pytest.raises(ConfigError, match="HTTPRoute closedloop has no rule for exactly the Services v1 and v2"):
+        GatewaySplit(GatewaySettings(stable="v1", canary="v2")).route(5)
 
 
 def test_what_is_so_already_is_not_written(cluster: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from closedloop.adapters.kfp import compile_pipeline
+from closedloop.adapters.kubectl import GatewaySplit
 from closedloop.config.settings import Settings, load_settings
 from tests.docs.test_docs import list_commands, list_keys, read_commands, read_runbook
 from tests.http_service import Load, run_service, wait_until
@@ -30,6 +31,7 @@ from tests.manifests import (
     list_outside,
     list_pods,
     read_external,
+    read_map,
     render,
 )
 from tests.model_folders import ROWS, write_model_folder
@@ -47,16 +49,80 @@ def test_an_overlay_holds_together(overlay):
     assert find_problems(read_overlay(overlay)) == []
 
 
+def add_components(root, overlay, *names):
+    """A copy of the manifests whose overlay takes these components."""
+    for name in ("k8s", "configs"):
+        shutil.copytree(ROOT / name, root / name, dirs_exist_ok=True)
+    with (root / "k8s/overlays" / overlay / "kustomization.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"components: [{', '.join(f'../../components/{name}' for name in names)}]\n")
+    return root / "k8s/overlays" / overlay
+
+
 @pytest.fixture(scope="module")
 def with_volumes(tmp_path_factory):
     """Both overlays with the component that puts spools on volumes of their own."""
-    root = tmp_path_factory.mktemp("volumes")
-    for name in ("k8s", "configs"):
-        shutil.copytree(ROOT / name, root / name)
-    for overlay in OVERLAYS:
-        with (root / "k8s/overlays" / overlay / "kustomization.yaml").open("a", encoding="utf-8") as file:
-            file.write("components: [../../components/spool-volume]\n")
-    return {f"{overlay} with volumes": render(overlay, root) for overlay in OVERLAYS}
+    roots = {overlay: tmp_path_factory.mktemp("volumes") for overlay in OVERLAYS}
+    for overlay, root in roots.items():
+        add_components(root, overlay, "spool-volume")
+    return {f"{overlay} with volumes": render(overlay, root) for overlay, root in roots.items()}
+
+
+@pytest.fixture(scope="module")
+def with_gateway(tmp_path_factory):
+    """Production's overlay behind the Gateway API, watched by a Prometheus of the operator's."""
+    root = tmp_path_factory.mktemp("gateway")
+    place = add_components(root, "production", "gateway", "prometheus-operator") / "environment.env"
+    text = place.read_text(encoding="utf-8").replace("TRAFFIC=istio", "TRAFFIC=gateway")
+    place.write_text(text.replace("__ISTIO__", "__GATEWAY__"), encoding="utf-8")
+    return render("production", root)
+
+
+def test_the_gateway_api_takes_istios_place(with_gateway, monkeypatch, tmp_path):
+    """The settings of the release's pods find the route that the manifests bring, and may change it."""
+    assert find_problems(with_gateway) == []
+    assert find_unreachable(with_gateway) == []
+    assert {one["kind"] for one in with_gateway} & {"VirtualService", "DestinationRule"} == set()
+    (route,) = (one for one in with_gateway if one["kind"] == "HTTPRoute")
+    environment = read_map("closedloop-environment", with_gateway)
+    for name in environment:
+        if name.startswith("CLOSEDLOOP_RELEASE__"):
+            monkeypatch.setenv(name, environment[name])
+    settings = load_settings("local", folder=ROOT / "configs").release
+    assert settings.gateway.namespace == route["metadata"]["namespace"]
+    (tmp_path / "kubectl").write_text(
+        '#!/bin/sh\ncd "$(dirname "$0")"\n[ "$1" = get ] && cat route.json || cat > new.json\n'
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    (tmp_path / "route.json").write_text(json.dumps(route), encoding="utf-8")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert GatewaySplit(settings.gateway).route(5)
+    forced, split = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))["spec"]["rules"]
+    assert [one["weight"] for one in split["backendRefs"]] == [95, 5]
+    assert forced == route["spec"]["rules"][0]
+
+
+@pytest.mark.parametrize(
+    ("problem", "path", "value"),
+    [
+        ("HTTPRoute closedloop, rule 1: the weights do not add up to 100", (1, "backendRefs", 1, "weight"), 5),
+        ("HTTPRoute closedloop, rule 0: there is no serving-stable:80", (0, "backendRefs", 0, "port"), 80),
+        ("HTTPRoute closedloop, rule 1: there is no serving-next:3000", (1, "backendRefs", 1, "name"), "serving-next"),
+    ],
+)
+def test_a_route_of_the_gateway_api_that_leads_nowhere_is_found(with_gateway, problem, path, value):
+    resources = copy.deepcopy(with_gateway)
+    (target,) = (one["spec"]["rules"] for one in resources if one["kind"] == "HTTPRoute")
+    *parents, last = path
+    for step in parents:
+        target = target[step]
+    target[last] = value
+    assert find_problems(resources) == [problem]
+
+
+def test_the_operators_rules_are_those_of_prometheus(with_gateway):
+    (rule,) = (one for one in with_gateway if one["kind"] == "PrometheusRule")
+    rules = (ROOT / "k8s/base/observability/rules.yaml").read_text(encoding="utf-8")
+    assert rule["spec"] == yaml.safe_load(rules), "run python k8s/components/prometheus-operator/generate.py"
 
 
 def test_spools_lie_on_volumes_that_outlive_their_pods_where_an_overlay_wants_it(with_volumes):
@@ -241,6 +307,9 @@ CHANGES = {
     ),
     "how many replicas there are too": ("Deployment", "closedloop-stable", ("spec", "replicas"), 3),
     "2 to 11 replicas": ("HorizontalPodAutoscaler", "closedloop-stable", ("spec", "maxReplicas"), 11),
+    "release.traffic is not istio, which splits the requests": (
+        "ConfigMap", "closedloop-environment", ("data", "CLOSEDLOOP_RELEASE__TRAFFIC"), "gateway",
+    ),
     "do not add up to 100": ("VirtualService", "closedloop", ("spec", "http", 1, "route", 1, "weight"), 5),
     "subset next of serving has no pods": (
         "VirtualService", "closedloop", ("spec", "http", 1, "route", 1, "destination", "subset"), "next",
@@ -251,7 +320,7 @@ CHANGES = {
     "closedloop-release: more than to read objects by name": (
         "Role", "closedloop-release", ("rules", 0, "resourceNames"), None,
     ),
-    "more than to read objects by name, and to change a VirtualService": (
+    "more than to read objects by name, and to change the weights": (
         "Role", "closedloop-release", ("rules", 0, "resources"), ["deployments"],
     ),
     "closedloop-ci: more than to read": ("Role", "closedloop-ci", ("rules", 0, "verbs"), ["get", "patch"]),

@@ -89,6 +89,15 @@ class IstioSettings(_Section):
     canary: str = "canary"
 
 
+class GatewaySettings(_Section):
+    """The HTTPRoute of the Gateway API whose rule for these two Services gets the weights of the release."""
+
+    http_route: ResourceName = "closedloop"
+    namespace: ResourceName = "default"
+    stable: ResourceName = "serving-stable"
+    canary: ResourceName = "serving-canary"
+
+
 class ReleaseSettings(ReleasePolicy):
     """How a version is released: the policy, the component that splits traffic, and the source of error counts.
 
@@ -99,10 +108,11 @@ class ReleaseSettings(ReleasePolicy):
 
     auto_promote: bool = False
     journal_key: str = Field(default="", repr=False)
-    traffic: Literal["row", "istio"] = "row"
+    traffic: Literal["row", "istio", "gateway"] = "row"
     prometheus: str = ""
     prometheus_matchers: str = ""
     istio: IstioSettings = IstioSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
     def list_journal_keys(self) -> tuple[bytes, ...]:
         """The keys of ``journal_key``, the newest first."""
@@ -116,9 +126,11 @@ class ReleaseSettings(ReleasePolicy):
         return keys
 
     @model_validator(mode="after")
-    def _require_prometheus_for_istio(self) -> ReleaseSettings:
-        if self.traffic == "istio" and not self.prometheus:
-            raise ValueError("release.traffic istio needs release.prometheus: errors are those of two services")
+    def _require_prometheus_for_a_proxy(self) -> ReleaseSettings:
+        if self.traffic != "row" and not self.prometheus:
+            raise ValueError(
+                f"release.traffic {self.traffic} needs release.prometheus: errors are those of two services"
+            )
         return self
 
 

@@ -18,7 +18,7 @@ from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
 from closedloop.store.journal import Journal, find_difference, read_entry
 
 if TYPE_CHECKING:
-    from closedloop.adapters.kubectl import IstioSplit
+    from closedloop.adapters.kubectl import TrafficSplit
     from closedloop.adapters.mlflow import Tracking
     from closedloop.core.release.hash_chain import Link
 
@@ -76,7 +76,7 @@ class Releases:
 
     tracking: Tracking
     journal: Journal
-    traffic: IstioSplit | None = None
+    traffic: TrafficSplit | None = None
     draw_salt: Callable[[], str] = secrets.token_hex
     tell: Callable[..., None] = lambda *_, **__: None
 

@@ -101,12 +101,13 @@ def test_the_root_is_where_the_real_configs_stand(configs, tmp_path):
     assert settings.locate_url("postgresql://host/db") == "postgresql://host/db"
 
 
-def test_a_proxy_that_splits_needs_prometheus(tmp_path, monkeypatch):
-    (tmp_path / "local.yaml").write_text("release: {traffic: istio}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"release\.traffic istio needs release\.prometheus"):
+@pytest.mark.parametrize("proxy", ["istio", "gateway"])
+def test_a_proxy_that_splits_needs_prometheus(proxy, tmp_path, monkeypatch):
+    (tmp_path / "local.yaml").write_text(f"release: {{traffic: {proxy}}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"release\.traffic {proxy} needs release\.prometheus"):
         load_settings("local", folder=tmp_path)
     monkeypatch.setenv("CLOSEDLOOP_RELEASE__PROMETHEUS", "http://prometheus:9090")
-    assert load_settings("local", folder=tmp_path).release.traffic == "istio"
+    assert load_settings("local", folder=tmp_path).release.traffic == proxy
 
 
 def test_settings_are_the_policies_that_releases_and_checks_are_judged_by(tmp_path):
