@@ -11,7 +11,7 @@ from closedloop.config.params import parse_params
 from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.stages.parts.fitting import fit
 
-VALUE = CustomerValue(kept=KeptCustomer(column="income"), offer_cost=5, save_rate=0.2)
+VALUE = CustomerValue(kept=KeptCustomer(column="income"), offer_cost=1, save_rate=0.2)
 
 
 def draw_rows(rows: int, seed: int) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def test_a_threshold_by_profit_earns_most_on_the_validation_rows() -> None:
         fitted = fit(params, features, {}, rows)
         thresholds[rule] = fitted.threshold
     validation = rows["validation"]
-    gains = np.where(validation["churned"], 0.2 * validation["income"], 0.0) - 5
+    gains = np.where(validation["churned"], 0.2 * validation["income"], 0.0) - 1
     scores = fitted.pipeline.predict_proba(validation)[:, 1]
     earned = {rule: gains[scores >= threshold].sum() for rule, threshold in thresholds.items()}
     assert earned["profit"] == pytest.approx(max(gains[scores >= each].sum() for each in [*scores, 1.1]))
