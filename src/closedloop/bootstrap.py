@@ -14,8 +14,11 @@ from closedloop.config.dataset import DatasetConfig, load_dataset
 from closedloop.config.params import Params, merge_values, parse_params
 from closedloop.config.settings import Settings, load_settings
 from closedloop.config.yaml import read_yaml
+from closedloop.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from closedloop.adapters.duckdb import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
@@ -129,6 +132,27 @@ def build_actions(run: RunContext) -> Actions:
     from closedloop.store.actions import Actions
 
     return Actions(run.database)
+
+
+def read_actions(run: RunContext) -> pd.DataFrame | None:
+    """What campaigns did by ``as_of``, for rows to train on; None where the store has no tables yet.
+
+    A stage may read it though DVC does not know it: an action touches no label that is known by its own date, and
+    another ``as_of`` runs the stage again.
+    """
+    from closedloop.store.database import NothingDeployed
+
+    store, until = build_actions(run), run.params.as_of_at
+    try:
+        try:
+            return store.read_touching(run.dataset.model_name, until=until)
+        except NothingDeployed:
+            raise
+        except ConfigError:  # tables of an earlier release
+            run.database.upgrade()
+            return store.read_touching(run.dataset.model_name, until=until)
+    except NothingDeployed:
+        return None
 
 
 def build_journal(run: RunContext) -> Journal:

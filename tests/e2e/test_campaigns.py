@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from closedloop.bootstrap import build_actions, load_run
+from closedloop.store.actions import Action, Campaign
 from tests.conftest import Project
 
 pytestmark = pytest.mark.thorough
@@ -53,3 +55,32 @@ def test_the_walk_of_the_page(shop_copy: Project) -> None:
     assert "was started with --capacity 500" in refused.output
     missing = shop_copy.run("campaign", "start", "--as-of=2024-01-02", "--output=a.csv", status=1)
     assert "say how many customers can be called" in missing.output
+
+
+def test_the_training_set_leaves_out_who_was_treated(shop_copy: Project) -> None:
+    """Treated customers go, at each snapshot whose horizon meets the campaign's; the held out stand for them."""
+    parts = ("train", "validation", "test")
+
+    def read() -> pd.DataFrame:
+        return pd.concat([pd.read_parquet(shop_copy.root / f"data/training/{part}.parquet") for part in parts])
+
+    before = read()
+    newest = before["event_timestamp"].max()
+    people = sorted(before.loc[before["event_timestamp"] == newest, "customer_id"])[:300]
+    run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
+    rules = ("c", "shop_churn", "1", newest.to_pydatetime(), 30, 200, 1 / 3, "c", 200, 100, None, run.params.as_of_at)
+    chosen = [
+        Action(who, place, "held_out" if place % 3 == 0 else "treated", 0.5, None, None, None, "")
+        for place, who in enumerate(people, 1)
+    ]
+    build_actions(run).record_campaign(Campaign(*rules), chosen)
+    told = shop_copy.run("training-set").output
+    after, counts = read(), shop_copy.read_json("metrics/training_set.json")["actions"]
+    at_newest = [rows[rows["event_timestamp"] == newest].set_index("customer_id") for rows in (before, after)]
+    assert (counts["treated"], counts["held_out"]) == (200, 100)
+    assert "200 rows of treated customers left out" in " ".join(told.split())
+    assert not set(people[0::3]) & set(at_newest[1].index)
+    assert len(at_newest[1].loc[people[2::3]]) == 300
+    assert len(at_newest[1]) == len(at_newest[0])
+    older = [rows[rows["event_timestamp"] < newest] for rows in (before, after)]
+    assert older[0].reset_index(drop=True).equals(older[1].reset_index(drop=True))

@@ -22,7 +22,7 @@ from closedloop.records import Outcome, Prediction
 from closedloop.store.actions import Actions, Campaign
 from closedloop.store.database import Database
 from closedloop.store.migrations.tables import ACTIONS, CAMPAIGNS
-from closedloop.store.predictions import Predictions
+from closedloop.store.predictions import Predictions, Removed
 from tests.conftest import create_project
 
 AS_OF = dt.datetime(2024, 3, 1, tzinfo=dt.UTC)
@@ -218,4 +218,59 @@ def test_the_list_is_written_where_it_is_wanted_and_the_same_again(
     assert found["arm"].value_counts().to_dict() == {"treated": 90, "held_out": 10}
     assert found["action_id"].nunique() == 100
     assert set(found["campaign"]) == {"2024-03-01"}
+    actions.database.close()
+
+
+def test_erasing_a_customer_takes_the_actions_with_it(run: Any, url: str) -> None:
+    actions, store = Actions(Database(url)), Predictions(Database(url))
+    made = start(run, actions)
+    chosen = actions.list_actions(made)
+    weight = made.weight
+    who = next(one.customer_id for one in chosen if one.arm == "held_out")
+    assert store.erase(who) == Removed(0, 0, actions=1)
+    assert [one.customer_id for one in actions.list_actions(made)] == [
+        one.customer_id for one in chosen if one.customer_id != who
+    ]
+    left = actions.find_campaign(MODEL, AS_OF)
+    assert left is not None
+    assert left.weight == weight  # the others of the hold-out stand for as many as before
+    assert store.erase(who) == Removed(0, 0)
+    actions.database.close()
+    store.database.close()
+
+
+def test_outcomes_of_the_treated_say_nothing_of_a_canary(run: Any, url: str) -> None:
+    actions, store = Actions(Database(url)), Predictions(Database(url))
+    chosen = actions.list_actions(start(run, actions))
+    arms = {one.arm: one.customer_id for one in chosen}
+    fixed = ("r", MODEL, "7", "champion", "batch")
+    for who in (arms["treated"], arms["held_out"], "somebody"):
+        for days in (0, 40):  # an action touches no horizon that begins after its own
+            day = AS_OF + days * DAY
+            store.insert([Prediction(f"{who}{days}", *fixed, day, (1.0,), 0.5, 1, 0.1, customer_id=who)])
+            store.insert([Outcome(f"{who}{days}", 1, day + 30 * DAY, "label rule")])
+    known: dict[str, Any] = {"as_of": AS_OF + 100 * DAY, "horizon_days": 30}
+    everybody = set(store.list_outcomes(MODEL, **known)["prediction_id"])
+    untreated = set(store.list_outcomes(MODEL, **known, untreated=True)["prediction_id"])
+    assert everybody - untreated == {f"{arms['treated']}0"}
+    assert len(untreated) == 5
+    actions.database.close()
+    store.database.close()
+
+
+def test_actions_are_read_for_the_snapshots_that_they_touch(run: Any, url: str) -> None:
+    actions = Actions(Database(url))
+    made = start(run, actions)
+
+    def read(days: int, **customers: Any) -> pd.DataFrame:
+        at = AS_OF + days * DAY
+        return actions.read_touching(MODEL, since=at, until=at, **customers)
+
+    assert [len(read(days)) for days in (-31, -30, -29, 0, 29, 30, 31)] == [0, 0, 100, 100, 100, 0, 0]
+    found = read(0)
+    assert set(found["weight"]) == {made.weight} == {10.0}
+    assert found["acted_at"].unique().tolist() == [pd.Timestamp(AS_OF)]
+    some = actions.list_actions(made)[0].customer_id
+    assert read(0, customers={some, "nobody"})["customer_id"].tolist() == [some]
+    assert len(actions.read_touching("another", until=AS_OF)) == 0
     actions.database.close()

@@ -83,7 +83,7 @@ def load_history(context: RunContext, first: dt.date | None, every: int | None, 
     ConfigError
         If a horizon is given for a table, whose labels came with its rows.
     """
-    from closedloop.bootstrap import build_engine
+    from closedloop.bootstrap import build_engine, read_actions
     from closedloop.loop.backtest.history import choose_ticks, read_history
 
     dataset = context.dataset
@@ -93,8 +93,9 @@ def load_history(context: RunContext, first: dt.date | None, every: int | None, 
         rule = dataset.label.model_copy(update={"horizon_days": horizon_days})
         dataset = dataset.model_copy(update={"label": rule})
     work_dir = context.settings.locate("state/backtest") / dataset.model_name
+    actions = read_actions(context)
     with build_engine(context) as engine:
-        history = read_history(context.params, dataset, engine, work_dir=work_dir, every_days=every)
+        history = read_history(context.params, dataset, engine, work_dir=work_dir, every_days=every, actions=actions)
     return choose_ticks(history, first)
 
 

@@ -47,7 +47,7 @@ def erase(
     customer_id: Annotated[str, typer.Option(help="Delete all rows of this customer, in every data set.")],
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Delete a customer: features, working files, predictions and outcomes."""
+    """Delete a customer: features, working files, predictions, outcomes and actions."""
     from closedloop.adapters.feast_store import read_store_config
     from closedloop.bootstrap import build_predictions, hold_working_files, load_run
     from closedloop.loop.erasure import erase_online, erase_published, erase_working_files, is_anybody_online
@@ -86,6 +86,7 @@ def _attempt(step: Callable[[], Any], unfinished: list[str]) -> Any:
 
 def _tell_removed(removed: Removed) -> None:
     predictions, outcomes = count_noun(removed.predictions, "prediction"), count_noun(removed.outcomes, "outcome")
-    typer.echo(f"deleted: {predictions} and {outcomes}", err=True)
+    actions = f" and {count_noun(removed.actions, 'action')} of campaigns" if removed.actions else ""
+    typer.echo(f"deleted: {predictions} and {outcomes}{actions}", err=True)
     if removed.left:
         raise ServiceUnavailable(removed.left)

@@ -151,13 +151,16 @@ def features(context: Any, layout: Layout) -> str:
 @_stage
 def training_set(context: Any, layout: Layout) -> str:
     """Join labels with features, split the rows, and bring the newest features online."""
-    from closedloop.bootstrap import build_engine, build_features
+    from closedloop.bootstrap import build_engine, build_features, read_actions
+    from closedloop.core.actions.untreated import describe_untreated
     from closedloop.stages.training_set import build_training_set
 
+    features, actions = build_features(context), read_actions(context)
     with build_engine(context) as engine:
-        report = build_training_set(context.params, context.dataset, build_features(context), engine, layout)
+        report = build_training_set(context.params, context.dataset, features, engine, layout, actions)
     parts = ", ".join(f"{name} {part['rows']:,} ({part['churn_rate']:.3f})" for name, part in report["parts"].items())
-    return f"rows (churn rate): {parts}; online features of {report['serving']['snapshot']}"
+    online = f"online features of {report['serving']['snapshot']}"
+    return "; ".join([f"rows (churn rate): {parts}", *describe_untreated(report.get("actions", {})), online])
 
 
 @_stage

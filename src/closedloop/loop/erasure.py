@@ -21,7 +21,7 @@ from closedloop.store.predictions import list_spellings
 WAIT_SECONDS = 10
 SCAN_KEYS = 10_000
 PUBLISHING_SECONDS_MAX = 3_600
-WORKING_DIRS = ("state/refresh", "state/outcomes")
+WORKING_DIRS = ("state/refresh", "state/outcomes", "state/campaigns")
 WITH_KEYS = (
     "SELECT t.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' AND c.name = 'entity_key'"
 )
@@ -91,7 +91,7 @@ def erase_published(offline_dir: Path, customer_id: str) -> int | None:
 
 
 def erase_working_files(root: Path) -> None:
-    """Delete the working tables of all customers; `closedloop refresh` and `closedloop outcomes` make them anew.
+    """Delete the working tables of all customers; `refresh`, `outcomes` and `campaign start` make them anew.
 
     Raises
     ------

@@ -128,6 +128,7 @@ class Evidence:
             include_shadow=True,
             versions=versions,
             sent_features=self.sent_features,
+            untreated=True,
         )
         rows = rows[rows["customer_id"].notna()]
         # of a customer's predictions on a snapshot the first is here: the predecessor's may be from before the release

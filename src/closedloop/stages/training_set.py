@@ -13,6 +13,7 @@ from closedloop.adapters.feast import TIMESTAMP
 from closedloop.config.dataset import DatasetConfig
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params
+from closedloop.core.actions.untreated import find_untreated
 from closedloop.core.training.splits import (
     assign_hash_split,
     count_newer,
@@ -41,10 +42,18 @@ def build_training_set(
     features: Features,
     engine: Engine,
     layout: Layout,
+    actions: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Write train, validation and test rows to ``layout.training``; publish and materialise the newest snapshot.
 
     Columns: customer_id, event_timestamp, churned (bool), sensitive_group (str, if the data set has one), features.
+    Rows of customers who were treated in a campaign are left out; those who were held out stand for them, by being
+    there several times.
+
+    Parameters
+    ----------
+    actions : DataFrame, optional
+        What campaigns did by ``params.as_of``, with `closedloop.core.actions.untreated.ACTION_COLUMNS`.
 
     Raises
     ------
@@ -58,10 +67,18 @@ def build_training_set(
     labels = read_labels(params, dataset, engine, layout)
     labels["part"] = assign_parts(params, dataset, labels)
     labels = labels.dropna(subset="part").sort_values([TIMESTAMP, CUSTOMER], ignore_index=True)
+    counts: dict[str, int] = {}
+    if actions is not None:
+        untreated = find_untreated(labels, actions, time=TIMESTAMP, blind=False)
+        counts, labels = untreated.tell(), labels.assign(repeats=untreated.repeats)
+        labels = labels[labels["repeats"] > 0].reset_index(drop=True)
     _require_classes(labels)
     logger.info("joining rows with their features, point in time: %d", len(labels))
     rows = features.read_historical(labels, layout.features)
     rows = _join_groups(rows, dataset, layout.raw)
+    if counts:
+        rows = rows.loc[rows.index.repeat(rows["repeats"])].reset_index(drop=True)
+    rows = rows.drop(columns="repeats", errors="ignore")
     with replace_folder(layout.training) as folder:
         for part in PARTS:
             write_table(folder / f"{part}.parquet", rows[rows["part"] == part].drop(columns="part"))
@@ -69,6 +86,7 @@ def build_training_set(
     serving = materialize_newest(features, layout.features, newest=newest, seed=params.seed)
     parts = {part: _describe(rows[rows["part"] == part]) for part in PARTS}
     report = {"parts": parts, "serving": {"age_days": age_days, **serving}}
+    report |= {"actions": counts} if counts else {}
     write_json(layout.training_set_metrics, report)
     return report
 

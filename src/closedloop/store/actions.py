@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
+from closedloop.core.actions.untreated import ACTION_COLUMNS
 from closedloop.errors import DataError
 from closedloop.records import digest_position
 from closedloop.store.database import Database
@@ -17,6 +19,9 @@ from closedloop.store.samples import select_first_outcome
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CHUNK_ROWS = 5_000
+OLDEST, LONGEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(days=3_650)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Campaign:
     def closes_at(self) -> dt.datetime:
         """When the outcomes of its customers are known."""
         return self.as_of + dt.timedelta(days=self.horizon_days)
+
+    @property
+    def weight(self) -> float:
+        """For how many of the chosen customers one who is held out stands; NaN: nobody is."""
+        return (self.treated + self.held_out) / self.held_out if self.held_out else math.nan
 
 
 class Action(NamedTuple):
@@ -111,6 +121,41 @@ class Actions:
         with self.database.begin(write=False) as connection:
             return set(connection.scalars(query))
 
+    def read_touching(
+        self,
+        model_name: str,
+        *,
+        until: dt.datetime,
+        since: dt.datetime = OLDEST,
+        customers: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Actions whose horizon overlaps that of a snapshot in [since, until], of these customers (None: of all).
+
+        Returns
+        -------
+        DataFrame
+            With `closedloop.core.actions.untreated.ACTION_COLUMNS`.
+        """
+        import pandas as pd
+
+        found = self.list_campaigns(model_name, until=until + LONGEST)
+        near = [one for one in found if _reaches(one, since, until)]
+        mine = sa.select(ACTIONS.c.customer_id, ACTIONS.c.campaign_id, ACTIONS.c.arm)
+        mine = mine.where(ACTIONS.c.campaign_id.in_([one.campaign_id for one in near]))
+        parts = [mine]
+        if customers is not None:
+            ids = sorted(customers)
+            chunks = [ids[first : first + CHUNK_ROWS] for first in range(0, len(ids), CHUNK_ROWS)]
+            parts = [mine.where(ACTIONS.c.customer_id.in_(some)) for some in chunks]
+        with self.database.begin(write=False) as connection:
+            rows = [tuple(row) for part in parts for row in connection.execute(part)] if near else []
+        frame = pd.DataFrame.from_records(rows, columns=["customer_id", "campaign_id", "arm"])
+        described = {one.campaign_id: (pd.Timestamp(one.as_of), one.horizon_days, one.weight) for one in near}
+        told = pd.DataFrame.from_dict(described, orient="index", columns=["acted_at", "horizon_days", "weight"])
+        told = told.astype({"acted_at": "datetime64[us, UTC]", "horizon_days": "int64", "weight": "float64"})
+        joined = frame.merge(told, left_on="campaign_id", right_index=True)
+        return joined[list(ACTION_COLUMNS)].sort_values(["acted_at", "customer_id"], ignore_index=True)
+
     def read_results(self, campaign: Campaign) -> pd.DataFrame:
         """What became of its customers, by the outcome of a prediction at its snapshot; the best customer first.
 
@@ -135,6 +180,11 @@ class Actions:
         found = pd.DataFrame.from_records(rows, columns=[*(column.name for column in columns), "outcome"])
         numbers = dict.fromkeys(("probability", "expected_value", "kept_value", "outcome"), "float64")
         return found.astype(numbers)
+
+
+def _reaches(campaign: Campaign, since: dt.datetime, until: dt.datetime) -> bool:
+    reach = dt.timedelta(days=campaign.horizon_days)
+    return since - reach < campaign.as_of < until + reach
 
 
 def name_campaign(model_name: str, as_of: dt.datetime) -> str:

@@ -12,12 +12,14 @@ import msgspec
 import sqlalchemy as sa
 
 from closedloop.adapters.sqlalchemy import describe_cause, is_fault_of_row
+from closedloop.core.actions.untreated import find_untreated
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Outcome, Prediction, Record
 from closedloop.rules import find_code
+from closedloop.store.actions import Actions
 from closedloop.store.counted import is_counted, order_outcomes
 from closedloop.store.database import Database
-from closedloop.store.migrations.tables import OUTCOMES, PREDICTIONS, SPOOL_POSITIONS
+from closedloop.store.migrations.tables import ACTIONS, OUTCOMES, PREDICTIONS, SPOOL_POSITIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +28,7 @@ Item = TypeVar("Item")
 CHUNK_ROWS = 5_000
 # Erased bytes: SQLite's secure_delete misses copies that page splits left behind, PostgreSQL's column statistics
 # quote values. Its parallel workers would take more shared memory than a container has (/dev/shm, 64 MB).
-SCRUB = {"sqlite": "VACUUM", "postgresql": "VACUUM (ANALYZE, PARALLEL 0) predictions, outcomes"}
+SCRUB = {"sqlite": "VACUUM", "postgresql": "VACUUM (ANALYZE, PARALLEL 0) predictions, outcomes, actions"}
 PREDICTION_COLUMNS = [PREDICTIONS.c[name] for name in Prediction.__struct_fields__]
 OUTCOME_COLUMNS = {
     PREDICTIONS.c.prediction_id: "str",
@@ -72,6 +74,7 @@ class Removed:
     predictions: int
     outcomes: int
     left: str = ""
+    actions: int = 0
 
 
 class Predictions:
@@ -131,13 +134,15 @@ class Predictions:
         include_shadow: bool = False,
         versions: Collection[str] | None = None,
         sent_features: bool = True,
+        untreated: bool = False,
     ) -> pd.DataFrame:
         """Scored customers of whom it is known by ``as_of`` what happened; None: by all versions.
 
         The horizon counts from the snapshot, which is the UTC midnight before the prediction where it had none; an
         outcome reported earlier waits for its end. Customer, snapshot and version give one row: the label rule's
         outcome, else the one that was reported first. A shadow's outcome is that of the prediction which was answered
-        in its place. ``sent_features``: whether requests that carried their features count.
+        in its place. ``sent_features``: whether requests that carried their features count. ``untreated``: leave out
+        customers who were treated in a campaign; nobody stands for them.
 
         Returns
         -------
@@ -163,7 +168,15 @@ class Predictions:
         query = sa.select(*[found.c[name] for name in columns]).where(found.c.place == 1)
         with self.database.begin(write=False) as connection:
             rows = pd.read_sql_query(query.order_by(found.c.predicted_at, found.c.prediction_id), connection)
-        return rows.astype(columns)
+        rows = rows.astype(columns)
+        return self._leave_treated(model_name, rows) if untreated and len(rows) else rows
+
+    def _leave_treated(self, model_name: str, rows: pd.DataFrame) -> pd.DataFrame:
+        since, until = rows["snapshot_at"].min(), rows["snapshot_at"].max()
+        who = set(rows["customer_id"].dropna())
+        actions = Actions(self.database).read_touching(model_name, since=since, until=until, customers=who)
+        repeats = find_untreated(rows, actions, time="snapshot_at", blind=False).repeats
+        return rows[repeats > 0].reset_index(drop=True)
 
     def read_predictions(
         self,
@@ -203,28 +216,32 @@ class Predictions:
         return self._delete(old, sa.and_(OUTCOMES.c.reported_at < since, ~known))
 
     def erase(self, customer_id: str) -> Removed:
-        """Delete a customer's predictions and outcomes, of all models, under each spelling of the id.
+        """Delete a customer's predictions, outcomes and actions, of all models, under each spelling of the id.
 
         On SQLite the file and its log are rewritten, so that no byte is left. On PostgreSQL rows and column
         statistics are gone; its write-ahead log, archives and backups hold them until they are rotated. A spool
         that was not drained yet may bring rows back: erase again after it is. Where another process keeps the
         database from being rewritten, the rows are gone all the same, and ``left`` says to run it again.
         """
-        return self._delete(PREDICTIONS.c.customer_id.in_(list_spellings(customer_id)))
+        spelt = list_spellings(customer_id)
+        return self._delete(PREDICTIONS.c.customer_id.in_(spelt), acted_on=spelt)
 
-    def _delete(self, chosen: sa.ColumnElement[bool], *others: sa.ColumnElement[bool]) -> Removed:
-        """Delete predictions with their outcomes, and ``others`` among the outcomes."""
+    def _delete(
+        self, chosen: sa.ColumnElement[bool], *others: sa.ColumnElement[bool], acted_on: Sequence[str] = ()
+    ) -> Removed:
+        """Delete predictions with their outcomes, ``others`` among the outcomes, and these customers' actions."""
         ids = sa.select(PREDICTIONS.c.prediction_id).where(chosen)
         doomed = sa.or_(OUTCOMES.c.prediction_id.in_(ids), *others)
         with self.database.begin() as connection:
             outcomes = connection.execute(sa.delete(OUTCOMES).where(doomed)).rowcount
             predictions = connection.execute(sa.delete(PREDICTIONS).where(chosen)).rowcount
+            actions = connection.execute(sa.delete(ACTIONS).where(ACTIONS.c.customer_id.in_(acted_on))).rowcount
         try:
             self._scrub()
         except ServiceUnavailable as error:
             left = f"{error}; the rows are deleted, but traces of them are left in the database: run it again"
-            return Removed(predictions, outcomes, left)
-        return Removed(predictions, outcomes)
+            return Removed(predictions, outcomes, left, actions)
+        return Removed(predictions, outcomes, actions=actions)
 
     def _scrub(self) -> None:
         with self.database.explain_errors(), self.database.connect(None) as connection:

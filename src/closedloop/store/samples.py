@@ -82,13 +82,13 @@ class Samples:
         Returns
         -------
         Sample
-            With ``score``, ``decision``, ``customer_id``, ``outcome`` (the label rule's, else the first that was
-            reported) and ``reported_by``.
+            With ``score``, ``decision``, ``customer_id``, ``snapshot_at``, ``outcome`` (the label rule's, else the
+            first that was reported) and ``reported_by``.
         """
         import pandas as pd
 
         inside = (PREDICTIONS.c.snapshot_at > after, PREDICTIONS.c.snapshot_at <= until)
-        columns = ("customer_id", "score", "decision")
+        columns = ("customer_id", "score", "decision", "snapshot_at")
         others = PREDICTIONS.alias()
         earlier = self._select_earlier(others, model_version).where(
             others.c.snapshot_at == PREDICTIONS.c.snapshot_at,

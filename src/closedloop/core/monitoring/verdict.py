@@ -65,7 +65,8 @@ def decide(
     realised loss and calibration decide, and drift that did no harm is only watched. After a challenger that won, the
     next one is tried, until two in a row do not win. A retraining that is due waits,
     as an alert, while another is open, in its cooldown, beyond the month's budget or backing off, never longer than a
-    horizon. Without any of this a check `cannot tell` once the checks had too little to judge for two horizons.
+    horizon. Without any of this a check `cannot tell` once the checks had too little to judge for two horizons, or
+    where all that is known are outcomes of a campaign without a hold-out (``actions``).
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def decide(
         return Decision("alert", tuple(reasons))
     if _breaches(evidence, "drift"):
         return Decision("watch", tuple(reasons))
-    if said := _find_blindness(evidence, policy, as_of, horizon_days):
+    if said := _find_campaign(evidence) or _find_blindness(evidence, policy, as_of, horizon_days):
         return Decision("cannot tell", (said, *reasons))
     return Decision("none", tuple(reasons))
 
@@ -135,6 +136,13 @@ def find_judged_at(
     if enough or not before or "judged_at" not in before[0]:
         return as_of
     return dt.datetime.fromisoformat(before[0]["judged_at"])
+
+
+def _find_campaign(evidence: Mapping[str, Any]) -> str | None:
+    """Why a campaign without a hold-out leaves nothing to judge the outcomes by."""
+    if "realised" in evidence or not evidence.get("actions", {}).get("blinded"):
+        return None
+    return "nobody was held out of a campaign: outcomes cannot be told apart from what it did"
 
 
 def _find_blindness(

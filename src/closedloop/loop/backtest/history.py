@@ -16,6 +16,7 @@ from closedloop.config.dataset import DatasetConfig
 from closedloop.config.featureset import FeatureSet, build_window_spec, list_features
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params
+from closedloop.core.actions.untreated import find_untreated
 from closedloop.core.features.labels import is_closed
 from closedloop.errors import ConfigError, DataError, count_noun
 from closedloop.stages.features import compute_features
@@ -71,9 +72,17 @@ class History:
 
 
 def read_history(
-    params: Params, dataset: DatasetConfig, engine: Engine, *, work_dir: Path, every_days: int | None
+    params: Params,
+    dataset: DatasetConfig,
+    engine: Engine,
+    *,
+    work_dir: Path,
+    every_days: int | None,
+    actions: pd.DataFrame | None = None,
 ) -> History:
     """Ingest, compute features and labels of every snapshot up to ``as_of``; all snapshots with rows are ticks.
+
+    Rows that ``actions`` touch count as in `closedloop.stages.training_set.build_training_set`.
 
     Raises
     ------
@@ -101,8 +110,15 @@ def read_history(
             snapshots = list_feature_snapshots(params, dataset, layout.raw / "events")
             compute_features(params, dataset, engine, layout, snapshots=snapshots)
             rows = read_snapshots(params, dataset, engine, layout, snapshots)
+    if actions is not None:
+        rows = {at: _keep_untreated(some, actions) for at, some in rows.items()}
     found = {at: some for at, some in sorted(rows.items()) if len(some)}
     return History(params, dataset, list_features(params, dataset), found, list(found), every)
+
+
+def _keep_untreated(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
+    untreated = find_untreated(rows, actions, time="event_timestamp", blind=False)
+    return untreated.take(rows).drop(columns=["repeats", "again"]) if untreated.tell() else rows
 
 
 def space_snapshots(dataset: DatasetConfig, every_days: int) -> DatasetConfig:

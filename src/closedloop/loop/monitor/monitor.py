@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closedloop.contract import REFERENCE_FILE, CategoricalFeature, ModelContract, read_contract
+from closedloop.core.actions.untreated import describe_untreated, find_untreated
 from closedloop.core.evaluation.profit import read_kept, weigh_stake
 from closedloop.core.monitoring.evidence import Baseline, build_baseline, measure_outcomes, measure_window
 from closedloop.core.monitoring.policy import MonitoringPolicy
@@ -19,11 +20,14 @@ from closedloop.core.monitoring.verdict import (
     describe_few,
     find_judged_at,
 )
+from closedloop.store.actions import Actions
 from closedloop.store.checks import Check, Checks, Retraining, name_check
 from closedloop.store.journal import Journal
 from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from closedloop.core.evaluation.value import CustomerValue
     from closedloop.serving.slots.slots import Slot
     from closedloop.store.samples import Sample, Samples
@@ -59,6 +63,7 @@ def run_check(
     retrainings = _recall_retrainings(checks, name, before, as_of)
     decision = _judge(measured, own, retrainings, contract, as_of=as_of, policy=policy)
     reasons = list(decision.reasons) or explain_no_alarm(measured.evidence, policy)
+    reasons += describe_untreated(measured.evidence.get("actions", {}))
     check = Check(
         check_id=name_check(name, as_of),
         model_name=name,
@@ -110,7 +115,7 @@ def _measure(
     # as many checks as are needed: what was too little to judge is part of the next, however old it is
     after = max(judged, default=OLDEST)
     window = read_window(samples, contract, version, since=since, until=as_of, rows_max=rows_max)
-    known = samples.sample_outcomes(contract.model_name, version, after=after, until=closed, rows_max=rows_max).rows
+    known, counts = read_outcomes(samples, contract.model_name, version, after=after, until=closed, rows_max=rows_max)
     evidence: dict[str, Any] = measure_window(baseline, window.rows, policy)
     evidence |= measure_outcomes(baseline, known, policy)
     if worth is not None and len(window.rows) and set(worth.columns) <= set(contract.feature_names):
@@ -119,6 +124,7 @@ def _measure(
     if "realised" in evidence:
         evidence["outcomes_until"] = closed.isoformat()
     evidence |= {"window_rows": len(window.rows), "outcome_rows": len(known), "outcomes_after": after.isoformat()}
+    evidence |= {"actions": counts} if counts else {}
     before, horizon_days = [check.evidence for check in own], contract.horizon_days
     evidence["judged_at"] = find_judged_at(evidence, before, as_of=as_of, horizon_days=horizon_days).isoformat()
     return _Measured(since, window.predictions, evidence)
@@ -172,6 +178,27 @@ def read_window(
     found = samples.sample_window(contract.model_name, version, names, since=since, until=until, rows_max=rows_max)
     numeric = {one.name: "float64" for one in contract.features if one.kind == "numeric"}
     return found._replace(rows=found.rows.astype(numeric))
+
+
+def read_outcomes(
+    samples: Samples, model_name: str, version: str, *, after: dt.datetime, until: dt.datetime, rows_max: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The sample of known outcomes of untreated customers, and what actions left out of it (`Untreated.tell`).
+
+    A customer who was held out is there as often as there are customers for whom this one stands (``repeats``).
+    """
+    rows = samples.sample_outcomes(model_name, version, after=after, until=until, rows_max=rows_max).rows
+    if rows.empty:
+        return rows, {}
+    # names are compared as they stand: both sides have them in their one form
+    actions = Actions(samples.database).read_touching(
+        model_name,
+        since=rows["snapshot_at"].min(),
+        until=rows["snapshot_at"].max(),
+        customers=set(rows["customer_id"].dropna()),
+    )
+    untreated = find_untreated(rows, actions, time="snapshot_at")
+    return untreated.take(rows), untreated.tell()
 
 
 def _read_baseline(contract: ModelContract, model_dir: Path) -> Baseline:

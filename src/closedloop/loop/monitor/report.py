@@ -13,7 +13,7 @@ from closedloop.adapters.mlflow import MONITOR_TAG
 from closedloop.contract import REFERENCE_FILE, read_contract
 from closedloop.core.monitoring.shapes import tabulate_shape
 from closedloop.files import hold_lock, replace_folder, write_text
-from closedloop.loop.monitor.monitor import read_window
+from closedloop.loop.monitor.monitor import read_outcomes, read_window
 from closedloop.loop.status.status import describe_money
 from closedloop.tabular.tables import read_table
 
@@ -70,7 +70,7 @@ def write_report(
     window = read_window(samples, contract, version, since=check.since, until=check.until, rows_max=rows_max).rows
     after = dt.datetime.fromisoformat(check.evidence["outcomes_after"])
     closed = check.until - dt.timedelta(days=contract.horizon_days or 0)
-    known = samples.sample_outcomes(check.model_name, version, after=after, until=closed, rows_max=rows_max).rows
+    known, _ = read_outcomes(samples, check.model_name, version, after=after, until=closed, rows_max=rows_max)
     features = {one.name: None if one.kind == "numeric" else one.categories for one in contract.features}
     write_pages(folder, check, earlier, Pages(reference, window, known, features, contract.threshold))
 
