@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,28 @@ class SimulatorSpec:
 
 
 @dataclass(frozen=True)
+class Offers:
+    """Offers to customers on one day: a share of them keeps buying as usual for some days, whatever was to come.
+
+    Parameters
+    ----------
+    at : datetime.date
+        The day, before whose events the offers are made.
+    customers : frozenset of str
+        Ids; one who has not signed up by then gets none.
+    save_rate : float
+        Share of them who accept, from 0 to 1.
+    keeps_days : int
+        For how long they do not leave.
+    """
+
+    at: dt.date
+    customers: frozenset[str]
+    save_rate: float
+    keeps_days: int = 30
+
+
+@dataclass(frozen=True)
 class Simulation:
     """A shop's records.
 
@@ -87,7 +110,7 @@ class Simulation:
     truth: dict[str, Any]
 
 
-def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date) -> Simulation:
+def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date, offers: Sequence[Offers] = ()) -> Simulation:
     """Simulate the shop from `start` (included) to `end` (excluded), both UTC midnights.
 
     Every day has its own random stream, so that a longer run only appends: the rows before `end` are the
@@ -99,6 +122,8 @@ def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date) -> Simulation
         The parameters of the simulation.
     start, end : datetime.date
         Span of the events. Customers may have signed up before `start`.
+    offers : sequence of Offers
+        What was done with customers. It changes nothing of those who got none, and nothing before its day.
 
     Returns
     -------
@@ -131,6 +156,7 @@ def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date) -> Simulation
             rng = np.random.default_rng((spec.seed, date.toordinal(), position))
             number = cohort.admit(rng, offset, number)
             if cohort.shoppers.count:
+                _make_offers(spec, offers, cohort.shoppers, date, offset, position)
                 recorded = cohort.shoppers.live_day(rng, day)
                 if offset >= 0:
                     chunks.append(_Chunk(offset, cohort.shoppers.number[recorded.who], recorded))
@@ -139,6 +165,16 @@ def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date) -> Simulation
         events=_tabulate_events(chunks, start),
         truth={"regime_changes": describe_changes(spec.covariate_at, spec.harmless_at, spec.concept_at, end=end)},
     )
+
+
+def _make_offers(
+    spec: SimulatorSpec, offers: Sequence[Offers], shoppers: Shoppers, date: dt.date, offset: int, position: int
+) -> None:
+    for place, one in enumerate(offers):
+        if one.at == date:
+            rng = np.random.default_rng((spec.seed, date.toordinal(), position, place + 1))  # of its own: others' stay
+            numbers = np.array([int(name[1:]) for name in sorted(one.customers)], np.int64)
+            shoppers.accept_offers(rng, numbers, one.save_rate, offset + one.keeps_days)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class Shoppers:
         self.trouble = np.zeros(capacity)
         self.phase = np.zeros(capacity, np.int64)
         self.last_purchase_day = np.zeros(capacity, np.int64)
+        self.kept_until_day = np.full(capacity, np.iinfo(np.int64).min)
 
     def sign_up(
         self, rng: np.random.Generator, profile: SignupProfile, numbers: Ints, days: Ints, seconds: Ints
@@ -130,6 +131,16 @@ class Shoppers:
         self.last_purchase_day[new] = days
         self.count += n
 
+    def accept_offers(self, rng: np.random.Generator, numbers: Ints, save_rate: float, until_day: int) -> None:
+        """Let a share of these customers return to their usual habits, and leave on no day before ``until_day``.
+
+        A draw for every customer, whoever gets an offer: who accepts does not depend on the others.
+        """
+        n = self.count
+        accepts = (rng.random(n) < save_rate) & np.isin(self.number[:n], numbers)
+        self.phase[:n][accepts] = ACTIVE
+        self.kept_until_day[:n][accepts] = until_day
+
     def live_day(self, rng: np.random.Generator, day: Day) -> DayEvents:
         """Advance every customer by one day and return what the shop recorded."""
         n = self.count
@@ -151,7 +162,7 @@ class Shoppers:
         n = self.count
         phase = self.phase[:n]
         self.satisfaction[:n] = 0.985 * self.satisfaction[:n] + 0.16 * shock
-        leave = u < self._rate_leaving(day)
+        leave = (u < self._rate_leaving(day)) & (self.kept_until_day[:n] <= day.number)
         active, winding, lapsed = phase == ACTIVE, phase == WINDING_DOWN, phase == LAPSED
         phase[active & leave] = WINDING_DOWN
         phase[winding & (u < 1 / 22)] = LAPSED
