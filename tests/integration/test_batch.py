@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from closedloop.contract import CategoricalFeature, NumericFeature, digest_file, digest_folder, read_contract
@@ -193,6 +193,7 @@ ROWS = st.lists(
 )
 
 
+@example(rows=[(6.0, 30.0, "basic", "1.25E2"), (6.0, 30.0, "plus", "7.0")], nullable=True)
 @given(rows=ROWS, nullable=st.booleans())
 @settings(deadline=None)
 def test_every_row_gets_the_verdict_of_the_service(slot, rows, nullable):

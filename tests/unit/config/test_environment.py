@@ -84,8 +84,9 @@ def test_what_goes_past_the_proxy_already_still_does(given, spared):
     assert run("import os; print(os.environ.get('no_proxy'))", **given).stdout.strip() == str(spared)
 
 
-def test_a_run_that_another_program_left_open_is_not_gone_on_with():
+def test_a_run_that_another_program_left_open_and_a_hooks_repository_are_not_gone_on_with():
     left = {"MLFLOW_RUN_ID": "a" * 32, "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_EXPERIMENT_NAME": "x"}
+    left |= {"GIT_DIR": ".git", "GIT_WORK_TREE": "/elsewhere", "GIT_INDEX_FILE": ".git/index"}
     code = f"import os; print(sorted(set(os.environ) & {set(left)}))"
     assert run(code, **left).stdout.strip() == "[]"
 
