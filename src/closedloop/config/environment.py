@@ -25,10 +25,12 @@ QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 # Before an S3 bucket MLflow's server hands out addresses in it, which the network keeps the service's pods from.
 PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false"}
 THREADS = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
-# Another program's run: MLflow would go on with it, or fail because this store does not know it. And the repository of a
-# hook, in which Git would look for the commit of another folder.
-LEFT_OVER = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID")
-LEFT_OVER += ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+# Another program's run: MLflow would go on with it, or fail because this store does not know it. And a Git hook's
+# repository, where Git would look for the commit of another folder.
+LEFT_OVER = (
+    *("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID"),
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
+)
 STARTED = ("closedloop", "dvc", "mlflow")  # by name, by us or by tools of ours
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104 - called, not listened on
 

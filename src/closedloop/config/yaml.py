@@ -15,6 +15,9 @@ ALIASES_MAX = 100
 DEPTH_MAX = 50
 # YAML 1.1, which PyYAML reads, takes 1e-1 for text since it has no dot; YAML 1.2, which DVC reads, for a number.
 NUMBER = re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
+# To YAML 1.1 010 is eight and 1:30 is ninety; to YAML 1.2 they are ten and text.
+AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*[:_].*")
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.CSafeLoader):
@@ -34,12 +37,26 @@ class _Loader(yaml.CSafeLoader):
         return mapping
 
 
+def _read_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if AMBIGUOUS.fullmatch(node.value):
+        raise ConfigError(
+            f"line {node.start_mark.line + 1}: {node.value} is one number to YAML 1.1, and another or text to YAML "
+            "1.2: write digits alone, or put it in quotes"
+        )
+    is_float = node.tag.endswith("float")
+    return loader.construct_yaml_float(node) if is_float else loader.construct_yaml_int(node)
+
+
 class _Dumper(yaml.CSafeDumper):
     """PyYAML's safe dumper that quotes what `_Loader` would read as a number."""
 
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+
+
+for _tag in NUMBER_TAGS:
+    _Loader.add_constructor(_tag, _read_number)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

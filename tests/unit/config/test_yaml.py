@@ -121,6 +121,14 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path, text, value):
     assert read_yaml(save(tmp_path, f"a: {text}"))["a"] == value
 
 
+@pytest.mark.parametrize("text", ["010", "-007", "1:30", "190:20:30.15", "1_000", "1_0.5"])
+def test_what_is_one_number_here_and_another_to_dvc_is_refused_unless_it_is_quoted(tmp_path, text):
+    """Of value_set: [01234] nothing was left but 668."""
+    with pytest.raises(ConfigError, match=f"line 2: {text} is one number to YAML 1.1"):
+        read_yaml(save(tmp_path, f"a:\n  b: [{text}]"))
+    assert read_yaml(save(tmp_path, f"a: '{text}'"))["a"] == text
+
+
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="ascii"))
 
 
