@@ -38,6 +38,13 @@ def promote(releases: Releases, version: str, **more: Any) -> None:
     deploy_champion(releases, version, now=NOW, actor="a test", reason="for the test", **more)
 
 
+def test_salts_are_drawn_at_random_where_nobody_gives_any(releases: Releases) -> None:
+    """Of a salt that can be guessed a client foretells who is in the canary."""
+    drawn = [Releases(releases.tracking, releases.journal).draw_salt() for _ in range(20)]
+    assert len(set(drawn)) == 20
+    assert min(map(len, drawn)) >= 32
+
+
 def test_the_first_version_serves_all_and_an_entry_says_so(releases: Releases) -> None:
     promote(releases, "1")
     row = releases.journal.read_deployment(NAME)
