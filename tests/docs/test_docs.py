@@ -20,6 +20,7 @@ from closedloop.config.settings import Settings
 from closedloop.core.evaluation.gates import REMEDIES
 from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.metrics import measure_classification
+from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.features.windows import AGGREGATIONS
 from closedloop.core.release.policy import ReleasePolicy
 from closedloop.core.training.model_types import MODEL_TYPES
@@ -34,6 +35,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 OBSERVABILITY = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+YOUR_DATA = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 # what the rows of the reference's tables are about: the names in their first cells
 CELLS = [row.replace(r"\|", "or").split("|")[1] for row in REFERENCE.splitlines() if row.startswith("|")]
@@ -118,6 +120,13 @@ def test_every_setting_is_in_the_reference(key):
 def test_every_gate_limit_is_in_the_reference_with_its_default(name):
     default = GateLimits.model_fields[name].default
     assert f"| `{name}` | {'null' if default is None else default} |" in REFERENCE
+
+
+@pytest.mark.parametrize("name", [*CustomerValue.model_fields, *KeptCustomer.model_fields])
+def test_every_key_of_a_value_is_described(name):
+    rows = [row for row in YOUR_DATA.splitlines() if row.startswith("| `value.")]
+    said = {"number": "a number"}.get(name, name)
+    assert any(said in row for row in rows)
 
 
 def test_every_gate_has_a_remedy_and_the_reference_says_when_it_blocks():
