@@ -63,3 +63,28 @@ def estimate_gain(labels: npt.ArrayLike, scores: npt.ArrayLike, customers: npt.A
     residuals = np.bincount(owners, gains - mean)
     whole: Calibration = calibrate(score, truth)
     return Gain(mean, float(np.sqrt(residuals @ residuals) / len(gains)), len(residuals), whole.intercept, whole.slope)
+
+
+def score_calibration(labels: npt.ArrayLike, scores: npt.ArrayLike, customers: npt.ArrayLike) -> float:
+    """How many standard errors the outcomes are away from what the scores promised, without a sign.
+
+    The score test of a recalibration's intercept with the variance of the customers' own sums (Boos 1992, "On
+    generalized score tests", The American Statistician 46). Where few rows stand for many it finds a change far sooner
+    than the gain, whose error is that of the few.
+
+    Parameters
+    ----------
+    labels, scores, customers
+        As for `estimate_gain`.
+
+    Examples
+    --------
+    >>> round(score_calibration([1] * 60 + [0] * 40, [0.5] * 100, range(100)), 2)
+    2.0
+    """
+    residuals = np.asarray(labels, dtype=np.float64) - np.asarray(scores, dtype=np.float64)
+    ids = pd.Series(np.asarray(customers, dtype=object))
+    ids = ids.where(ids.notna(), pd.Series([f"row {number}" for number in range(len(ids))]))
+    sums = np.bincount(pd.factorize(ids)[0], residuals)
+    error = float(np.sqrt(sums @ sums))
+    return abs(float(sums.sum())) / error if error else 0.0

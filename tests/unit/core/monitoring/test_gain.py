@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from closedloop.core.monitoring.gain import estimate_gain
+from closedloop.core.monitoring.gain import estimate_gain, score_calibration
 
 
 def draw(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,3 +54,13 @@ def test_one_class_alone_and_missing_customers_give_figures() -> None:
     assert np.isfinite(found).all()
     assert found.customers == 600
     assert found.mean > 0.3
+
+
+def test_a_customers_rows_count_together_in_the_test_of_calibration():
+    """By hand: 30 customers with residuals of 0.5 and 10 with -0.5, each on one row or on ten."""
+    labels, customers = [1] * 30 + [0] * 10, list(range(40))
+    once = score_calibration(labels, [0.5] * 40, customers)
+    assert once == pytest.approx((30 * 0.5 - 10 * 0.5) / (40 * 0.25) ** 0.5)
+    often = score_calibration(labels * 10, [0.5] * 400, customers * 10)
+    assert often == pytest.approx(once)
+    assert score_calibration([0, 1], [0.0, 1.0], ["a", None]) == 0.0
