@@ -58,8 +58,9 @@ SMALL_SHOP: dict[str, Any] = {
 FIXTURE_SECONDS = {"small_shop": 1800, "dvc_shop": 2700}
 
 
-def pytest_collection_finish() -> None:
-    """Let no garbage collection look at modules and collected tests, which stay: statsmodels collects in every call."""
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_older_objects() -> None:
+    """Let no garbage collection look at what former modules left: statsmodels collects in every call, a second each."""
     gc.collect()
     gc.freeze()
 
