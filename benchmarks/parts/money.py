@@ -12,14 +12,15 @@ from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.training.calibration import choose_threshold
 from parts.targets import Target
 
-VALUE = CustomerValue(kept=KeptCustomer(amount_of_days=90, share=0.3), offer_cost=8.0, save_rate=0.2)
+VALUE = CustomerValue(kept=KeptCustomer(amount_of_days=90, share=0.3), offer_cost=1.0, save_rate=0.2)
 EQUAL_LIMIT = 0.05
 
 
 def search_threshold(test: Any, scores: np.ndarray) -> dict[str, float]:
     """What the chosen threshold earns on the test rows, and what the best of all thresholds does."""
     labels = test["churned"].to_numpy()
-    gains = count_profit(labels, read_kept(VALUE.kept, test, ["purchase_sum_90d"]), VALUE)
+    widest = [name for name in test.columns if name.startswith("purchase_sum_")][-1:]  # 90 days in the shop
+    gains = count_profit(labels, read_kept(VALUE.kept, test, widest), VALUE)
     chosen = choose_threshold(labels, scores, "profit", gains)
     earned = {float(each): float(gains[scores >= each].sum()) for each in [*np.unique(scores), 1.1]}
     return {
