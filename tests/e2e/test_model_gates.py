@@ -224,6 +224,7 @@ def leak_nearly(rows):
     return rows.assign(segment=np.where(rows["churned"].to_numpy() ^ wrong, "new", "regular"))
 
 
+@pytest.mark.thorough
 def test_a_column_that_is_nearly_the_label_is_named_and_may_be_allowed(shop):
     edit_rows(shop, PARTS, leak_nearly)
     shop.change_params({"model": {"params": {"max_iter": 20}}})
@@ -244,6 +245,7 @@ def test_a_column_that_is_nearly_the_label_is_named_and_may_be_allowed(shop):
     assert "configs/datasets/shop.yaml: gates.single_column_allowed names segmnt; features of this model are" in output
 
 
+@pytest.mark.thorough
 def test_two_columns_that_are_the_label_together_are_named(shop):
     def edit(rows):
         spread = np.random.default_rng(len(rows)).normal(size=len(rows))

@@ -64,6 +64,7 @@ def follow(project: Project, *words: str) -> list[str]:
     return done
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_each_step_that_is_offered_works_and_is_not_offered_again(shop_copy: Project) -> None:
     before = read_status(shop_copy, "--service", "http://127.0.0.1:9")
