@@ -190,6 +190,14 @@ def build_loop() -> Dashboard:
         .with_row(Row("Retraining and release"))
         .with_panel(draw("Retrainings by state", {"{{state}}": "model_retrainings"}))
         .with_panel(draw("The challenger's share of answers", {"weight": "model_release_weight"}, unit="percentunit"))
+        .with_panel(
+            draw(
+                "Money, in the newest check's window",
+                {"at stake": "money_at_stake", "expected profit of the offers": "money_expected_profit"},
+                about="Empty where the data set's config has no value.",
+                width=24,
+            )
+        )
     )
 
 
