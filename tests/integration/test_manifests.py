@@ -54,7 +54,7 @@ def add_components(root, overlay, *names):
     for name in ("k8s", "configs"):
         shutil.copytree(ROOT / name, root / name, dirs_exist_ok=True)
     with (root / "k8s/overlays" / overlay / "kustomization.yaml").open("a", encoding="utf-8") as file:
-        file.write(f"components: [{', '.join(f'../../components/{name}' for name in names)}]\n")
+        file.write(f"components: [{', '.join(f'../../components/{name}' for name in names)}]\n" if names else "")
     return root / "k8s/overlays" / overlay
 
 
@@ -117,6 +117,30 @@ def test_a_route_of_the_gateway_api_that_leads_nowhere_is_found(with_gateway, pr
         target = target[step]
     target[last] = value
     assert find_problems(resources) == [problem]
+
+
+def test_tools_that_follow_git_leave_a_releases_weights_alone(with_gateway, tmp_path):
+    """Else each of their passes would send all requests to the champion."""
+    argo, flux = (yaml.safe_load((ROOT / f"k8s/gitops/{name}.yaml").read_text("utf-8")) for name in ("argo-cd", "flux"))
+    assert argo["spec"]["source"]["path"] == flux["spec"]["path"].removeprefix("./") == "k8s/overlays/production"
+    place = add_components(tmp_path, "production") / "kustomization.yaml"
+    place.write_text(place.read_text("utf-8") + yaml.safe_dump({"patches": flux["spec"]["patches"]}), encoding="utf-8")
+    annotated = {
+        one["kind"]: one["metadata"]["annotations"]
+        for one in render("production", tmp_path)
+        if "kustomize.toolkit.fluxcd.io/ssa" in one["metadata"].get("annotations", {})
+    }
+    assert annotated == {"VirtualService": {"kustomize.toolkit.fluxcd.io/ssa": "IfNotPresent"}}
+    routes = {one["kind"]: one for one in (*read_overlay("production"), *with_gateway)}
+    for ignored in argo["spec"]["ignoreDifferences"]:
+        found = routes[ignored["kind"]]
+        assert (found["apiVersion"].split("/")[0], found["metadata"]["name"]) == (ignored["group"], ignored["name"])
+        (path,) = ignored["jqPathExpressions"]
+        weights = [found]
+        for step in path.strip(".").split("."):
+            weights = [one[step.removesuffix("[]")] for one in weights]
+            weights = [one for each in weights for one in each] if step.endswith("[]") else weights
+        assert weights == [100, 100, 0]
 
 
 def test_the_operators_rules_are_those_of_prometheus(with_gateway):
