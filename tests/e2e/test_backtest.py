@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 
 from tests.conftest import Project
@@ -90,6 +91,7 @@ def prepare(project: Project, config: dict[str, Any], days: int) -> Path:
     return source
 
 
+@pytest.mark.thorough
 def test_an_event_log_whose_first_model_knew_little_is_retrained_by_the_calendar(project: Project) -> None:
     """Nothing changes, so nothing asks; a model that knows more of the same wins what its interval says."""
     write_orders(prepare(project, ORDERS, DAYS))
@@ -112,6 +114,7 @@ def test_an_event_log_whose_first_model_knew_little_is_retrained_by_the_calendar
     assert "--from 2024-02-10: too few snapshots have closed by then to train a model" in early
 
 
+@pytest.mark.thorough
 def test_a_table_whose_concept_turns_picks_a_policy_that_retrains(project: Project) -> None:
     write_visits(prepare(project, VISITS, 120), turn=60)
     project.run("backtest", "--every", "7", "--retrain-days", "14")

@@ -9,6 +9,8 @@ import pytest
 
 from closedloop.contract import digest_folder
 
+pytestmark = pytest.mark.thorough
+
 SAME = (
     "data/raw",
     "data/daily",

@@ -15,6 +15,8 @@ from dvc.repo import Repo
 
 from tests.browser import keep_pictures, open_browser
 
+pytestmark = pytest.mark.thorough
+
 DRAWN = ("ROC curve", "Precision and recall", "Calibration", "Confusion", "Training curve")
 
 
@@ -137,7 +139,6 @@ def test_plots_open_without_a_network(committed, tmp_path):
     assert min(pictures) > 100
 
 
-@pytest.mark.thorough
 def test_an_experiment_with_another_model_is_compared(committed):
     before = committed.read_json("metrics/eval_metrics.json")["roc_auc"]
     run_dvc(committed.root, "exp", "run", "--name", "linear", "--set-param", "model.type=logistic_regression")

@@ -125,6 +125,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gate", LIMITS)
 def test_a_limit_that_is_missed_fails_its_gate_alone(shop, gate):
     limit, words = LIMITS[gate]
@@ -270,6 +271,7 @@ def make_rare(rate):
     return edit
 
 
+@pytest.mark.thorough
 def test_a_useful_model_of_a_rare_class_passes_and_accuracy_is_reported_only(shop):
     edit_rows(shop, PARTS, make_rare(0.02))
     shop.change_params({"model": {"threshold": "f1"}})
@@ -283,6 +285,7 @@ def test_a_useful_model_of_a_rare_class_passes_and_accuracy_is_reported_only(sho
     assert gates["too_good_roc_auc"]["passed"]
 
 
+@pytest.mark.thorough
 def test_a_leak_into_a_rare_class_is_too_good(shop):
     edit_rows(shop, PARTS, make_rare(0.02))
     edit_rows(shop, PARTS, lambda rows: rows.assign(income=rows["income"] + 1e6 * rows["churned"]))

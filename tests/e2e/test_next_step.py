@@ -86,6 +86,7 @@ def test_each_step_that_is_offered_works_and_is_not_offered_again(shop_copy: Pro
     assert read_status(shop_copy)["next_command"] == "closedloop serve"
 
 
+@pytest.mark.thorough
 def test_a_version_that_was_not_released_is_offered_for_it(shop_copy: Project) -> None:
     (shop_copy.root / "state/operations.db").unlink()
     command = read_status(shop_copy)["next_command"]
@@ -109,6 +110,7 @@ def test_before_anything_ran_the_status_says_how_to_begin(project: Project) -> N
     assert not (project.root / "state").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_that_a_gate_stopped_is_told(shop_copy: Project) -> None:
     (shop_copy.root / "state/operations.db").unlink()
     (shop_copy.root / "metrics/registration.json").unlink()

@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 
+import pytest
+
 from tests.conftest import SOURCE_ROOT
 from tests.http_service import run_service
 
 README = (SOURCE_ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_the_request_of_the_readme_is_answered(small_shop, tmp_path):
     (command,) = re.findall(r"^curl .*$", README, re.MULTILINE)
     assert "http://127.0.0.1:3000/" in command

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 
 def read_registry(shop):
     """Versions by alias, and how many there are."""
@@ -217,7 +219,6 @@ def test_production_refuses_to_promote_without_evidence(weak, monkeypatch):
     assert read_registry(weak)[1] == 1
 
 
-@pytest.mark.thorough
 def test_a_model_that_ranks_better_and_earns_less_is_refused(better):
     """Money lies in the four of a thousand customers who are worth an offer; about these alone it is wrong."""
     better.change_dataset(

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from closedloop.bootstrap import build_features, load_run
 from closedloop.config.dataset import DatasetConfig
+from closedloop.core.evaluation.value import CustomerValue
 from closedloop.workflow import prepare_workspace, print_summary
 from tests.http_service import HttpService
 from tests.online_rows import read_online
@@ -122,7 +123,8 @@ def test_every_key_of_a_config_is_explained_on_the_page():
             r"`([a-z_.]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
         )
     )
-    keys = list_keys(DatasetConfig) - {"source", "columns", "cleaning", "label"}
+    keys = list_keys(DatasetConfig) - {"source", "columns", "cleaning", "label", "value"}
+    keys |= {f"value.{name}" for name in CustomerValue.model_fields}
     assert keys - explained == set()
     assert {key for key in explained if "." in key} - keys == set()
 

@@ -77,6 +77,7 @@ def test_outcomes_that_scores_do_not_announce_ask_for_a_retraining(folder):
     assert read_figures(folder)["realised_accuracy"] < 0.5
 
 
+@pytest.mark.thorough
 def test_a_window_that_stays_too_small_ends_with_a_status_of_its_own_until_it_is_larger(folder):
     for day in ("2024-03-01", "2024-04-15"):
         assert attach(folder, make_rows(100, 8), day, "--fail-on", "watch").startswith("none: 100 customers")

@@ -77,6 +77,7 @@ PAGE = Path(__file__).parents[2] / "docs/replace.md"
 OWN = "my_types.extra_trees"
 
 
+@pytest.mark.thorough
 def test_a_model_type_of_ones_own_is_the_one_file_of_the_page(tmp_path, make_project, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "my_types").mkdir()

@@ -21,6 +21,8 @@ from closedloop.stages.parts.challengers import choose_challenger
 from closedloop.stages.parts.fitting import fit
 from closedloop.stages.training_set import PARTS, assign_parts
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 DAYS, PER_DAY, TURN, NOW = 400, 40, 280, 340
 FIRST = pd.Timestamp("2024-01-01", tz="UTC")

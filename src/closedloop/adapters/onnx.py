@@ -77,7 +77,7 @@ def measure_parity(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, 
     return Parity(worst, int((differences > PARITY_LIMIT).sum()), len(differences))
 
 
-def measure_latency_ratio(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, *, rows: int = 200) -> float:
+def measure_latency_ratio(pipeline: Pipeline, scorer: OnnxScorer, frame: pd.DataFrame, *, rows: int = 100) -> float:
     """Divide the graph's median time for one row by the pipeline's; below 1 the graph is quicker.
 
     The two take turns row by row, so that a busy moment hits both. As when they serve, the pipeline gets a frame of one

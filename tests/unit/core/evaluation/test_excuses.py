@@ -24,6 +24,7 @@ NEVER_EXCUSED = {
     "onnx_parity_train",
     "onnx_parity_test",
     "feature_cutoff",
+    "profit",
 }
 
 
