@@ -34,6 +34,20 @@ def read_log(shop):
     return found
 
 
+def test_without_a_file_everybody_who_is_active_at_the_date_is_scored(shop_copy):
+    """The same customers and scores as of the file that the training's features have of that day, without that file."""
+    given = ("score", "--input", SNAPSHOT, "--output", "given.csv", "--no-log")
+    shop_copy.run(*given)
+    (shop_copy.root / SNAPSHOT).unlink()
+    shop_copy.run("score", "--as-of", "2024-01-01", "--output", "active.csv")
+    active, expected = (pd.read_csv(shop_copy.root / f"{name}.csv", dtype=str) for name in ("active", "given"))
+    scored = ["customer_id", "score", "decision", "model_version"]
+    pd.testing.assert_frame_equal(active[scored], expected[scored])
+    assert {f"{one.predicted_at:%Y-%m-%d}" for one in read_log(shop_copy)} == {"2024-01-01"}
+    said = shop_copy.run("score", "--output", "active.csv", status=1).output
+    assert "--input: name a file or a table; without one --as-of DATE scores all who are active then" in said
+
+
 def test_files_and_tables_are_scored_as_the_service_scores_them(shop_copy):
     rows = pd.read_parquet(shop_copy.root / SNAPSHOT)
     said = shop_copy.run("score", "--input", SNAPSHOT, "--output", "scores.csv").output

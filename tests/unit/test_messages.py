@@ -44,6 +44,7 @@ PRINTED_BY = {
     "loop/backtest/history.py: --horizon-days": ("backtest",),
     "cli/campaign.py: --capacity": ("campaign start",),
     "cli/campaign.py: --started": ("campaign report",),
+    "cli/serving.py: --input": ("score",),
     "loop/campaigns/report.py: --as-of": ("outcomes",),
     "loop/campaigns/start.py: --segment": ("campaign start",),
     "store/actions.py: --capacity": ("campaign start",),

@@ -108,7 +108,7 @@ def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int
         clock=lambda: day,
         reasons=reasons,
     )
-    work_dir = settings.locate("state/campaigns") / context.dataset.model_name
+    work_dir = settings.locate("state/active") / context.dataset.model_name
     with build_engine(context) as engine:
         return score_customers(
             context.params,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +29,10 @@ from closedloop.cli.options import (
     read_now,
 )
 from closedloop.errors import ConfigError, ServiceUnavailable, count_noun
+
+if TYPE_CHECKING:
+    from closedloop.bootstrap import RunContext
+    from closedloop.scoring.batch import BatchOptions
 
 app = typer.Typer()
 edge_app = typer.Typer(
@@ -90,8 +97,13 @@ def stream(
 
 @app.command(rich_help_panel=SERVING)
 def score(
-    source: Annotated[str, typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE.")],
     target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE; left out: all who are active at --as-of."
+        ),
+    ] = None,
     params: ParamsOption = PARAMS,
     model: ModelOption = None,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
@@ -103,33 +115,62 @@ def score(
         int, typer.Option(min=0, max=REASONS_MAX, help="Give each score this many reasons, the strongest first.")
     ] = 0,
 ) -> None:
-    """Score a file or a database table with the released model."""
-    from closedloop.bootstrap import build_predictions, load_run, locate_serving_state, open_slot
-    from closedloop.scoring.batch import BatchOptions, score_batch
-    from closedloop.serving.worker import read_id_key
+    """Score a file, a database table, or everybody who is active at a date, with the released model."""
+    from closedloop.bootstrap import load_run, locate_serving_state, open_slot
+    from closedloop.scoring.batch import score_batch
 
+    if source is None and as_of is None:
+        raise ConfigError("--input: name a file or a table; without one --as-of DATE scores all who are active then")
     day = None if as_of is None else read_date("--as-of", as_of)
-    context = load_run(params)
-    state_dir, store = locate_serving_state(context), build_predictions(context)
+    context = load_run(params, overrides={"as_of": as_of} if source is None else None)
     if log:
         context.database.upgrade()
+    options = _build_options(context, source, day, resume=resume, log=log, reasons=reasons)
+    with open_slot(context, check_model(model)) as slot, _find_rows(context, source) as rows:
+        found = score_batch(rows, locate_given(target), slot, options, state_dir=locate_serving_state(context))
+    rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
+    typer.echo(f"{found.scored:,} of {count_noun(found.rows, 'row')} scored{rejected}", err=True)
+
+
+def _build_options(
+    context: RunContext, source: str | None, day: dt.date | None, *, resume: bool, log: bool, reasons: int
+) -> BatchOptions:
+    from closedloop.bootstrap import build_predictions, locate_serving_state
+    from closedloop.scoring.batch import BatchOptions
+    from closedloop.serving.worker import read_id_key
+
     options = BatchOptions(
         range_margin=context.settings.serving.range_margin,
-        id_key=read_id_key(state_dir, context.settings.serving.id_key),
-        store=store if log else None,
-        id_column=context.dataset.columns.entity_id,
+        id_key=read_id_key(locate_serving_state(context), context.settings.serving.id_key),
+        store=build_predictions(context) if log else None,
         threads=context.settings.engine.threads,
         resume=resume,
         show_progress=True,
         clock=read_now if day is None else lambda: dt.datetime.combine(day, dt.time(), dt.UTC),
         reasons=reasons,
-        source=context.dataset.source,
-        rename=context.dataset.columns.rename,
     )
-    with open_slot(context, check_model(model)) as slot:
-        found = score_batch(locate_given(source), locate_given(target), slot, options, state_dir=state_dir)
-    rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
-    typer.echo(f"{found.scored:,} of {count_noun(found.rows, 'row')} scored{rejected}", err=True)
+    if source is None:
+        return options
+    columns = context.dataset.columns
+    return replace(options, id_column=columns.entity_id, source=context.dataset.source, rename=columns.rename)
+
+
+@contextlib.contextmanager
+def _find_rows(context: RunContext, source: str | None) -> Iterator[str]:
+    """The given source; without one, the feature rows of all who are active at ``as_of``, held while they are read."""
+    if source is not None:
+        yield locate_given(source)
+        return
+    from closedloop.bootstrap import build_engine, build_features, hold_working_files
+    from closedloop.stages.refresh import compute_newest
+
+    work_dir = context.settings.locate("state/active") / context.dataset.model_name
+    with hold_working_files(context):
+        with build_engine(context) as engine:
+            folder, newest = compute_newest(
+                context.params, context.dataset, build_features(context), engine, work_dir=work_dir
+            )
+        yield str(folder / f"{newest:%Y-%m-%d}.parquet")
 
 
 @edge_app.command("export")

@@ -21,7 +21,7 @@ from closedloop.store.predictions import list_spellings
 WAIT_SECONDS = 10
 SCAN_KEYS = 10_000
 PUBLISHING_SECONDS_MAX = 3_600
-WORKING_DIRS = ("state/refresh", "state/outcomes", "state/campaigns")
+WORKING_DIRS = ("state/refresh", "state/outcomes", "state/active")
 WITH_KEYS = (
     "SELECT t.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' AND c.name = 'entity_key'"
 )

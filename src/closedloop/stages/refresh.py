@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +34,36 @@ def refresh(
     GateFailed
         If the data gate, the freshness gate or the skew gate says no.
     """
+    folder, newest = compute_newest(params, dataset, features, engine, work_dir=work_dir)
+    features.publish(folder)
+    return materialize_newest(features, folder, newest=newest, seed=params.seed)
+
+
+def compute_newest(
+    params: Params, dataset: DatasetConfig, features: Features, engine: Engine, *, work_dir: Path
+) -> tuple[Path, dt.datetime]:
+    """Compute the features of everybody who is active at ``params.as_of``; a table without days has all its rows.
+
+    Returns
+    -------
+    folder, newest
+        The folder of feature rows, one file a snapshot, and its newest snapshot.
+
+    Raises
+    ------
+    GateFailed
+        If the data gate or the freshness gate says no.
+    """
     layout = locate_work(work_dir)
     ingest_tables(params, dataset, layout)
-    snapshots = None if dataset.kind == "table" else [params.as_of_at]
-    compute_features(params, dataset, engine, layout, snapshots=snapshots)
+    compute_features(params, dataset, engine, layout, snapshots=None if dataset.kind == "table" else [params.as_of_at])
     newest = find_newest_snapshot(layout.features)
     check_freshness(features, newest=newest, events_dir=layout.raw / "events", as_of=params.as_of_at)
-    features.publish(layout.features)
-    return materialize_newest(features, layout.features, newest=newest, seed=params.seed)
+    return layout.features, newest
 
 
 def locate_work(folder: Path) -> Layout:
-    """The working tables of `closedloop refresh` and `closedloop outcomes`."""
+    """The working tables of what computes as of a date outside of dvc.yaml's graph."""
     return Layout(
         raw=folder / "raw",
         ingest_metrics=folder / "ingest.json",

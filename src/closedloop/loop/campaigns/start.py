@@ -19,9 +19,8 @@ from closedloop.errors import ConfigError
 from closedloop.files import write_text
 from closedloop.records import digest_position
 from closedloop.scoring.batch import BatchOptions, score_batch
-from closedloop.stages.features import compute_features
-from closedloop.stages.parts.online import CUSTOMER, check_freshness, find_newest_snapshot
-from closedloop.stages.refresh import ingest_tables, locate_work
+from closedloop.stages.parts.online import CUSTOMER
+from closedloop.stages.refresh import compute_newest
 from closedloop.store.actions import Action, Actions, Campaign, name_campaign, require_same
 from closedloop.tabular.row_tables import find_table, insert_rows
 from closedloop.tabular.rows import require_suffix
@@ -143,12 +142,8 @@ def score_customers(
     GateFailed
         If the data gate or the freshness gate says no.
     """
-    layout = locate_work(work_dir)
-    ingest_tables(params, dataset, layout)
-    compute_features(params, dataset, engine, layout, snapshots=None if dataset.kind == "table" else [params.as_of_at])
-    newest = find_newest_snapshot(layout.features)
-    check_freshness(features, newest=newest, events_dir=layout.raw / "events", as_of=params.as_of_at)
-    rows, target = layout.features / f"{newest:%Y-%m-%d}.parquet", work_dir / "scores.parquet"
+    folder, newest = compute_newest(params, dataset, features, engine, work_dir=work_dir)
+    rows, target = folder / f"{newest:%Y-%m-%d}.parquet", work_dir / "scores.parquet"
     people = read_table(rows, made_by="closedloop features")
     if segment is not None and segment not in people:
         raise ConfigError(f"--segment {segment}: no such column; there are {', '.join(people.columns[2:])}")
