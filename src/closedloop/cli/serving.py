@@ -100,9 +100,7 @@ def score(
     target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
     source: Annotated[
         str | None,
-        typer.Option(
-            "--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE; left out: all who are active at --as-of."
-        ),
+        typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE; default: all active at --as-of."),
     ] = None,
     params: ParamsOption = PARAMS,
     model: ModelOption = None,
@@ -115,7 +113,7 @@ def score(
         int, typer.Option(min=0, max=REASONS_MAX, help="Give each score this many reasons, the strongest first.")
     ] = 0,
 ) -> None:
-    """Score a file, a database table, or everybody who is active at a date, with the released model."""
+    """Score a file, a database table, or all who are active at a date, with the released model."""
     from closedloop.bootstrap import load_run, locate_serving_state, open_slot
     from closedloop.scoring.batch import score_batch
 
