@@ -387,11 +387,16 @@ def open_slot(run: RunContext, model_dir: Path | None) -> Iterator[Slot]:
 
 @contextmanager
 def hold_working_files(run: RunContext) -> Iterator[None]:
-    """Hold the lock on the working files of `refresh` and `outcomes`: one process at a time writes or reads them."""
+    """Hold the lock on the working files outside of dvc.yaml's graph: one process at a time writes or reads them."""
     from closedloop.files import wait_for_lock
 
     with wait_for_lock(run.settings.locate("state/working.lock")):
         yield
+
+
+def locate_active(run: RunContext) -> Path:
+    """The working files of what scores all active customers; `hold_working_files` guards them."""
+    return run.settings.locate("state/active") / run.dataset.model_name
 
 
 def locate_serving_state(run: RunContext) -> Path:

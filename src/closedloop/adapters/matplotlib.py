@@ -259,7 +259,7 @@ def draw_effects(path: Path, groups: Mapping[str, Mapping[str, Effect]]) -> Path
         axes.set_yticks(range(len(shown)), [name for name, _ in shown])
         axes.invert_yaxis()
         axes.set_xlabel(
-            "customers kept of 100 treated, with the 95 % interval\ngreen: kept, red: lost, black: undecided"
+            "customers kept of 100 treated, with the 95% interval\ngreen: kept, red: lost, black: undecided"
         )
         axes.set_title("What the campaign changed")
     return path

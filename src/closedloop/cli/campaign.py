@@ -94,7 +94,13 @@ def _read_capacity(given: int | None, context: RunContext) -> int:
 
 
 def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> pd.DataFrame:
-    from closedloop.bootstrap import build_engine, build_features, build_predictions, locate_serving_state
+    from closedloop.bootstrap import (
+        build_engine,
+        build_features,
+        build_predictions,
+        locate_active,
+        locate_serving_state,
+    )
     from closedloop.loop.campaigns.start import score_customers
     from closedloop.scoring.batch import BatchOptions
     from closedloop.serving.worker import read_id_key
@@ -108,7 +114,6 @@ def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int
         clock=lambda: day,
         reasons=reasons,
     )
-    work_dir = settings.locate("state/active") / context.dataset.model_name
     with build_engine(context) as engine:
         return score_customers(
             context.params,
@@ -118,7 +123,7 @@ def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int
             slot,
             options,
             segment=segment,
-            work_dir=work_dir,
+            work_dir=locate_active(context),
         )
 
 

@@ -159,14 +159,13 @@ def _find_rows(context: RunContext, source: str | None) -> Iterator[str]:
     if source is not None:
         yield locate_given(source)
         return
-    from closedloop.bootstrap import build_engine, build_features, hold_working_files
+    from closedloop.bootstrap import build_engine, build_features, hold_working_files, locate_active
     from closedloop.stages.refresh import compute_newest
 
-    work_dir = context.settings.locate("state/active") / context.dataset.model_name
     with hold_working_files(context):
         with build_engine(context) as engine:
             folder, newest = compute_newest(
-                context.params, context.dataset, build_features(context), engine, work_dir=work_dir
+                context.params, context.dataset, build_features(context), engine, work_dir=locate_active(context)
             )
         yield str(folder / f"{newest:%Y-%m-%d}.parquet")
 

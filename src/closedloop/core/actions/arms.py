@@ -14,9 +14,9 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
     """The customers of a campaign with their arms, the best first.
 
     So many are chosen that ``capacity`` of them can be treated beside the hold-out. The hold-out are those with the
-    lowest salted hash of their id: a random sample without replacement of fixed size, which nobody who knows a customer
-    can steer, and which is the same whenever it is drawn. By expected value, only customers with one above 0 are
-    chosen.
+    lowest salted hash of their id: a random sample without replacement of fixed size, which depends on nothing else
+    that is known of a customer, and which is the same whenever it is drawn. The salt is no secret: whoever may choose
+    ids may choose arms. By expected value, only customers with one above 0 are chosen.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ Verdict = Literal["kept", "harmed", "undecided", "cannot tell"]
 
 
 class Estimate(NamedTuple):
-    """A figure with the ends of its 95 % interval."""
+    """A figure with the ends of its 95% interval."""
 
     value: float
     low: float
@@ -141,4 +141,4 @@ def describe_effect(effect: Effect) -> list[str]:
 
 
 def _show(estimate: Estimate, form: str) -> str:
-    return f"{estimate.value:{form}} (95 % interval {estimate.low:{form}} to {estimate.high:{form}})"
+    return f"{estimate.value:{form}} (95% interval {estimate.low:{form}} to {estimate.high:{form}})"
