@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-RESTORED = ("configs", "data/training", "models", "params.yaml")
+RESTORED = ("configs", "data/training", "metrics", "models", "params.yaml", "reports")
 PARTS = ("train", "validation", "test")
 
 
@@ -20,7 +20,7 @@ def module_shop(small_shop, tmp_path_factory):
 
 @pytest.fixture
 def shop(module_shop, tmp_path):
-    """The small shop with its trained model; what a test changes in data, models and config is put back."""
+    """The small shop with its trained model; what a test changes is put back, what it found out too."""
     for name in RESTORED:
         source = module_shop.root / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name.replace("/", "_"))
