@@ -257,7 +257,7 @@ def wait_for_drain(server: Server) -> None:
     port = server.environment.get("CLOSEDLOOP_SERVING__METRICS_PORT")
     end = time.monotonic() + READY_SECONDS
     while port:
-        totals = {"model_predictions_total": 0.0, "prediction_rows_total": 0.0}
+        totals = {"closedloop_model_predictions_total": 0.0, "closedloop_prediction_rows_total": 0.0}
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
         with contextlib.suppress(OSError), contextlib.closing(connection):
             connection.request("GET", "/metrics")
@@ -265,7 +265,7 @@ def wait_for_drain(server: Server) -> None:
                 name = line.partition("{")[0]
                 if name in totals:
                     totals[name] += float(line.split()[-1])
-            if totals["prediction_rows_total"] == totals["model_predictions_total"] > 0:
+            if totals["closedloop_prediction_rows_total"] == totals["closedloop_model_predictions_total"] > 0:
                 return
         if time.monotonic() > end:
             raise SystemExit(f"{server.name}: of what it logged, {totals}, not all was stored in {READY_SECONDS} s")

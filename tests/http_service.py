@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -93,18 +94,22 @@ class HttpService:
             return answer.status, json.loads(answer.read())
 
     def read_metric(self, series: str) -> float:
-        """The value of a series, as the live page writes it, once it is there: the agent comes after the workers."""
+        """The value of a series on the live page, once it is there: the agent comes after the workers.
+
+        The series has the name and the labels that the code counts by; on the page are a prefix and the model's name.
+        """
+        name, _, labels = series.rstrip("}").partition("{")
+        pattern = re.compile(rf'closedloop_{name}{{model_name="[^"]+"{"," * bool(labels)}{re.escape(labels)}}} (\S+)')
 
         def read() -> str | None:
             connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=DEADLINE_SECONDS)
             with contextlib.closing(connection), contextlib.suppress(OSError):
                 connection.request("GET", "/metrics")
                 lines = connection.getresponse().read().decode().splitlines()
-                return next((line for line in lines if line.startswith(f"{series} ")), None)
+                return next((found[1] for found in map(pattern.fullmatch, lines) if found), None)
             return None
 
-        found: str = wait_until(read, f"a value of {series}")
-        return float(found.rpartition(" ")[2])
+        return float(wait_until(read, f"a value of {series}"))
 
     def find_children(self, word: str) -> list[int]:
         """The ids of the server's own processes whose commands have this word (on Linux)."""

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from grafana_foundation_sdk.builders.common import ReduceDataOptions
-from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, Row, ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    DatasourceVariable,
+    QueryVariable,
+    Row,
+    ThresholdsConfig,
+)
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.timeseries import Panel as TimeSeries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import BigValueColorMode, BigValueTextMode
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold, VariableRefresh
 
 FOLDER = Path(__file__).parents[1] / "base/observability/dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 GREEN, YELLOW, RED = "green", "yellow", "red"
 RATE = "[$__rate_interval]"
-SERVED = 'model_predictions_total{variant=~"champion|canary"}'
+SERVED = 'closedloop_model_predictions_total{variant=~"champion|canary"}'
+METRIC = re.compile(r"(closedloop_\w+)(\{?)")
+MODELS = 'label_values({__name__=~"closedloop_operations_store_up|closedloop_spool_depth_bytes"}, model_name)'
 Queries = dict[str, str]  # {legend: expression}
 Steps = dict[float | None, str]  # {from this value on: colour}
+
+
+def ask(expression: str) -> Dataquery:
+    """A query about the series of the model that is chosen in the dashboard."""
+    return Dataquery().expr(
+        METRIC.sub(lambda found: f'{found[1]}{{model_name="$model"{", " if found[2] else "}"}', expression)
+    )
 
 
 def draw(title: str, queries: Queries, *, unit: str = "short", about: str = "", width: int = 12) -> TimeSeries:
     """Lines over time."""
     panel = TimeSeries().title(title).description(about).datasource(SOURCE).unit(unit).span(width).height(8)
     for number, (legend, expression) in enumerate(queries.items()):
-        query = Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + number))
+        query = ask(expression).legend_format(legend).ref_id(chr(ord("A") + number))
         panel = panel.with_target(query.datasource(SOURCE))
     return panel
 
@@ -35,7 +51,7 @@ def show(
     title: str, expression: str, *, unit: str = "short", steps: Steps | None = None, label: str = "", about: str = ""
 ) -> Stat:
     """One figure as it is now, or the value of a label."""
-    query = Dataquery().expr(expression).instant().legend_format(f"{{{{{label}}}}}" if label else "").ref_id("A")
+    query = ask(expression).instant().legend_format(f"{{{{{label}}}}}" if label else "").ref_id("A")
     colours = [Threshold(value, colour) for value, colour in (steps or {None: "text"}).items()]
     panel = Stat().title(title).description(about).datasource(SOURCE).unit(unit).span(4).height(4)
     if label:
@@ -49,31 +65,42 @@ def show(
 
 
 def begin(name: str, title: str) -> Dashboard:
-    """A dashboard whose data source is chosen in it."""
-    variable = DatasourceVariable("source").label("Prometheus").type("prometheus")
+    """A dashboard in which data source and model are chosen."""
+    source = DatasourceVariable("source").label("Prometheus").type("prometheus")
+    model = QueryVariable("model").label("Model").datasource(SOURCE).query(MODELS)
+    model = model.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
     board = Dashboard(f"closedloop: {title}").uid(f"closedloop-{name}").tags(["closedloop"]).readonly()
-    return board.with_variable(variable).refresh("1m").time("now-24h", "now").timezone("utc")
+    return board.with_variable(source).with_variable(model).refresh("1m").time("now-24h", "now").timezone("utc")
 
 
 def build_serving() -> Dashboard:
     """What the service answers, and how fast."""
-    requests = f"prediction_requests_total{RATE}"
+    requests = f"closedloop_prediction_requests_total{RATE}"
     quantile = "histogram_quantile({}, sum by (le) (rate({}_bucket" + RATE + ")))"
     spread = {
-        f"p{share * 100:g}": quantile.format(share, "prediction_request_latency_seconds") for share in (0.5, 0.95, 0.99)
+        f"p{share * 100:g}": quantile.format(share, "closedloop_prediction_request_latency_seconds")
+        for share in (0.5, 0.95, 0.99)
     }
-    failing = f'(sum(rate(prediction_requests_total{{status=~"5.."}}{RATE})) or vector(0)) / sum(rate({requests}))'
-    by_version = f"sum by (model_version, variant) (rate(model_predictions_total{RATE}))"
+    failing = (
+        f'(sum(rate(closedloop_prediction_requests_total{{status=~"5.."}}{RATE})) or vector(0)) / sum(rate({requests}))'
+    )
+    unstored = f'sum(rate(closedloop_prediction_rows_total{{result!="stored"}}{RATE}))'
+    by_version = f"sum by (model_version, variant) (rate(closedloop_model_predictions_total{RATE}))"
     return (
         begin("serving", "serving")
         .with_row(Row("Now"))
-        .with_panel(show("Champion", 'model_slot_info{variant="champion"}', label="model_version"))
+        .with_panel(show("Champion", 'closedloop_model_slot_info{variant="champion"}', label="model_version"))
         .with_panel(show("Replicas up", 'sum(up{job="closedloop-service"})', steps={None: RED, 1: GREEN}))
         .with_panel(show("Requests", f"sum(rate({requests}))", unit="reqps"))
         .with_panel(show("Failing", failing, unit="percentunit", steps={None: GREEN, 0.001: YELLOW, 0.01: RED}))
         .with_panel(show("p99", spread["p99"], unit="s", steps={None: GREEN, 0.05: YELLOW, 0.1: RED}))
         .with_panel(
-            show("Waiting for the store", "sum(spool_depth_bytes)", unit="bytes", steps={None: GREEN, 5e7: RED})
+            show(
+                "Waiting for the store",
+                "sum(closedloop_spool_depth_bytes)",
+                unit="bytes",
+                steps={None: GREEN, 5e7: RED},
+            )
         )
         .with_row(Row("Requests"))
         .with_panel(draw("Requests by status", {"{{status}}": f"sum by (status) (rate({requests}))"}, unit="reqps"))
@@ -83,7 +110,10 @@ def build_serving() -> Dashboard:
         .with_panel(
             draw(
                 "Time in the model, per row",
-                {f"p{q * 100:g}": quantile.format(q, "model_prediction_latency_seconds") for q in (0.5, 0.99)},
+                {
+                    f"p{q * 100:g}": quantile.format(q, "closedloop_model_prediction_latency_seconds")
+                    for q in (0.5, 0.99)
+                },
                 unit="s",
             )
         )
@@ -91,9 +121,9 @@ def build_serving() -> Dashboard:
             draw(
                 "What went wrong",
                 {
-                    "rows that a model failed": f"sum(rate(model_errors_total{RATE})) or vector(0)",
-                    "versions refused": f"sum(rate(models_refused_total{RATE})) or vector(0)",
-                    "lines not stored": f'sum(rate(prediction_rows_total{{result!="stored"}}{RATE})) or vector(0)',
+                    "rows that a model failed": f"sum(rate(closedloop_model_errors_total{RATE})) or vector(0)",
+                    "versions refused": f"sum(rate(closedloop_models_refused_total{RATE})) or vector(0)",
+                    "lines not stored": f"{unstored} or vector(0)",
                 },
                 unit="ops",
             )
@@ -102,8 +132,8 @@ def build_serving() -> Dashboard:
             draw(
                 "Into the operations store",
                 {
-                    "predictions stored": f'sum(rate(prediction_rows_total{{result="stored"}}{RATE}))',
-                    "outcomes {{result}}": f"sum by (result) (rate(outcomes_total{RATE}))",
+                    "predictions stored": f'sum(rate(closedloop_prediction_rows_total{{result="stored"}}{RATE}))',
+                    "outcomes {{result}}": f"sum by (result) (rate(closedloop_outcomes_total{RATE}))",
                 },
                 unit="ops",
             )
@@ -113,27 +143,31 @@ def build_serving() -> Dashboard:
 
 def build_model_health() -> Dashboard:
     """Whether the model still holds."""
-    churning = f'sum(rate(model_predictions_total{{variant=~"champion|canary", prediction_class="1"}}{RATE}))'
-    missing = f'sum by (feature_name) (rate(feature_categories_total{{category="missing"}}{RATE}))'
-    far = f'sum by (feature_name) (rate(feature_distribution_bucket{{le="%s"}}{RATE}))'
+    churning = (
+        f'sum(rate(closedloop_model_predictions_total{{variant=~"champion|canary", prediction_class="1"}}{RATE}))'
+    )
+    missing = f'sum by (feature_name) (rate(closedloop_feature_categories_total{{category="missing"}}{RATE}))'
+    far = f'sum by (feature_name) (rate(closedloop_feature_distribution_bucket{{le="%s"}}{RATE}))'
     outside = f"1 - ({far % '3.0'} - {far % '-3.0'}) / {far % '+Inf'}"
     return (
         begin("model-health", "model health")
         .with_row(Row("Now"))
-        .with_panel(show("Verdict", "monitor_verdict == 1", label="verdict"))
-        .with_panel(show("Accuracy, estimated", "model_accuracy_estimated", unit="percentunit"))
-        .with_panel(show("Accuracy, last outcomes", "model_accuracy_rolling", unit="percentunit"))
-        .with_panel(show("Accuracy, reference", "model_accuracy_reference", unit="percentunit"))
-        .with_panel(show("Drifted features", "sum(data_drift_alarm)", steps={None: GREEN, 1: YELLOW}))
-        .with_panel(show("Outcomes known", "label_maturity_ratio", unit="percentunit", steps={None: RED, 0.5: GREEN}))
+        .with_panel(show("Verdict", "closedloop_monitor_verdict == 1", label="verdict"))
+        .with_panel(show("Accuracy, estimated", "closedloop_model_accuracy_estimated", unit="percentunit"))
+        .with_panel(show("Accuracy, last outcomes", "closedloop_model_accuracy_rolling", unit="percentunit"))
+        .with_panel(show("Accuracy, reference", "closedloop_model_accuracy_reference", unit="percentunit"))
+        .with_panel(show("Drifted features", "sum(closedloop_data_drift_alarm)", steps={None: GREEN, 1: YELLOW}))
+        .with_panel(
+            show("Outcomes known", "closedloop_label_maturity_ratio", unit="percentunit", steps={None: RED, 0.5: GREEN})
+        )
         .with_row(Row("Performance"))
         .with_panel(
             draw(
                 "Accuracy",
                 {
-                    "estimated, before labels": "model_accuracy_estimated",
-                    "last 1,000 outcomes": "model_accuracy_rolling",
-                    "reference": "model_accuracy_reference",
+                    "estimated, before labels": "closedloop_model_accuracy_estimated",
+                    "last 1,000 outcomes": "closedloop_model_accuracy_rolling",
+                    "reference": "closedloop_model_accuracy_reference",
                 },
                 unit="percentunit",
             )
@@ -141,12 +175,15 @@ def build_model_health() -> Dashboard:
         .with_panel(
             draw(
                 "Brier score",
-                {"realised": "model_brier_realised", "expected of the same rows": "model_brier_expected"},
+                {
+                    "realised": "closedloop_model_brier_realised",
+                    "expected of the same rows": "closedloop_model_brier_expected",
+                },
                 about="Both worse: harder customers. Only the realised one worse: the model is out of date.",
             )
         )
         .with_row(Row("Data"))
-        .with_panel(draw("Drift, by feature", {"{{feature_name}}": "data_drift_score"}))
+        .with_panel(draw("Drift, by feature", {"{{feature_name}}": "closedloop_data_drift_score"}))
         .with_panel(
             draw("Predicted to churn", {"share": f"{churning} / sum(rate({SERVED}{RATE}))"}, unit="percentunit")
         )
@@ -161,39 +198,55 @@ def build_loop() -> Dashboard:
     return (
         begin("loop", "loop")
         .with_row(Row("Now"))
-        .with_panel(show("Champion", "model_champion_info", label="model_version"))
-        .with_panel(show("Serves since", "model_champion_age_seconds", unit="s"))
-        .with_panel(show("Release", "model_release_step_info", label="step", about="Empty: nothing is being released."))
+        .with_panel(show("Champion", "closedloop_model_champion_info", label="model_version"))
+        .with_panel(show("Serves since", "closedloop_model_champion_age_seconds", unit="s"))
         .with_panel(
             show(
-                "Last check", "monitor_check_age_seconds", unit="s", steps={None: GREEN, day: YELLOW, 26 * 3600.0: RED}
+                "Release", "closedloop_model_release_step_info", label="step", about="Empty: nothing is being released."
             )
         )
-        .with_panel(show("Newest retraining", "model_retraining_state == 1", label="state"))
-        .with_panel(show("Operations store", "operations_store_up", steps={None: RED, 1: GREEN}))
+        .with_panel(
+            show(
+                "Last check",
+                "closedloop_monitor_check_age_seconds",
+                unit="s",
+                steps={None: GREEN, day: YELLOW, 26 * 3600.0: RED},
+            )
+        )
+        .with_panel(show("Newest retraining", "closedloop_model_retraining_state == 1", label="state"))
+        .with_panel(show("Operations store", "closedloop_operations_store_up", steps={None: RED, 1: GREEN}))
         .with_row(Row("Monitor"))
-        .with_panel(draw("Verdict", {"{{verdict}}": "monitor_verdict"}))
+        .with_panel(draw("Verdict", {"{{verdict}}": "closedloop_monitor_verdict"}))
         .with_panel(
             draw(
                 "Ages",
                 {
-                    "check": "monitor_check_age_seconds",
-                    "too little to judge": "monitor_judged_age_seconds",
-                    "features": "feature_age_seconds",
-                    "open retraining": "model_retraining_open_age_seconds",
+                    "check": "closedloop_monitor_check_age_seconds",
+                    "too little to judge": "closedloop_monitor_judged_age_seconds",
+                    "features": "closedloop_feature_age_seconds",
+                    "open retraining": "closedloop_model_retraining_open_age_seconds",
                 },
                 unit="s",
             )
         )
-        .with_panel(draw("Predictions in the newest check's window", {"predictions": "monitor_check_predictions"}))
-        .with_panel(draw("Outcomes known, of closed horizons", {"share": "label_maturity_ratio"}, unit="percentunit"))
+        .with_panel(
+            draw("Predictions in the newest check's window", {"predictions": "closedloop_monitor_check_predictions"})
+        )
+        .with_panel(
+            draw("Outcomes known, of closed horizons", {"share": "closedloop_label_maturity_ratio"}, unit="percentunit")
+        )
         .with_row(Row("Retraining and release"))
-        .with_panel(draw("Retrainings by state", {"{{state}}": "model_retrainings"}))
-        .with_panel(draw("The challenger's share of answers", {"weight": "model_release_weight"}, unit="percentunit"))
+        .with_panel(draw("Retrainings by state", {"{{state}}": "closedloop_model_retrainings"}))
+        .with_panel(
+            draw("The challenger's share of answers", {"weight": "closedloop_model_release_weight"}, unit="percentunit")
+        )
         .with_panel(
             draw(
                 "Money, in the newest check's window",
-                {"at stake": "money_at_stake", "expected profit of the offers": "money_expected_profit"},
+                {
+                    "at stake": "closedloop_money_at_stake",
+                    "expected profit of the offers": "closedloop_money_expected_profit",
+                },
                 about="Empty where the data set's config has no value.",
                 width=24,
             )

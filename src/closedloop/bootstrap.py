@@ -332,7 +332,8 @@ def _build_error_counts(run: RunContext) -> ErrorCounts:
     from closedloop.adapters.prometheus import ErrorCounts
 
     settings = run.settings.release
-    return ErrorCounts(settings.prometheus, locate_service(run).metrics_page, settings.prometheus_matchers)
+    matchers = ",".join(filter(None, (f'model_name="{run.dataset.model_name}"', settings.prometheus_matchers)))
+    return ErrorCounts(settings.prometheus, locate_service(run).metrics_page, matchers)
 
 
 class ServiceAddress(NamedTuple):

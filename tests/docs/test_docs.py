@@ -26,6 +26,7 @@ from closedloop.core.release.policy import ReleasePolicy
 from closedloop.core.training.model_types import MODEL_TYPES
 from closedloop.loop.status.exporter import GAUGES
 from closedloop.serving.config import WorkerConfig
+from closedloop.serving.exposition import PREFIX
 from closedloop.serving.http.app import Application
 from closedloop.serving.metric_docs import METRICS
 from closedloop.serving.worker import Worker
@@ -156,13 +157,13 @@ def test_every_make_target_is_documented(target):
 @pytest.mark.parametrize("name", list(METRICS))
 def test_every_metric_is_documented_as_it_is_shown(name):
     labels = ", ".join(f"`{label}`" for label in METRICS[name].labels)
-    assert f"| `{name}` | {METRICS[name].type} | {labels} | {METRICS[name].help} |" in SERVING
+    assert f"| `{PREFIX}{name}` | {METRICS[name].type} | {labels} | {METRICS[name].help} |" in SERVING
 
 
 @pytest.mark.parametrize("name", list(GAUGES))
 def test_every_figure_of_the_loop_is_documented_as_it_is_shown(name):
     labels = ", ".join(f"`{label}`" for label in GAUGES[name].labels)
-    assert f"| `{name}` | gauge | {labels} | {GAUGES[name].help} |" in OBSERVABILITY
+    assert f"| `{PREFIX}{name}` | gauge | {labels} | {GAUGES[name].help} |" in OBSERVABILITY
 
 
 def test_the_routes_are_documented(tmp_path):
@@ -446,6 +447,25 @@ def test_a_function_of_that_name_is_no_run_of_a_command():
     assert is_run("closedloop store erase", 'run("store", "erase", "--customer-id", "anna")')
     assert is_run("closedloop store erase", 'sh("store erase --customer-id anna")')
     assert not is_run("closedloop store erase", 'Store(url).erase("anna"); "store"; "erase"')
+
+
+def list_expressions() -> dict[str, str]:
+    """What Prometheus is asked in a cluster, by file."""
+    folder = ROOT / "k8s/base/observability"
+    places = [folder / "rules.yaml", folder / "adapter.yaml", *sorted(folder.glob("dashboards/*.json"))]
+    places += sorted((ROOT / "k8s/base").rglob("horizontalpodautoscaler.yaml"))
+    return {str(place.relative_to(ROOT)): place.read_text(encoding="utf-8") for place in places}
+
+
+@pytest.mark.parametrize(("place", "text"), list_expressions().items(), ids=list_expressions())
+def test_what_a_cluster_asks_for_is_on_a_page_by_its_present_name(place, text):
+    known = {**{name: doc.type for name, doc in METRICS.items()}, **dict.fromkeys(GAUGES, "gauge")}
+    ends = ("_bucket", "_sum", "_count", "")  # the last: what prometheus-adapter makes of two of them
+    shown = {name + end for name, kind in known.items() for end in (ends if kind == "histogram" else ("",))}
+    asked = set(re.findall(rf"\b{PREFIX}(\w+)", text))
+    assert asked, place
+    assert asked <= shown, place
+    assert not re.findall(rf"\b(?:{'|'.join(known)})(?:_bucket|_sum|_count)?\b", text), "a deprecated name"
 
 
 def list_alerts() -> dict[str, dict]:

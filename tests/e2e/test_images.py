@@ -230,7 +230,7 @@ def test_composes_own_containers_retrain_release_and_serve(engine, images, place
         row = {one["name"]: one.get("categories", [1.0])[0] for one in contract["features"]}
         answer = json.loads(compose.ask("serving", f"{here}/predict", json.dumps({"features": row})))
         assert (answer["model_version"], 0 <= answer["probability"] <= 1) == ("1", True)
-        shown = 'model_champion_info{model_version="1"} 1.0'
+        shown = 'closedloop_model_champion_info{model_name="shop_churn",model_version="1"} 1.0'
         wait_until(lambda: shown in compose.ask("exporter", "http://127.0.0.1:8002/metrics"), "the exporter's figures")
 
 

@@ -30,6 +30,7 @@ from tests.services import find_free_port, run_postgres
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "k8s/base/observability"
+OF_MODEL = f'{{model_name="{NAME}"}}'
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def run_alertmanager(folder: Path, slack: str) -> Iterator[str]:
 
 def query(prometheus: str, expression: str) -> list[float]:
     """What an expression gives now, without what is no number; an invalid one is an error."""
-    ready = expression.replace("$__rate_interval", "1m")
+    ready = expression.replace("$__rate_interval", "1m").replace("$model", NAME)
     address = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': ready})}"
     try:
         with urllib.request.urlopen(address, timeout=20) as answer:  # noqa: S310 - loopback
@@ -189,15 +190,21 @@ def test_the_exporter_says_that_the_store_is_away_and_comes_back(project, tmp_pa
         fill(url, dt.datetime.now(dt.UTC))
         with run_exporter(project.root, url) as page:
             shown = fetch(page)
-            assert "operations_store_up 1.0" in shown
-            assert f"model_accuracy_rolling {112 / 150}" in shown
-            assert "label_maturity_ratio 0.75" in shown
+            assert f"closedloop_operations_store_up{OF_MODEL} 1.0" in shown
+            assert f"closedloop_model_accuracy_rolling{OF_MODEL} {112 / 150}" in shown
+            assert f"closedloop_label_maturity_ratio{OF_MODEL} 0.75" in shown
+            assert "\nlabel_maturity_ratio 0.75" in shown
             postgres.stop("immediate")
             gone = fetch(page)
-            assert "operations_store_up 0.0" in gone
-            assert "model_" not in gone
+            assert f"closedloop_operations_store_up{OF_MODEL} 0.0" in gone
+            assert {line.split("{")[0].split()[0] for line in gone.splitlines() if not line.startswith("#")} == {
+                "closedloop_operations_store_up",
+                "operations_store_up",
+            }
             postgres.start()
-            assert wait_until(lambda: "operations_store_up 1.0" in fetch(page), "the store's return")
+            assert wait_until(
+                lambda: f"\nclosedloop_operations_store_up{OF_MODEL} 1.0" in fetch(page), "the store's return"
+            )
         assert "s3cret" not in (project.root / "exporter.log").read_text(encoding="utf-8")
 
 

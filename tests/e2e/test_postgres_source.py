@@ -86,6 +86,6 @@ def test_predictions_in_a_table_are_watched(tmp_path: Path, address: str, monkey
     assert told.startswith(
         "alert: drift in 1 of the last 1 check: score (0.26), visits (0.26); outcomes are as the scores say"
     ), told
-    assert 'closedloop_attached_outcome_rows{model="theirs"} 1000' in (
+    assert 'closedloop_attached_outcome_rows{model_name="theirs",model="theirs"} 1000' in (
         tmp_path / "attached/theirs/metrics.prom"
     ).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from closedloop.bootstrap import build_predictions, build_releases, load_run
 from closedloop.errors import GateFailed
 from closedloop.loop.lineage import explain, reproduce
 from closedloop.release.by_hand import promote
-from closedloop.serving.exposition import build_registry
+from closedloop.serving.exposition import build_registry, name_registry
 from closedloop.serving.metrics import WorkerMetrics
 from closedloop.store.journal import read_entry
 from tests.http_service import Load, run_service, wait_until
@@ -200,7 +200,7 @@ def run_page(folder):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(generate_latest(build_registry(folder)))
+            self.wfile.write(generate_latest(name_registry(build_registry(folder), NAME, aliases=True)))
 
         def log_message(self, *_):
             """Say nothing."""
@@ -245,7 +245,7 @@ def test_check_reads_a_real_prometheus_and_the_store_and_changes_nothing(shop, m
                 return project.run("release", "check", status=status).output
             return None
 
-        known = f"{address}/api/v1/query?query=model_failed_customers_total"
+        known = f"{address}/api/v1/query?query=closedloop_model_failed_customers_total"
         wait_until(lambda: '"other"' in (fetch(known) or ""), "the second service's series in Prometheus")
         assert "advance" in wait_until(lambda: says(0), "advance")
         metrics.count("model_failed_customers_total", "2", "shadow", by=1_000_000)

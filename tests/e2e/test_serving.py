@@ -235,6 +235,7 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
     import pandas as pd
 
     from closedloop.core.release.entries import Deployment
+    from closedloop.serving.exposition import PREFIX
     from closedloop.serving.metric_docs import METRICS
 
     run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
@@ -264,5 +265,6 @@ def test_the_registered_champion_serves_customers_of_the_online_store_and_a_rele
         )
         with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics") as page:
             shown = page.read().decode()
-        assert {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")} == set(METRICS)
+        names = {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")}
+        assert names == {PREFIX + name for name in METRICS} | set(METRICS)
     run.database.close()

@@ -62,7 +62,7 @@ def service(make_project, tmp_path_factory):
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.metrics_port)) as connection:
             connection.request("GET", "/metrics")
             page = connection.getresponse().read().decode()
-        statuses = set(re.findall(r'prediction_requests_total\{status="(\d+)"\}', page))
+        statuses = set(re.findall(r'closedloop_prediction_requests_total\{model_name="\w+",status="(\d+)"\}', page))
         assert statuses >= {"200", "400"}
         assert not [status for status in statuses if status >= "500"]
 

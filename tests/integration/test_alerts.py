@@ -29,7 +29,8 @@ GROUPS = yaml.safe_load((FOLDER / "rules.yaml").read_text(encoding="utf-8"))["gr
 RULES = {rule["alert"]: rule for group in GROUPS for rule in group["rules"]}
 SERVICE, EXPORTER = 'job="closedloop-service", instance="s"', 'job="closedloop-exporter", instance="e"'
 OF_SERVICE, OF_EXPORTER = (dict(re.findall(r'(\w+)="(.*?)"', text)) for text in (SERVICE, EXPORTER))
-JOB = {"job": "closedloop-service"}
+JOB, MODEL = {"job": "closedloop-service"}, {"model_name": "shop_churn"}
+SERVED, WATCHED = (f'{text}, model_name="shop_churn"' for text in (SERVICE, EXPORTER))
 
 
 class Case(NamedTuple):
@@ -43,19 +44,19 @@ class Case(NamedTuple):
 
 
 def requests(status: str, values: str) -> dict[str, str]:
-    return {f'prediction_requests_total{{{SERVICE}, status="{status}"}}': values}
+    return {f'closedloop_prediction_requests_total{{{SERVED}, status="{status}"}}': values}
 
 
 def latency(slow: int) -> dict[str, str]:
     """100 requests a minute, so many of them between 0.25 and 0.5 s, the rest within 1 ms."""
-    name = f"prediction_request_latency_seconds_bucket{{{SERVICE}, le="
+    name = f"closedloop_prediction_request_latency_seconds_bucket{{{SERVED}, le="
     return {f'{name}"0.001"}}': f"0+{100 - slow}x30", f'{name}"0.25"}}': f"0+{100 - slow}x30"} | {
         f'{name}"{edge}"}}': "0+100x30" for edge in ("0.5", "+Inf")
     }
 
 
 def of_loop(name: str, values: str, labels: str = "") -> dict[str, str]:
-    return {f"{name}{{{EXPORTER}{labels}}}": values}
+    return {f"{name}{{{WATCHED}{labels}}}": values}
 
 
 def verdict(name: str) -> dict[str, str]:
@@ -63,15 +64,15 @@ def verdict(name: str) -> dict[str, str]:
     return {
         key: value
         for one in names
-        for key, value in of_loop("monitor_verdict", f"{int(one == name)}x9", f', verdict="{one}"').items()
+        for key, value in of_loop("closedloop_monitor_verdict", f"{int(one == name)}x9", f', verdict="{one}"').items()
     }
 
 
-FAILED = f'model_errors_total{{{SERVICE}, model_version="4", variant="shadow"}}'
-REFUSED = f'models_refused_total{{{SERVICE}, reason="digest"}}'
-STORED = f"prediction_rows_total{{{SERVICE}, result="
+FAILED = f'closedloop_model_errors_total{{{SERVED}, model_version="4", variant="shadow"}}'
+REFUSED = f'closedloop_models_refused_total{{{SERVED}, reason="digest"}}'
+STORED = f"closedloop_prediction_rows_total{{{SERVED}, result="
 NO_ALERT = "no alert about the model can fire"
-AGE, STEP = "model_release_step_age_seconds", "model_release_step_info"
+AGE, STEP = "closedloop_model_release_step_age_seconds", "closedloop_model_release_step_info"
 FIVE_DAYS = of_loop(AGE, "432000x90")
 CASES: dict[str, list[Case]] = {
     "ServiceDown": [
@@ -100,8 +101,14 @@ CASES: dict[str, list[Case]] = {
     "NoModelServes": [
         Case(
             "3m",
-            {f"up{{{SERVICE}}}": "1x9", f'model_slot_info{{{SERVICE}, variant="shadow", model_version="4"}}': "1x9"},
-            {f"up{{{SERVICE}}}": "1x9", f'model_slot_info{{{SERVICE}, variant="champion", model_version="3"}}': "1x9"},
+            {
+                f"up{{{SERVICE}}}": "1x9",
+                f'closedloop_model_slot_info{{{SERVED}, variant="shadow", model_version="4"}}': "1x9",
+            },
+            {
+                f"up{{{SERVICE}}}": "1x9",
+                f'closedloop_model_slot_info{{{SERVED}, variant="champion", model_version="3"}}': "1x9",
+            },
             JOB,
             "The service is up, but no worker has a champion",
         ),
@@ -118,7 +125,7 @@ CASES: dict[str, list[Case]] = {
             "15m",
             requests("200", "0+95x30") | requests("503", "0+5x30"),
             requests("200", "0+995x30") | requests("503", "0+5x30") | requests("429", "0+500x30"),
-            JOB,
+            JOB | MODEL,
             "5% of requests are answered with 5xx",
         )
     ],
@@ -127,17 +134,17 @@ CASES: dict[str, list[Case]] = {
             "20m",
             requests("200", "0+90x30") | requests("429", "0+10x30"),
             requests("200", "0+96x30") | requests("429", "0+4x30") | requests("500", "0+50x30"),
-            JOB,
+            JOB | MODEL,
             "10% of requests are turned away with 429",
         )
     ],
-    "RequestsSlow": [Case("20m", latency(2), latency(0), JOB, "One request in a hundred takes over 375ms")],
+    "RequestsSlow": [Case("20m", latency(2), latency(0), JOB | MODEL, "One request in a hundred takes over 375ms")],
     "ModelFails": [
         Case(
             "25m",
             {FAILED: values},
             {FAILED: silent},
-            JOB | {"model_version": "4", "variant": "shadow"},
+            JOB | MODEL | {"model_version": "4", "variant": "shadow"},
             "Version 4 (shadow) failed to answer rows",
         )
         for values, silent in (("0x20 1x20", "7x40"), ("_x20 1x20", "0x40"))
@@ -147,32 +154,32 @@ CASES: dict[str, list[Case]] = {
             "5m",
             {REFUSED: "_x3 1x9"},
             {REFUSED: "0x9"},
-            JOB | {"reason": "digest"},
+            JOB | MODEL | {"reason": "digest"},
             "A released version was refused: digest",
         ),
         Case(
             "30m",
             {REFUSED: "0x20 1x20"},
             {REFUSED: "0x2 1x40"},
-            JOB | {"reason": "digest"},
+            JOB | MODEL | {"reason": "digest"},
             "A released version was refused: digest",
         ),
     ],
     "PredictionsNotStored": [
         Case(
             "15m",
-            {f"spool_depth_bytes{{{SERVICE}}}": "0 60000000x20"},
-            {f"spool_depth_bytes{{{SERVICE}}}": "60000000x8 1000x20"},
-            OF_SERVICE,
+            {f"closedloop_spool_depth_bytes{{{SERVED}}}": "0 60000000x20"},
+            {f"closedloop_spool_depth_bytes{{{SERVED}}}": "60000000x8 1000x20"},
+            OF_SERVICE | MODEL,
             "57.22MiB wait for the operations store",
         )
     ],
     "StoreTooSlow": [
         Case(
             "5m",
-            {f"spool_drain_seconds{{{SERVICE}}}": "0 30x20"},
-            {f"spool_drain_seconds{{{SERVICE}}}": "30 2x20"},
-            OF_SERVICE,
+            {f"closedloop_spool_drain_seconds{{{SERVED}}}": "0 30x20"},
+            {f"closedloop_spool_drain_seconds{{{SERVED}}}": "30 2x20"},
+            OF_SERVICE | MODEL,
             "The operations store needs 30s for what s has answered",
         )
     ],
@@ -181,7 +188,7 @@ CASES: dict[str, list[Case]] = {
             "5m",
             {f'{STORED}"corrupt"}}': "0x3 2x9", f'{STORED}"stored"}}': "0+9x9"},
             {f'{STORED}"corrupt"}}': "0x9", f'{STORED}"stored"}}': "0+9x9", f'{STORED}"torn"}}': "0x3 1x9"},
-            JOB | {"result": "corrupt"},
+            JOB | MODEL | {"result": "corrupt"},
             "Logged lines were corrupt and are not in the store",
         )
     ],
@@ -195,34 +202,35 @@ CASES: dict[str, list[Case]] = {
     "OperationsStoreDown": [
         Case(
             "6m",
-            of_loop("operations_store_up", "0x9"),
-            of_loop("operations_store_up", "0x3 1x9"),
-            OF_EXPORTER,
+            of_loop("closedloop_operations_store_up", "0x9"),
+            of_loop("closedloop_operations_store_up", "0x3 1x9"),
+            OF_EXPORTER | MODEL,
             "The operations store cannot be read",
         )
     ],
     "MonitorSilent": [
         Case(
             "20m",
-            of_loop("monitor_check_age_seconds", "97200x30"),
-            of_loop("monitor_check_age_seconds", "90000x30"),
-            OF_EXPORTER,
+            of_loop("closedloop_monitor_check_age_seconds", "97200x30"),
+            of_loop("closedloop_monitor_check_age_seconds", "90000x30"),
+            OF_EXPORTER | MODEL,
             "The last check is 1d 3h 0m 0s old",
         )
     ],
     "MonitorNeverRan": [
         Case(
             "20m",
-            of_loop("model_champion_age_seconds", "97200x30"),
-            of_loop("model_champion_age_seconds", "97200x30") | of_loop("monitor_check_age_seconds", "60x30"),
-            OF_EXPORTER,
+            of_loop("closedloop_model_champion_age_seconds", "97200x30"),
+            of_loop("closedloop_model_champion_age_seconds", "97200x30")
+            | of_loop("closedloop_monitor_check_age_seconds", "60x30"),
+            OF_EXPORTER | MODEL,
             "A model serves since 1d 3h 0m 0s, and was never checked",
         ),
         Case(
             "20m",
-            of_loop("model_champion_age_seconds", "97200x30"),
-            of_loop("model_champion_age_seconds", "3600x30"),
-            OF_EXPORTER,
+            of_loop("closedloop_model_champion_age_seconds", "97200x30"),
+            of_loop("closedloop_model_champion_age_seconds", "3600x30"),
+            OF_EXPORTER | MODEL,
             "A model serves since 1d 3h 0m 0s, and was never checked",
         ),
     ],
@@ -231,66 +239,74 @@ CASES: dict[str, list[Case]] = {
             "2m",
             verdict("cannot tell"),
             verdict("none"),
-            OF_EXPORTER | {"verdict": "cannot tell"},
+            OF_EXPORTER | MODEL | {"verdict": "cannot tell"},
             "For two horizons no check had enough predictions or outcomes to judge the champion by",
         )
     ],
     "ModelSuspect": [
-        Case("2m", verdict(loud), verdict(quiet), OF_EXPORTER | {"verdict": loud}, f"The monitor's verdict is {loud}")
+        Case(
+            "2m",
+            verdict(loud),
+            verdict(quiet),
+            OF_EXPORTER | MODEL | {"verdict": loud},
+            f"The monitor's verdict is {loud}",
+        )
         for loud, quiet in (("alert", "none"), ("retrain", "watch"))
     ],
     "DataDrift": [
         Case(
             "2m",
-            of_loop("data_drift_alarm", "1x9", ', feature_name="age"'),
-            of_loop("data_drift_alarm", "0x9", ', feature_name="age"'),
-            OF_EXPORTER | {"feature_name": "age"},
+            of_loop("closedloop_data_drift_alarm", "1x9", ', feature_name="age"'),
+            of_loop("closedloop_data_drift_alarm", "0x9", ', feature_name="age"'),
+            OF_EXPORTER | MODEL | {"feature_name": "age"},
             "age is distributed otherwise than in training",
         )
     ],
     "AccuracyLow": [
         Case(
             "70m",
-            of_loop("model_accuracy_rolling", "0.74x90") | of_loop("model_accuracy_reference", "0.8x90"),
-            of_loop("model_accuracy_rolling", "0.76x90") | of_loop("model_accuracy_reference", "0.8x90"),
-            OF_EXPORTER,
+            of_loop("closedloop_model_accuracy_rolling", "0.74x90")
+            | of_loop("closedloop_model_accuracy_reference", "0.8x90"),
+            of_loop("closedloop_model_accuracy_rolling", "0.76x90")
+            | of_loop("closedloop_model_accuracy_reference", "0.8x90"),
+            OF_EXPORTER | MODEL,
             "Of the last outcomes 74% were predicted rightly, 5 points below the reference",
         )
     ],
     "LabelsMissing": [
         Case(
             "25h",
-            of_loop("label_maturity_ratio", "0.25x1600"),
-            of_loop("label_maturity_ratio", "0.25x1300 0.6x300"),
-            OF_EXPORTER,
+            of_loop("closedloop_label_maturity_ratio", "0.25x1600"),
+            of_loop("closedloop_label_maturity_ratio", "0.25x1300 0.6x300"),
+            OF_EXPORTER | MODEL,
             "Outcomes are known of 25% of the predictions whose horizon has closed",
         )
     ],
     "FeaturesOld": [
         Case(
             "70m",
-            of_loop("feature_age_seconds", "259200x90"),
-            of_loop("feature_age_seconds", "86400x90"),
-            OF_EXPORTER,
+            of_loop("closedloop_feature_age_seconds", "259200x90"),
+            of_loop("closedloop_feature_age_seconds", "86400x90"),
+            OF_EXPORTER | MODEL,
             "The newest features served are 3d 0h 0m 0s old",
         )
     ],
     "RetrainingFailed": [
         Case(
             "2m",
-            of_loop("model_retraining_state", "1x9", ', state="failed"'),
-            of_loop("model_retraining_state", "0x9", ', state="failed"')
-            | of_loop("model_retraining_state", "1x9", ', state="refused"'),
-            OF_EXPORTER | {"state": "failed"},
+            of_loop("closedloop_model_retraining_state", "1x9", ', state="failed"'),
+            of_loop("closedloop_model_retraining_state", "0x9", ', state="failed"')
+            | of_loop("closedloop_model_retraining_state", "1x9", ', state="refused"'),
+            OF_EXPORTER | MODEL | {"state": "failed"},
             "The newest retraining failed",
         )
     ],
     "RetrainingStuck": [
         Case(
             "2m",
-            of_loop("model_retraining_open_age_seconds", "36000x9"),
-            of_loop("model_retraining_open_age_seconds", "7200x9"),
-            OF_EXPORTER,
+            of_loop("closedloop_model_retraining_open_age_seconds", "36000x9"),
+            of_loop("closedloop_model_retraining_open_age_seconds", "7200x9"),
+            OF_EXPORTER | MODEL,
             "A retraining has not moved for 10h 0m 0s",
         )
     ],
@@ -299,7 +315,7 @@ CASES: dict[str, list[Case]] = {
             "70m",
             FIVE_DAYS | of_loop(STEP, "1x90", ', model_version="4", step="canary_5"'),
             silent,
-            OF_EXPORTER,
+            OF_EXPORTER | MODEL,
             "A release is in the same step since 5d 0h 0m 0s",
         )
         for silent in (
@@ -310,9 +326,9 @@ CASES: dict[str, list[Case]] = {
     "ReleaseUnwatched": [
         Case(
             "70m",
-            of_loop("model_release_look_age_seconds", "0+60x90"),
-            of_loop("model_release_look_age_seconds", "0+60x58 0+60x30"),  # it was away for almost an hour
-            OF_EXPORTER,
+            of_loop("closedloop_model_release_look_age_seconds", "0+60x90"),
+            of_loop("closedloop_model_release_look_age_seconds", "0+60x58 0+60x30"),  # it was away for almost an hour
+            OF_EXPORTER | MODEL,
             "A release is under way, and no controller has judged it for 1h 10m 0s",
         )
     ],

@@ -54,7 +54,11 @@ def attach(folder: Project, window: pd.DataFrame, day: str, *more: str, status: 
 def read_figures(folder: Project) -> dict[str, float]:
     text = (folder.root / "attached/theirs/metrics.prom").read_text(encoding="utf-8")
     samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-    return {one.name.removeprefix("closedloop_attached_") + one.labels.get("feature", ""): one.value for one in samples}
+    for one in samples:
+        assert one.labels["model_name"] == one.labels["model"] == "theirs"
+        assert one.labels.get("feature_name") == one.labels.get("feature")
+    prefix = "closedloop_attached_"
+    return {one.name.removeprefix(prefix) + one.labels.get("feature_name", ""): one.value for one in samples}
 
 
 def test_the_same_customers_are_no_alarm_and_others_are_watched_and_then_alarm(folder):

@@ -319,7 +319,9 @@ class Scraped(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.end_headers()
-        self.wfile.write(b'model_failed_customers_total{model_version="7",variant="champion"} 0\n')
+        self.wfile.write(
+            b'closedloop_model_failed_customers_total{model_name="shop_churn",model_version="7",variant="champion"} 0\n'
+        )
 
     def log_message(self, *_):
         pass
@@ -338,12 +340,13 @@ def test_a_prometheus_that_a_release_can_ask_or_cannot(ask, services, tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Scraped) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with run_prometheus(tmp_path, {"serving": f"127.0.0.1:{server.server_port}"}) as address:
-            query = f"{address}/api/v1/query?query=increase(model_failed_customers_total[1m])"
+            query = f"{address}/api/v1/query?query=increase(closedloop_model_failed_customers_total[1m])"
             wait_until(lambda: "model_version" in (fetch(query) or ""), "two scrapes")
             found = probe(address)
             assert (found.text, found.remedy) == ("reachable, and knows version 7", "")
             found = probe(address, 'namespace="elsewhere"')
-            assert 'it knows no model_failed_customers_total{namespace="elsewhere"} of version 7' in found.text
+            series = 'closedloop_model_failed_customers_total{model_name="shop_churn",namespace="elsewhere"}'
+            assert f"it knows no {series} of version 7" in found.text
             assert "let it scrape the service" in found.remedy
             assert "400" in probe(address, "namespace=").text
             nowhere = services["store"].replace("127.0.0.1:", "127.0.0.1:1/")

@@ -416,7 +416,7 @@ def test_the_runbook_names_the_databases_that_its_secrets_lead_to():
 
 def test_the_service_scales_on_cpu_and_on_the_latency_of_a_pod():
     scalers = [one["spec"]["metrics"] for one in read_overlay("production") if one["kind"] == "HorizontalPodAutoscaler"]
-    metric = {"metric": {"name": "prediction_request_latency_seconds"}}
+    metric = {"metric": {"name": "closedloop_prediction_request_latency_seconds"}}
     cpu = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
     latency = metric | {"target": {"type": "AverageValue", "averageValue": "200m"}}
     assert scalers == [[{"type": "Resource", "resource": cpu}, {"type": "Pods", "pods": latency}]] * 2
@@ -617,7 +617,7 @@ def test_the_autoscalers_metric_on_a_real_prometheus_that_scrapes_real_services(
 def test_the_autoscalers_metric_is_each_pods_mean_and_never_nan(tmp_path):
     require(shutil.which("promtool"), "promtool")
     _, query = read_adapter()
-    series = 'prediction_request_latency_seconds_{}{{namespace="closedloop",pod="{}"}}'
+    series = 'closedloop_prediction_request_latency_seconds_{}{{namespace="closedloop",pod="{}"}}'
     values = {
         ("sum", "busy"): "0+1.25x20",
         ("count", "busy"): "0+10x20",

@@ -19,7 +19,7 @@ from closedloop.adapters.prometheus import ErrorCounts
 from closedloop.core.release.types import ArmEvidence
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Prediction
-from closedloop.serving.exposition import build_registry
+from closedloop.serving.exposition import build_registry, name_registry
 from closedloop.serving.metrics import WorkerMetrics
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
@@ -211,13 +211,13 @@ def test_errors_are_read_from_the_services_own_page(pages: dict[str, Any], tmp_p
     counts = ErrorCounts("", f"{pages['address']}/metrics")
     metrics.count("model_failed_customers_total", "2", "canary", by=3)
     metrics.flush()
-    pages["/metrics"] = generate_latest(build_registry(tmp_path / "metrics"))
+    pages["/metrics"] = generate_latest(name_registry(build_registry(tmp_path / "metrics"), NAME, aliases=True))
     before = counts.read_totals()
     assert before == {"2/canary": 3.0}
     metrics.count("model_failed_customers_total", "2", "canary", by=4)
     metrics.count("model_failed_customers_total", "1", "champion")
     metrics.flush()
-    pages["/metrics"] = generate_latest(build_registry(tmp_path / "metrics"))
+    pages["/metrics"] = generate_latest(name_registry(build_registry(tmp_path / "metrics"), NAME, aliases=True))
     assert counts.read_since(before, 60, version="2") == {"1/champion": 1.0, "2/canary": 4.0}
     assert counts.read_since({"2/canary": 100.0}, 60, version="2")["2/canary"] == 7.0  # counted anew since
     metrics.close()
@@ -230,7 +230,8 @@ def test_prometheus_is_asked_for_the_increase(pages: dict[str, Any]) -> None:
     assert counts.read_totals() == {}
     assert counts.read_since({}, 3_600, version="2") == {"2/canary": 2.5}
     (query,) = parse_qs(urlsplit(pages["asked"]).query)["query"]
-    assert query == 'sum by (model_version, variant) (increase(model_failed_customers_total{namespace="here"}[3600s]))'
+    series = 'closedloop_model_failed_customers_total{namespace="here"}[3600s]'
+    assert query == f"sum by (model_version, variant) (increase({series}))"
     pages["/api/v1/query"] = b'{"status":"error"}'
     with pytest.raises(ServiceUnavailable, match="its answer is not Prometheus'"):
         counts.read_since({}, 3_600, version="2")
@@ -242,7 +243,9 @@ def test_a_version_that_prometheus_does_not_know_is_no_version_without_errors(pa
     for answer, found in ((b'{"data":{"result":[]}}', {}), (other, {"21/canary": 0.0})):
         pages["/api/v1/query"] = answer
         assert counts.read_since({}, 180, version="2") == found  # it may not have been scraped twice yet
-        with pytest.raises(ServiceUnavailable, match=r"it knows no model_failed_customers_total\{\} of version 2;"):
+        with pytest.raises(
+            ServiceUnavailable, match=r"it knows no closedloop_model_failed_customers_total\{\} of version 2;"
+        ):
             counts.read_since({}, 181, version="2")
 
 

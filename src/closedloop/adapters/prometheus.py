@@ -9,7 +9,9 @@ import urllib.request
 
 from closedloop.errors import ServiceUnavailable
 
-ERRORS = "model_failed_customers_total"  # counts customers, not rows: one customer may send a thousand requests
+ERRORS = (
+    "closedloop_model_failed_customers_total"  # counts customers, not rows: one customer may send a thousand requests
+)
 TIMEOUT_SECONDS = 5.0
 SCRAPED_AFTER_SECONDS = 180.0  # a rate needs two scrapes after the service has loaded the version
 RequestCounts = dict[str, float]

@@ -232,7 +232,7 @@ def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
     """Serve the loop's metrics to Prometheus until stopped."""
     from closedloop.bootstrap import build_overview, load_run
     from closedloop.loop.status.exporter import build_registry
-    from closedloop.serving.exposition import serve_metrics
+    from closedloop.serving.exposition import name_registry, serve_metrics
 
     context = load_run(params)
     gather = build_overview(context)
@@ -243,7 +243,9 @@ def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
 
     settings, stopped = context.settings.exporter, threading.Event()
     read_clock_at(as_of, context, read_now())  # a wrong one is said before the first scrape
-    port = serve_metrics(build_registry(read), settings.host, settings.port, "exporter.port")
+    aliases = context.settings.metrics.aliases
+    registry = name_registry(build_registry(read), context.dataset.model_name, aliases=aliases)
+    port = serve_metrics(registry, settings.host, settings.port, "exporter.port")
     handle_end_signals(lambda _: stopped.set())
     typer.echo(f"metrics on http://{settings.host}:{port}/metrics", err=True)
     stopped.wait()

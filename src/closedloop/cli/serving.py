@@ -217,7 +217,7 @@ def serve_agent(
 
     from closedloop.bootstrap import build_agent, load_run
     from closedloop.processes import END_SIGNALS, handle_end_signals
-    from closedloop.serving.exposition import build_registry, serve_metrics
+    from closedloop.serving.exposition import build_registry, name_registry, serve_metrics
     from closedloop.serving.logs import LOG_CONFIG
 
     logging.config.dictConfig(LOG_CONFIG)
@@ -225,8 +225,8 @@ def serve_agent(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     context = load_run(params)
     agent, state_dir = build_agent(context, parent=parent)
-    settings = context.settings.serving
-    registry = build_registry(state_dir / "metrics")
+    settings, aliases = context.settings.serving, context.settings.metrics.aliases
+    registry = name_registry(build_registry(state_dir / "metrics"), context.dataset.model_name, aliases=aliases)
     serve_metrics(registry, settings.host, settings.metrics_port, "serving.metrics_port")
     handle_end_signals(lambda _: agent.stop())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # the server held them back until here

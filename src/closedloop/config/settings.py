@@ -196,6 +196,12 @@ class ExporterSettings(_Section):
     port: int = Field(default=8002, ge=0, le=65535)
 
 
+class MetricsSettings(_Section):
+    """All pages for Prometheus; ``aliases``: also show each metric as it was named before ``closedloop_``."""
+
+    aliases: bool = True
+
+
 class StreamSettings(_Section):
     """The Kafka worker; ``{model_name}`` in a topic or group stands for the data set's model name.
 
@@ -323,6 +329,7 @@ class Settings(_FromEnvironment):
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()
     exporter: ExporterSettings = ExporterSettings()
+    metrics: MetricsSettings = MetricsSettings()
     stream: StreamSettings = StreamSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     retraining: RetrainingSettings = RetrainingSettings()

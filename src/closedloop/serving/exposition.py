@@ -1,4 +1,8 @@
-"""What Prometheus sees: the sum over the metrics files of all processes, living and dead."""
+"""What Prometheus sees: the sum over the metrics files of all processes, living and dead.
+
+The code counts under short names. A page shows each as ``closedloop_NAME`` with the label ``model_name``, since one
+Prometheus may scrape other programs, and several models.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
     from prometheus_client.samples import Sample
 
+PREFIX, MODEL_LABEL = "closedloop_", "model_name"
 RETIRED, NOTE, COLLECT_LOCK = "retired", "added", ".collect.lock"
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,18 @@ def build_registry(folder: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(_Collector(folder))
     return registry
+
+
+def name_registry(registry: CollectorRegistry, model_name: str, *, aliases: bool) -> CollectorRegistry:
+    """The same metrics as a page shows them: with the prefix, and with the model's name as a label.
+
+    With ``aliases`` each metric follows again under its short name and without that label, as pages had it before.
+    """
+    from prometheus_client import CollectorRegistry
+
+    named = CollectorRegistry()
+    named.register(_Named(registry, model_name, aliases))
+    return named
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
@@ -55,6 +72,31 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: st
     page = make_asgi_app(registry)
     threading.Thread(target=run, args=(page, listener), kwargs={"lifespan": False}, name="metrics", daemon=True).start()
     return found
+
+
+class _Named:
+    """Collects what another registry does; see `name_registry`."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str, aliases: bool) -> None:
+        self._registry, self._labels, self._aliases = registry, {MODEL_LABEL: model_name}, aliases
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families, for prometheus_client."""
+        from prometheus_client import Metric
+
+        for family in self._registry.collect():
+            named = Metric(PREFIX + family.name, family.documentation, family.type)
+            named.samples = [
+                one._replace(name=PREFIX + one.name, labels={**one.labels, **self._labels}) for one in family.samples
+            ]
+            yield named
+            if self._aliases:
+                family.documentation = f"Deprecated name of {named.name}"
+                yield family
 
 
 class _Collector:

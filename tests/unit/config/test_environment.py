@@ -30,8 +30,8 @@ class Service(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         pages = {
             "/health": b'{"model_version": "7"}',
-            "/metrics": b"# TYPE model_failed_customers_total counter\n"
-            b'model_failed_customers_total{model_version="7",variant="champion"} 2\n',
+            "/metrics": b"# TYPE closedloop_model_failed_customers_total counter\n"
+            b'closedloop_model_failed_customers_total{model_version="7",variant="champion"} 2\n',
         }
         self.send_response(200)
         self.end_headers()

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from closedloop.contract import CategoricalFeature, Feature, NumericFeature, ReferenceStatistics
 from closedloop.errors import ServiceUnavailable
 from closedloop.processes import start_process
-from closedloop.serving.exposition import build_registry
+from closedloop.serving.exposition import build_registry, name_registry
 from closedloop.serving.metric_docs import METRICS
 from closedloop.serving.metrics import WorkerMetrics
 
@@ -106,6 +106,37 @@ def test_every_metric_of_the_table_is_on_the_page_with_type_and_help(tmp_path):
     assert found.keys() == METRICS.keys()
     for name, family in found.items():
         assert (family.type, family.documentation) == (METRICS[name].type, METRICS[name].help)
+
+
+def read_named(folder: Path, *, aliases: bool) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
+    """The page's samples by name and labels: those under the present names, and the aliases'."""
+    for one in COUNTING:
+        one.flush()
+    named = name_registry(build_registry(folder), "shop_churn", aliases=aliases)
+    present: dict[tuple[str, ...], float] = {}
+    old: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(generate_latest(named).decode()):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name", None) == ("shop_churn" if sample.name.startswith("closedloop_") else None)
+            found = present if sample.name.startswith("closedloop_") else old
+            found[sample.name.removeprefix("closedloop_"), *sorted(labels.items())] = sample.value
+    return present, old
+
+
+def test_a_page_has_the_prefix_and_the_models_name_and_aliases_with_the_same_values(metrics, tmp_path):
+    metrics.count_request(200, 0.1)
+    metrics.count_predictions("7", "champion", [0, 1], 0.1)
+    metrics.observe_features(rows([0, 10, 0]))
+    metrics.set("spool_depth_bytes", value=10)
+    present, old = read_named(tmp_path, aliases=True)
+    assert present["spool_depth_bytes",] == 10
+    assert present["prediction_requests_total", ("status", "200")] == 1
+    assert old == present
+    assert read_named(tmp_path, aliases=False) == (present, {})
+    page = generate_latest(name_registry(build_registry(tmp_path), "shop_churn", aliases=True)).decode()
+    assert "# HELP spool_depth_bytes Deprecated name of closedloop_spool_depth_bytes\n" in page
+    assert f"# HELP closedloop_spool_depth_bytes {METRICS['spool_depth_bytes'].help}\n" in page
 
 
 def test_each_metric_has_the_labels_of_the_table(metrics, tmp_path):

@@ -140,6 +140,7 @@ def _write(folder: Path, checks: list[Check], frames: Pages) -> None:
 def format_metrics(check: Check) -> str:
     """The check's figures as a page for Prometheus' textfile collector."""
     evidence, model = check.evidence, json.dumps(check.model_name)
+    of_model = f"model_name={model},model={model}"  # the second name is deprecated, as is "feature" below
     figures = {"verdict": get_args(Verdict).index(check.verdict), "as_of_seconds": check.as_of.timestamp()}
     figures |= {"window_rows": evidence["window_rows"], "outcome_rows": evidence["outcome_rows"]}
     if "drift" in evidence:
@@ -148,8 +149,9 @@ def format_metrics(check: Check) -> str:
     if "realised" in evidence:
         figures["realised_accuracy"] = evidence["realised"]["accuracy"]
         figures["realised_brier"] = evidence["realised"]["brier"]
-    lines = [f"closedloop_attached_{name}{{model={model}}} {value}" for name, value in figures.items()]
+    lines = [f"closedloop_attached_{name}{{{of_model}}} {value}" for name, value in figures.items()]
     for name, shift in evidence.get("drift", {"features": {}})["features"].items():
-        labels = f"model={model},feature={json.dumps(name, ensure_ascii=False)}"
+        feature = json.dumps(name, ensure_ascii=False)
+        labels = f"{of_model},feature_name={feature},feature={feature}"
         lines.append(f"closedloop_attached_effect{{{labels}}} {shift['effect']}")
     return "\n".join(lines) + "\n"
