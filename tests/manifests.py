@@ -215,13 +215,14 @@ def _check_networks(resources: list[Resource]) -> Iterator[str]:
                and not policy["spec"].get("ingress") and not policy["spec"].get("egress")
                for policy in _select("NetworkPolicy", resources)):  # fmt: skip
         yield "no NetworkPolicy denies what is not allowed"
-    prometheus = [{"matchLabels": {"app.kubernetes.io/name": "prometheus"}}]
+    readers = [[{"matchLabels": {"app.kubernetes.io/name": name}}] for name in ("prometheus", "argo-rollouts")]
     for policy in _select("NetworkPolicy", resources):
         for rule in policy["spec"].get("ingress", []):
             if not rule.get("ports") or not rule.get("from"):
                 yield f"{name_of(policy)}: a rule without ports or sources lets everything in"
             metrics = {8001, 8002, "metrics"} & {port.get("port") for port in rule.get("ports", [])}
-            if metrics and [one.get("podSelector") for one in rule.get("from", [])] != prometheus:
+            known = readers if metrics == {8002} else readers[:1]  # the exporter's port has a release's verdict too
+            if metrics and [one.get("podSelector") for one in rule.get("from", [])] not in known:
                 yield f"{name_of(policy)}: a metrics port is open to others than Prometheus"
 
 

@@ -194,7 +194,11 @@ def test_the_exporter_says_that_the_store_is_away_and_comes_back(project, tmp_pa
             assert f"closedloop_model_accuracy_rolling{OF_MODEL} {112 / 150}" in shown
             assert f"closedloop_label_maturity_ratio{OF_MODEL} 0.75" in shown
             assert "\nlabel_maturity_ratio 0.75" in shown
+            release = page.replace("/metrics", "/release?version=4")
+            assert json.loads(fetch(release) or "{}")["stage"] == "canary_5"
             postgres.stop("immediate")
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(release, timeout=20)  # noqa: S310 - loopback
             gone = fetch(page)
             assert f"closedloop_operations_store_up{OF_MODEL} 0.0" in gone
             assert {line.split("{")[0].split()[0] for line in gone.splitlines() if not line.startswith("#")} == {

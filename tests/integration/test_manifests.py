@@ -13,6 +13,7 @@ import sys
 import tomllib
 import urllib.parse
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ import yaml
 from closedloop.adapters.kfp import compile_pipeline
 from closedloop.adapters.kubectl import GatewaySplit
 from closedloop.config.settings import Settings, load_settings
+from closedloop.loop.status.release_verdict import ReleaseVerdict
 from tests.docs.test_docs import list_commands, list_keys, read_commands, read_runbook
 from tests.http_service import Load, run_service, wait_until
 from tests.manifests import (
@@ -36,7 +38,7 @@ from tests.manifests import (
 )
 from tests.model_folders import ROWS, write_model_folder
 from tests.programs import fetch, run_prometheus
-from tests.reach import find_unreachable
+from tests.reach import Peer, find_unreachable, locate, may_reach
 from tests.services import require
 
 OVERLAYS = ("local", "production")
@@ -147,6 +149,29 @@ def test_the_operators_rules_are_those_of_prometheus(with_gateway):
     (rule,) = (one for one in with_gateway if one["kind"] == "PrometheusRule")
     rules = (ROOT / "k8s/base/observability/rules.yaml").read_text(encoding="utf-8")
     assert rule["spec"] == yaml.safe_load(rules), "run python k8s/components/prometheus-operator/generate.py"
+
+
+def test_argo_rollouts_reads_a_verdict_where_the_network_lets_it(tmp_path):
+    """The template asks a Service that is there, for a verdict that there is; without the component it asks nobody."""
+    add_components(tmp_path, "production", "argo-rollouts")
+    resources = render("production", tmp_path)
+    assert find_problems(resources) == []
+    assert find_unreachable(resources) == []
+    (template,) = (one for one in resources if one["kind"] == "AnalysisTemplate")
+    (metric,) = template["spec"]["metrics"]
+    conditions = [metric[f"{name}Condition"] for name in ("success", "failure")]
+    words = [re.fullmatch(r'result == "(\w+)"', one)[1] for one in conditions]
+    assert words == ["promote", "rollback"]
+    assert set(words) | {"hold"} == set(get_args(get_type_hints(ReleaseVerdict)["verdict"]))
+    assert metric["provider"]["web"]["jsonPath"].strip("{}$.") in ReleaseVerdict.__struct_fields__
+    address = urllib.parse.urlsplit(metric["provider"]["web"]["url"].replace("{{args.version}}", "4"))
+    assert (address.path, address.query) == ("/release", "version=4")
+    assert [one["name"] for one in template["spec"]["args"]] == ["version"]
+    argo = Peer({"app.kubernetes.io/name": "argo-rollouts"}, "argo-rollouts")
+    exporter = locate(resources, address.netloc.replace(".svc", ""))
+    assert exporter == Peer({"app.kubernetes.io/name": "exporter"})
+    assert may_reach(resources, argo, exporter, address.port)
+    assert not may_reach(read_overlay("production"), argo, exporter, address.port)
 
 
 def test_spools_lie_on_volumes_that_outlive_their_pods_where_an_overlay_wants_it(with_volumes):

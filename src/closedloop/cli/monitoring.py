@@ -7,6 +7,7 @@ import getpass
 import logging
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -229,9 +230,10 @@ def _retrain(context: RunContext, *, err: bool) -> None:
 
 @app.command(rich_help_panel=MONITORING)
 def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
-    """Serve the loop's metrics to Prometheus until stopped."""
-    from closedloop.bootstrap import build_overview, load_run
+    """Serve the loop's metrics to Prometheus, and a release's verdict at /release, until stopped."""
+    from closedloop.bootstrap import build_journal, build_overview, load_run
     from closedloop.loop.status.exporter import build_registry
+    from closedloop.loop.status.release_verdict import read_verdict
     from closedloop.serving.exposition import name_registry, serve_metrics
 
     context = load_run(params)
@@ -245,7 +247,8 @@ def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
     read_clock_at(as_of, context, read_now())  # a wrong one is said before the first scrape
     aliases = context.settings.metrics.aliases
     registry = name_registry(build_registry(read), context.dataset.model_name, aliases=aliases)
-    port = serve_metrics(registry, settings.host, settings.port, "exporter.port")
+    documents = {"/release": partial(read_verdict, build_journal(context), context.dataset.model_name)}
+    port = serve_metrics(registry, settings.host, settings.port, "exporter.port", documents)
     handle_end_signals(lambda _: stopped.set())
     typer.echo(f"metrics on http://{settings.host}:{port}/metrics", err=True)
     stopped.wait()

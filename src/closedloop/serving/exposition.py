@@ -10,10 +10,11 @@ import json
 import logging
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from closedloop.errors import ClosedloopError, ConfigError
 from closedloop.files import hold_lock, is_locked, replace_file
 from closedloop.serving.metric_docs import METRICS, MetricDoc
 from closedloop.serving.metric_files import KINDS, LOCK_SUFFIX
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
     from prometheus_client.samples import Sample
 
+    from closedloop.serving.http.asgi import Asgi
+    from closedloop.serving.http.exchange import Answer
+
+Document = Callable[[Mapping[str, str]], Any]
 PREFIX, MODEL_LABEL = "closedloop_", "model_name"
 RETIRED, NOTE, COLLECT_LOCK = "retired", "added", ".collect.lock"
 
@@ -49,8 +54,15 @@ def name_registry(registry: CollectorRegistry, model_name: str, *, aliases: bool
     return named
 
 
-def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
+def serve_metrics(
+    registry: CollectorRegistry, host: str, port: int, setting: str, documents: Mapping[str, Document] | None = None
+) -> int:
     """Show a registry over HTTP from a thread of its own, with the limits that the service's connections have.
+
+    Parameters
+    ----------
+    documents
+        What is shown beside it, as JSON, by path: a function of the query's parameters.
 
     Returns
     -------
@@ -69,9 +81,47 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int, setting: st
     listener = bind(host, port, setting)
     listener.listen()  # who asks before the thread answers waits
     found: int = listener.getsockname()[1]
-    page = make_asgi_app(registry)
+    page = _Pages(make_asgi_app(registry), documents or {})
     threading.Thread(target=run, args=(page, listener), kwargs={"lifespan": False}, name="metrics", daemon=True).start()
     return found
+
+
+class _Pages:
+    """Answers GET of a document with what its function returns; every other path is prometheus_client's."""
+
+    def __init__(self, metrics: Asgi, documents: Mapping[str, Document]) -> None:
+        self._metrics, self._documents = metrics, documents
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """One request."""
+        read = self._documents.get(scope.get("path", ""))
+        if read is None:
+            await self._metrics(scope, receive, send)
+            return
+        answer = _answer(read, scope)
+        head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": head})
+        await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
+
+
+def _answer(read: Document, scope: dict[str, Any]) -> Answer:
+    from urllib.parse import parse_qsl
+
+    from closedloop.rules import RefusedRequest
+    from closedloop.serving.http.answers import encode
+    from closedloop.serving.http.exchange import Answer, refuse
+
+    try:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise RefusedRequest("method_not_allowed", f"{scope['path']} takes GET", status=405)
+        return Answer(encode(read(dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)))))
+    except ConfigError as error:
+        return refuse(RefusedRequest("invalid_request", str(error)), "")
+    except ClosedloopError as error:
+        logger.error("%s: %s", scope["path"], error)
+        return refuse(RefusedRequest("unavailable", "the release cannot be read; the log says why", status=503), "")
+    except RefusedRequest as refused:
+        return refuse(refused, "")
 
 
 class _Named:
