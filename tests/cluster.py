@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.manifests import ROOT, Resource, render
+from tests.scripts import PYTHON_HEAD
 
 PROGRAMS = ("docker", "kubectl", "aws")
 SETTINGS, REGISTRY, DAEMON = "cluster.json", "registry", "daemon"
@@ -27,7 +28,7 @@ ENTRYPOINT = ["closedloop"]  # the Dockerfile's
 def write_program(name: str, folder: Path) -> str:
     """The text of a program that does for ``folder`` what the function of its name below does."""
     return (
-        f"#!{sys.executable}\nimport pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"{PYTHON_HEAD}import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         f"from tests.cluster import {name}\n{name}(pathlib.Path({str(folder)!r}), sys.argv[1:])\n"
     )
 

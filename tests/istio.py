@@ -7,7 +7,6 @@ manifests of this project use: header matches, subsets, weights and timeouts. An
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,13 @@ from tests.http_service import HttpService, wait_until
 from tests.manifests import ROOT, Resource
 from tests.programs import run_program
 from tests.routes import ROUTES, write_routes
+from tests.scripts import PYTHON_HEAD
 from tests.services import find_free_port
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 DELAY_SECONDS = 5  # an API server, and proxies, that take their time
 # get and replace as an API server answers them: whoever read an older version is told of a conflict
-KUBECTL = f"""#!{sys.executable}
-import json, pathlib, sys, time
+KUBECTL = f"""{PYTHON_HEAD}import json, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from tests.routes import RESOURCE, write_routes
 folder = pathlib.Path(__file__).resolve().parent

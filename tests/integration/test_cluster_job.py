@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -16,6 +15,7 @@ from tests.integration.test_manifests import read_overlay
 from tests.integration.test_workflows import AFTERWARDS_SECONDS, PROGRAMS
 from tests.manifests import ROOT, render
 from tests.production import commit
+from tests.scripts import PYTHON_HEAD
 
 JOB = {
     "apiVersion": "batch/v1",
@@ -31,8 +31,7 @@ REQUESTS = {"cpu": "500m", "memory": "2Gi"}
 BOX = {"name": "one", "resources": {"requests": REQUESTS}}
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {"containers": [BOX]}}
 # A Job told in moments, each a question for its conditions later; what it is asked for shows the real kubectl.
-KUBECTL = f"""#!{sys.executable}
-import json, pathlib, subprocess, sys
+KUBECTL = f"""{PYTHON_HEAD}import json, pathlib, subprocess, sys
 folder, words = pathlib.Path("FOLDER"), sys.argv[1:]
 with (folder / "calls").open("a") as calls:
     print(*words, file=calls)

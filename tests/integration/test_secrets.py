@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -85,7 +86,8 @@ def secrets(tmp_path_factory):
     """What the runbook's commands make with the real kubectl, but for the cluster that takes it."""
     folder = tmp_path_factory.mktemp("secrets")
     real = Path(sys.executable).parent / "kubectl"
-    program = f'#!/bin/sh\ntest "$1" = apply || exec {real} "$@" --dry-run=client --output=json >> {folder}/made\n'
+    written = '"$@" --dry-run=client --output=json'
+    program = f'#!/bin/sh\ntest "$1" = apply || exec {quote(str(real))} {written} >> {folder}/made\n'
     (folder / "kubectl").write_text(program, encoding="utf-8")
     (folder / "kubectl").chmod(0o755)
     commands = read_commands("Deploy")["make the Secrets"]

@@ -114,7 +114,7 @@ def test_programs_are_those_of_its_own_environment_whether_or_not_it_is_activate
         [sys.executable, "-c", code], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
     )
     own = Path(sys.executable).parent
-    assert found.stdout.split() == [str(own / name) for name in ("closedloop", "dvc", "mlflow")]
+    assert found.stdout.splitlines() == [str(own / name) for name in ("closedloop", "dvc", "mlflow")]
 
 
 @pytest.mark.parametrize("theirs", ["nothing", "dvc"])
@@ -131,4 +131,4 @@ def test_other_programs_are_those_that_the_user_puts_first(tmp_path, theirs):
     )
     environment = {**os.environ, "PATH": f"{front}:{behind}:/usr/bin:/bin"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [str(front / "kubectl"), str(Path(sys.executable).parent / "dvc")]
+    assert found.stdout.splitlines() == [str(front / "kubectl"), str(Path(sys.executable).parent / "dvc")]
