@@ -20,10 +20,12 @@ from closedloop.cli.options import (
     SERVING,
     ClockOption,
     Commands,
+    JsonOption,
     ModelOption,
     ParamsOption,
     check_model,
     locate_given,
+    print_json,
     read_clock,
     read_date,
     read_now,
@@ -190,7 +192,9 @@ def edge_export(
 
 @edge_app.command("import")
 def edge_import(
-    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")], params: ParamsOption = PARAMS
+    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")],
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
 ) -> None:
     """Store a device's predictions in the operations store; each is stored once."""
     from closedloop.bootstrap import build_predictions, build_released, load_run, locate_serving_state
@@ -202,6 +206,8 @@ def edge_import(
     context.database.upgrade()
     key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
     found = import_records(records, store, build_released(context), model_name=context.dataset.model_name, id_key=key)
+    if as_json:
+        print_json(found._asdict())
     for number, reason in found.refused[:20]:
         typer.echo(f"{records}, line {number}: {reason}", err=True)
     typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from closedloop import waiting
-from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, ParamsOption, tell
+from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, JsonOption, ParamsOption, print_json, tell
 from closedloop.config.layout import HELP, Layout, list_paths
 from closedloop.errors import ConfigError, GateFailed, count_noun
 
@@ -247,6 +247,7 @@ def package(context: Any, layout: Layout) -> str:
 def refresh(
     as_of: AsOfOption,
     params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
 ) -> None:
     """Compute the features of a date and bring them online, without training."""
     from closedloop.bootstrap import build_engine, build_features, hold_working_files, load_run
@@ -256,6 +257,8 @@ def refresh(
     work_dir = context.settings.locate("state/refresh") / context.dataset.model_name
     with hold_working_files(context), build_engine(context) as engine:
         report = run(context.params, context.dataset, build_features(context), engine, work_dir=work_dir)
+    if as_json:
+        print_json(report)
     newer = f"nothing changed online, features of {report['snapshot']}: {report.get('reason')}"
     done = f"{count_noun(report.get('customers', 0), 'customer')}, features of {report['snapshot']} online"
     tell("refresh", done if report["materialized"] else newer)
