@@ -9,13 +9,16 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from closedloop.config.dataset import DatasetConfig, load_dataset
+from closedloop.core.evaluation.metrics import measure_classification
 from closedloop.errors import ConfigError, DataError
 from closedloop.tabular.describe.config import describe_source, write_config
+from closedloop.tabular.describe.table import estimate_chance_error
 
 START, END = dt.datetime(2023, 1, 1, 8), dt.datetime(2024, 7, 1)  # noqa: DTZ001  local times, as files have them
 
@@ -352,3 +355,17 @@ def test_a_large_file_with_a_long_cell_and_any_line_ends_is_read(tmp_path, end):
     path.write_bytes(end.join(["customer,churned,note", *lines, ""]).encode())
     config, _ = describe(path)
     assert config.columns.entity_id == "customer"
+
+
+@pytest.mark.parametrize(("rows", "rate"), [(60, 0.1), (60, 0.33), (185, 0.2), (185, 0.33), (2000, 0.33)])
+def test_scores_that_are_true_pass_the_calibration_that_a_draft_begins_with(rows, rate):
+    """A sound model of a small shop was refused: with few test rows chance alone has an error above .1."""
+    draw = np.random.default_rng(1)
+    errors = []
+    for _ in range(300):
+        score = draw.beta(2, 2 / rate - 2, rows)
+        churned = draw.random(rows) < score
+        errors.append(measure_classification(churned, score, 0.5)["expected_calibration_error"])
+    limit = estimate_chance_error(rows, rate)
+    assert np.mean(np.array(errors) > limit) <= 0.08
+    assert limit <= 1.6 * np.quantile(errors, 0.95)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 from closedloop.config.dataset import COLUMN_PATTERN, RESERVED, ROW_NUMBER
 from closedloop.core.evaluation.column_leaks import rank_columns, rank_pairs
 from closedloop.core.evaluation.limits import GateLimits
+from closedloop.core.evaluation.metrics import CALIBRATION_BINS
 from closedloop.errors import DataError, count_noun
 from closedloop.rules import find_code
 from closedloop.tabular.describe.drafts import BETWEEN, Draft, day_after
@@ -130,8 +132,19 @@ def _set_limits(draft: Draft, rate: float) -> None:
     accuracy = max(0.5, int((max(rate, 1 - rate) - 0.05) * 100) / 100)
     lower = max(0.5, round(accuracy - 0.1, 2))
     gates = {"accuracy_min": accuracy, "f1_weighted_min": lower, "roc_auc_min": 0.6, "roc_auc_max": 0.98}
-    draft.content["gates"] = gates | {"group_accuracy_min": lower, "calibration_error_max": 0.1}
+    error = round(math.hypot(0.1, estimate_chance_error(len(draft.frame) // 5, rate)), 2)
+    draft.content["gates"] = gates | {"group_accuracy_min": lower, "calibration_error_max": error}
     draft.comments["gates"] = "Starting points: after the first run set them by what is honest for these data."
+
+
+def estimate_chance_error(rows: int, rate: float) -> float:
+    """The calibration error that scores which are true reach by chance, at its 95th percentile over sets of test rows.
+
+    The error is the mean of ten gaps between the churn rate of a tenth and its mean score. Each gap has the deviation
+    of a rate of so many rows; the percentile lies some 1.4 times above the expectation.
+    """
+    gap = math.sqrt(2 / math.pi * rate * (1 - rate) * CALIBRATION_BINS / max(rows, 1))
+    return 1.4 * gap
 
 
 def _choose_names(features: list[str | None], taken: set[str]) -> dict[str, str]:
