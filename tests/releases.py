@@ -167,13 +167,15 @@ def register_folder(releases: Releases, folder: Path, number: str, service: str,
     return digest
 
 
-def register_versions(root: Path, biases: Mapping[str, float], service: str = f"{NAME}_0") -> None:
+def register_versions(root: Path, biases: Mapping[str, float], service: str = f"{NAME}_0", **model: Any) -> None:
     """Versions in a project's real registry, each of which won against the one before; the first one serves.
+
+    ``model``: more of what `write_model_folder` takes.
 
     One whose bias is below 0 answers otherwise than it did when it was evaluated.
     """
     run = load_run(root / "params.yaml", root=root)
-    releases, names = build_releases(run), {"model_name": NAME, "feature_service": service}
+    releases, names = build_releases(run), {"model_name": NAME, "feature_service": service, **model}
     before = ""
     for number, bias in biases.items():
         with tempfile.TemporaryDirectory() as place:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from closedloop.bootstrap import build_features, load_run
+from closedloop.contract import CategoricalFeature, NumericFeature
 from closedloop.records import Prediction
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
@@ -25,6 +27,11 @@ from tests.releases import NAME, register_versions
 
 pytestmark = pytest.mark.thorough
 
+FEATURES = (
+    NumericFeature(name="purchase_count_30d", minimum=0.0, maximum=100.0),
+    NumericFeature(name="age", minimum=16.0, maximum=110.0),
+    CategoricalFeature(name="segment", categories=("budget", "standard", "premium")),
+)
 SNAPSHOT = dt.datetime(2023, 5, 20, tzinfo=dt.UTC)
 CLOSED = dt.datetime(2023, 6, 25, tzinfo=dt.UTC)
 
@@ -73,6 +80,14 @@ class Place:
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return " ".join((ran.stdout + ran.stderr).split())
 
+    def score(self, today):
+        """How many the Job of this day says that it scored, and the table after it."""
+        (count,) = re.findall(r"([\d,]+) of \1 rows scored", self.run("CronJob", "score", today))
+        engine = sa.create_engine(self.store)
+        found = pd.read_sql("SELECT * FROM scores ORDER BY as_of, customer_id", engine)
+        engine.dispose()
+        return int(count.replace(",", "")), found
+
     def log_predictions(self, customers):
         """As the service does."""
         store = Predictions(Database(self.store))
@@ -101,11 +116,12 @@ def place(tmp_path_factory, make_project):
             for name, value in given.items():
                 patch.setenv(name, value)
             service = build_features(load_run(project.root / "params.yaml", root=project.root)).features.service
-            register_versions(project.root, {"1": 0.0, "2": 0.01}, service)
+            register_versions(project.root, {"1": 0.0, "2": 0.01}, service, features=FEATURES)
         secrets = {
             "closedloop-store": {"url": given["CLOSEDLOOP_OPERATIONS__URL"]},
             "closedloop-features": {"overrides": given["CLOSEDLOOP_FEATURES__OVERRIDES"]},
             "closedloop-release": {"journal-key": given["CLOSEDLOOP_RELEASE__JOURNAL_KEY"]},
+            "closedloop-serving": {"id-key": "an-id-key-of-the-service"},
             "closedloop-tracking": {
                 "username": given["MLFLOW_TRACKING_USERNAME"],
                 "password": given["MLFLOW_TRACKING_PASSWORD"],
@@ -156,3 +172,14 @@ def test_the_first_model_of_a_cluster_becomes_champion_by_the_runbooks_jobs(plac
     assert version == "1"
     place.run("CronJob", "refresh")
     assert "champion 2" in place.run("CronJob", job, MODEL_VERSION="2")
+
+
+def test_all_active_customers_are_scored_into_a_table_each_once_a_day(place):
+    count, found = place.score(SNAPSHOT)
+    assert len(found) == found["customer_id"].nunique() == count > 500
+    assert set(found["as_of"]) == {SNAPSHOT.date()}
+    assert place.score(SNAPSHOT)[1].equals(found)
+    count, later = place.score(SNAPSHOT + dt.timedelta(days=1))
+    assert later[later["as_of"] == SNAPSHOT.date()].equals(found)
+    assert len(later) == len(found) + count
+    assert not [one for one in place.cluster.folder.rglob("*.db") if ".cache" not in one.parts], "of a store of its own"

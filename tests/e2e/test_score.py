@@ -43,6 +43,8 @@ def test_without_a_file_everybody_who_is_active_at_the_date_is_scored(shop_copy)
     active, expected = (pd.read_csv(shop_copy.root / f"{name}.csv", dtype=str) for name in ("active", "given"))
     scored = ["customer_id", "score", "decision", "model_version"]
     pd.testing.assert_frame_equal(active[scored], expected[scored])
+    assert set(active["as_of"]) == {"2024-01-01"}
+    assert "as_of" not in expected
     assert {f"{one.predicted_at:%Y-%m-%d}" for one in read_log(shop_copy)} == {"2024-01-01"}
     said = shop_copy.run("score", "--output", "active.csv", status=1).output
     assert "--input: name a file or a table; without one --as-of DATE scores all who are active then" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import errno
 import json
 import math
@@ -43,6 +44,7 @@ from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
 from closedloop.tabular.row_tables import find_table, insert_rows, read_rows
 from tests.model_folders import FEATURES, expected_score, pack_row, write_model_folder, write_slots
+from tests.production import ACCOUNT, Bucket
 from tests.services import PASSWORD, run_postgres
 
 pytestmark = pytest.mark.thorough
@@ -877,6 +879,80 @@ def test_a_tables_name_is_a_name_and_no_sql(tmp_path, name):
     with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection:
         found = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert found == {"few", name}
+
+
+def test_rows_of_a_table_are_seen_all_at_once_and_those_of_a_date_are_replaced(tmp_path):
+    table = find_table(f"sqlite:///{tmp_path}/club.db#scores")
+    columns, first, second = {"id": str, "as_of": dt.date}, dt.date(2024, 1, 1), dt.date(2024, 1, 2)
+
+    def list_rows(day, *names):
+        return [{"id": name, "as_of": day} for name in names]
+
+    def read():
+        with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection:
+            return sorted(row[0] for row in connection.execute("SELECT id FROM scores"))
+
+    def give(error=None):
+        yield list_rows(second, "new 1")
+        assert read() == ["first", "old 1", "old 2"], "what is being written is not seen"
+        yield list_rows(second, "new 2")
+        if error:
+            raise error
+
+    insert_rows(table, columns, "id", [list_rows(first, "first"), list_rows(second, "old 1", "old 2")])
+    with pytest.raises(DataError, match="the disk broke"):
+        insert_rows(table, columns, "id", give(DataError("the disk broke")), replaced={"as_of": second})
+    assert read() == ["first", "old 1", "old 2"]
+    insert_rows(table, columns, "id", give(), replaced={"as_of": second})
+    assert read() == ["first", "new 1", "new 2"]
+
+
+def test_a_day_that_is_scored_again_takes_the_place_of_its_rows(tmp_path, slot):
+    target = f"sqlite:///{tmp_path}/club.db#scores"
+    for day, count in ((1, 30), (2, 20), (2, 25)):  # the source learnt of five more
+        make_rows(count).to_parquet(tmp_path / "in.parquet")
+        score(tmp_path / "in.parquet", target, slot, tmp_path, as_of=dt.date(2024, 1, day))
+    found = read_scores(tmp_path / "club.db")
+    assert found["as_of"].value_counts().to_dict() == {"2024-01-01": 30, "2024-01-02": 25}
+    score(tmp_path / "in.parquet", tmp_path / "out.csv", slot, tmp_path, as_of=dt.date(2024, 1, 2))
+    assert set(pd.read_csv(tmp_path / "out.csv")["as_of"]) == {"2024-01-02"}
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    server = Bucket()
+    server.start()
+    for name, value in (ACCOUNT | {"AWS_ENDPOINT_URL": server.url, "AWS_MAX_ATTEMPTS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.stop()
+
+
+def make_bucket(server: Bucket, name: str) -> None:
+    server.client().create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+
+
+def test_an_object_of_s3_has_what_a_file_has(bucket, tmp_path, slot):
+    make_bucket(bucket, "scores")
+    rows = make_rows(200)
+    rows.loc[7, "age"] = 500.0
+    rows.to_parquet(tmp_path / "in.parquet")
+    score(tmp_path / "in.parquet", tmp_path / "out.parquet", slot, tmp_path)
+    result = score(tmp_path / "in.parquet", "s3://scores/a/b.parquet", slot, tmp_path)
+    sent = bucket.client().get_object(Bucket="scores", Key="a/b.parquet")["Body"].read()
+    assert sent == (tmp_path / "out.parquet").read_bytes()
+    assert json.loads(result.rejects.read_text())["row"] == 8
+    assert [one.suffix for one in (tmp_path / "state/batch").iterdir()] == [".jsonl"], "the work folder is gone"
+
+
+def test_an_object_that_cannot_be_written_is_an_outage_and_can_be_resumed(bucket, tmp_path, slot):
+    make_rows(30).to_parquet(tmp_path / "in.parquet")
+    with pytest.raises(ServiceUnavailable, match=r"s3://elsewhere/b\.csv: The specified bucket does not exist"):
+        score(tmp_path / "in.parquet", "s3://elsewhere/b.csv", slot, tmp_path)
+    make_bucket(bucket, "elsewhere")
+    assert score(tmp_path / "in.parquet", "s3://elsewhere/b.csv", slot, tmp_path, resume=True).resumed == 30
+    with pytest.raises(ConfigError, match=r"s3:/.*b\.json: "):
+        score(tmp_path / "in.parquet", "s3://elsewhere/b.json", slot, tmp_path)
 
 
 def test_a_table_of_another_shape_is_not_written_to(tmp_path, slot):

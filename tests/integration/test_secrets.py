@@ -37,6 +37,7 @@ SERVING = STORE | FEATURES | TRACKING | ID_KEY | JOURNAL | {("closedloop-serving
 # their own. Going back may be to another definition of the features, which Feast's registry must still have.
 NEEDS = {
     "CronJob closedloop-refresh": FEATURES,
+    "CronJob closedloop-score": STORE | FEATURES | TRACKING | JOURNAL | ID_KEY,
     "CronJob closedloop-outcomes": STORE,
     "CronJob closedloop-monitor": RETRAINING,
     "CronJob closedloop-retrain": RETRAINING,

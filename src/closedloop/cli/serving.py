@@ -99,7 +99,7 @@ def stream(
 
 @app.command(rich_help_panel=SERVING)
 def score(
-    target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, or a table.")],
+    target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, here or s3://, or a table.")],
     source: Annotated[
         str | None,
         typer.Option("--input", help="Parquet or CSV file, or a table: ADDRESS#TABLE; default: all active at --as-of."),
@@ -150,7 +150,7 @@ def _build_options(
         reasons=reasons,
     )
     if source is None:
-        return options
+        return replace(options, as_of=day)
     columns = context.dataset.columns
     return replace(options, id_column=columns.entity_id, source=context.dataset.source, rename=columns.rename)
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from closedloop.adapters.fsspec import put_file
 from closedloop.config.sources import Source
 from closedloop.contract import NumericFeature, digest_file
 from closedloop.errors import ConfigError, DataError, count_noun
 from closedloop.records import seal_id
-from closedloop.scoring.chunks import ID_COLUMN, ROW_COLUMN, ChunkScorer, ScoredChunk
+from closedloop.scoring.chunks import DATE_COLUMN, ID_COLUMN, ROW_COLUMN, ChunkScorer, ScoredChunk
 from closedloop.scoring.columns import CUSTOMER_COLUMN, ColumnChecker, describe_columns
 from closedloop.scoring.jobs import Job, open_work, require_same_job
 from closedloop.scoring.reasons import describe_reasons
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
+OBJECT_START = "s3://"
 CHUNK_ROWS, TABLE_ROWS = 20_000, 5_000
 REJECTED_SHARE_MAX = 0.01
 OUTPUT_TYPES = {CUSTOMER_COLUMN: str, ROW_COLUMN: int, "score": float, "decision": int, "model_version": str}
-OUTPUT_TYPES[ID_COLUMN] = str
+OUTPUT_TYPES |= {ID_COLUMN: str, DATE_COLUMN: dt.date}
 PLAIN_COLUMNS = (CUSTOMER_COLUMN, ROW_COLUMN, "score", ID_COLUMN)  # of values that hardly repeat
 
 
@@ -52,7 +54,8 @@ class BatchOptions:
     ``range_margin`` and ``id_key`` are the service's, ``store`` None logs nothing; ``id_column`` has the customers' ids
     in the data set's own files; ``threads`` score at once; a run is stopped when more than ``rejected_share_max`` of
     its rows break the contract; ``clock`` gives the time of a prediction; ``reasons`` is how many each score has.
-    A file may be written as the data set's ``source``, with names as before ``rename``.
+    A file may be written as the data set's ``source``, with names as before ``rename``. ``as_of`` is a date that the
+    output has in a column; a table's earlier rows of that date are replaced.
     """
 
     range_margin: float
@@ -68,6 +71,7 @@ class BatchOptions:
     reasons: int = 0
     source: Source | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    as_of: dt.date | None = None
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,17 @@ class BatchResult:
 
 
 def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, state_dir: Path) -> BatchResult:
-    """Score a file or table into a file or table.
+    """Score a file or table into a file, an object of S3 or a table, which is there whole or not at all.
 
     The output has ``customer_id`` where the input has ids, else ``row`` (its number in the input, from 1), ``score``,
     ``decision``, ``model_version``, ``prediction_id`` and the columns of `describe_reasons`. Rows that break the
-    contract are not in it: they stand in a file ``*.rejects.jsonl`` beside the output (of a table: in ``state_dir``), a
-    line for each broken rule.
+    contract are not in it: they stand in a file ``*.rejects.jsonl`` beside the output (of a table or an object: in
+    ``state_dir``), a line for each broken rule.
 
     Parameters
     ----------
     source, target
-        Paths of Parquet or CSV files, or tables as `find_table` reads them.
+        Paths of Parquet or CSV files, or tables as `find_table` reads them; ``target`` may be an address s3://.
     slot
         The model.
     state_dir
@@ -108,14 +112,7 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
         If a database cannot be reached, or another process writes the same output. Resume it later.
     """
     source_table, target_table = find_table(source), find_table(target)
-    if target_table is not None:
-        work_dir = state_dir / "batch" / _name(target_table)
-        output, rejects = work_dir / "output.parquet", work_dir.with_suffix(".rejects.jsonl")
-    else:
-        output = Path(target)
-        require_suffix(output)
-        rejects = output.with_suffix(".rejects.jsonl")
-        work_dir = output.parent / f".{output.name}.batch"
+    work_dir, output, rejects = _choose_places(target, target_table, state_dir)
     if source_table is None and not Path(source).is_file():
         raise DataError(f"--input {source}: there is no such file; a table is named ADDRESS#TABLE")
     if output.resolve() == Path(source).resolve():
@@ -125,15 +122,27 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
         _ = model.explainer  # before anything is written: a version may give none
     with open_work(work_dir, resume=options.resume):
         if source_table is not None:
-            path = work_dir / f"{_name(source_table)}.parquet"
+            path = work_dir / f"{_name(source_table.place)}.parquet"
             _copy_table(source_table, path, model, options.id_column)
             rows = RowFile(path)
         else:
             rows = _open_file(Path(source), model, options)
         result = _Run(rows, model, options, work_dir).write(output, rejects)
         if target_table is not None:
-            _fill_table(target_table, output, OUTPUT_TYPES | describe_reasons(options.reasons))
+            _fill_table(target_table, output, OUTPUT_TYPES | describe_reasons(options.reasons), options.as_of)
+        elif target.startswith(OBJECT_START):
+            put_file(output, target)
     return result
+
+
+def _choose_places(target: str, table: RowTable | None, state_dir: Path) -> tuple[Path, Path, Path]:
+    """The work folder, the output file and that of the rejects: of what is no file here, below ``state_dir``."""
+    output = Path(target) if table is None else Path("output.parquet")
+    require_suffix(output)
+    if table is None and not target.startswith(OBJECT_START):
+        return output.parent / f".{output.name}.batch", output, output.with_suffix(".rejects.jsonl")
+    work_dir = state_dir / "batch" / _name(target if table is None else table.place)
+    return work_dir, work_dir / f"output{output.suffix}", work_dir.with_suffix(".rejects.jsonl")
 
 
 class _Run:
@@ -161,6 +170,7 @@ class _Run:
             id_column=options.id_column,
             prediction_log="" if options.store is None else options.store.database.name,
             reasons=options.reasons,
+            as_of=options.as_of,
         )
         require_same_job(work_dir / "job.json", job)
         self._columns = checker.columns
@@ -171,6 +181,7 @@ class _Run:
             id_key=options.id_key,
             clock=options.clock,
             reasons=options.reasons,
+            as_of=options.as_of,
         )
         self._rows = self._scored = self._resumed = 0
 
@@ -245,9 +256,9 @@ class _Run:
         return part
 
 
-def _name(table: RowTable) -> str:
-    """A file name for a table, whatever characters its own has."""
-    return hashlib.sha256(table.place.encode()).hexdigest()[:16]
+def _name(place: str) -> str:
+    """A file name for a table or an object, whatever characters its own has."""
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _open_file(path: Path, model: LoadedModel, options: BatchOptions) -> RowFile:
@@ -267,12 +278,12 @@ def _copy_table(table: RowTable, path: Path, model: LoadedModel, id_column: str)
     write_rows(path, {name: kinds[name] for name in names}, chunks, place=table.place)
 
 
-def _fill_table(table: RowTable, path: Path, types: Mapping[str, type]) -> None:
-    """Insert what is not in the table yet."""
+def _fill_table(table: RowTable, path: Path, types: Mapping[str, type], as_of: dt.date | None) -> None:
+    """Insert what is not in the table yet; rows of a date take the place of its earlier ones."""
     file = RowFile(path)
     columns = {name: types[name] for name in file.schema.names}
     chunks = (rows.to_pylist() for rows in file.read_chunks(list(columns), TABLE_ROWS))
-    insert_rows(table, columns, ID_COLUMN, chunks)
+    insert_rows(table, columns, ID_COLUMN, chunks, replaced=None if as_of is None else {DATE_COLUMN: as_of})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from closedloop.serving.models import LoadedModel
 
 SCORE_TOLERANCE = 1e-6  # what a row's score may differ by among many rows and alone
 LOG_ROWS = 2_000
-ROW_COLUMN, ID_COLUMN = "row", "prediction_id"
+ROW_COLUMN, ID_COLUMN, DATE_COLUMN = "row", "prediction_id", "as_of"
 
 
 class ScoredChunk(NamedTuple):
@@ -51,6 +51,8 @@ class ChunkScorer:
         The time of a prediction.
     reasons
         How many reasons each score has.
+    as_of
+        A date that stands in a column beside each score; None: no such column.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class ChunkScorer:
         id_key: bytes,
         clock: Callable[[], dt.datetime],
         reasons: int = 0,
+        as_of: dt.date | None = None,
     ) -> None:
         self._model, self._checker, self._id_key, self._clock = model, checker, id_key, clock
-        self._reasons = reasons
+        self._reasons, self._as_of = reasons, as_of
         self._input_sha256 = input_sha256
         key = (CUSTOMER_COLUMN, pa.string()) if checker.id_column is not None else (ROW_COLUMN, pa.int64())
         others = [("score", pa.float64()), ("decision", pa.int8()), ("model_version", pa.string())]
         types = {str: pa.string(), float: pa.float64()}
         added = [(name, types[kind]) for name, kind in describe_reasons(reasons).items()]
-        self.schema = pa.schema([key, *others, (ID_COLUMN, pa.string()), *added])
+        dates = [] if as_of is None else [(DATE_COLUMN, pa.date32())]
+        self.schema = pa.schema([key, *others, (ID_COLUMN, pa.string()), *dates, *added])
 
     def score(self, first_row: int, table: pa.Table) -> ScoredChunk:
         """Check and score rows; a customer is named by ``customer_id``, where there is none a row by its number.
@@ -90,7 +94,8 @@ class ChunkScorer:
         key = pa.array(rows) if checked.customers is None else checked.customers
         version = pa.repeat(self._model.version, len(ids))
         seconds = time.perf_counter() - start  # of a score: reasons are no part of it
-        added = list_reasons(self._model, checked, self._reasons) if self._reasons else []
+        added = [] if self._as_of is None else [pa.repeat(pa.scalar(self._as_of), len(ids))]
+        added += list_reasons(self._model, checked, self._reasons) if self._reasons else []
         scored = pa.Table.from_arrays(
             [key, pa.array(scores), pa.array(decisions), version, pa.array(ids, pa.string()), *added],
             schema=self.schema,

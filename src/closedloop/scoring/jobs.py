@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Job(msgspec.Struct, frozen=True):
     id_column: str
     prediction_log: str = ""
     reasons: int = 0
+    as_of: dt.date | None = None
 
 
 def require_same_job(path: Path, job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ CHUNK_ROWS = 5_000
 VARIABLE_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"
 ALLOWED = "sqlite:///file.db#table, postgresql+psycopg://user@host/database#table or VARIABLE#table"
 _OBJECTS = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-_TYPES: Mapping[type, Any] = {str: sa.Text(), int: sa.BigInteger(), float: sa.Double()}
+_TYPES: Mapping[type, Any] = {str: sa.Text(), int: sa.BigInteger(), float: sa.Double(), dt.date: sa.Date()}
 
 
 class RowTable(NamedTuple):
@@ -170,16 +171,26 @@ def _read_address(variable: str, place: str) -> sa.URL:
 
 
 def insert_rows(
-    table: RowTable, columns: Mapping[str, type], key: str, chunks: Iterable[Sequence[Mapping[str, Any]]]
+    table: RowTable,
+    columns: Mapping[str, type],
+    key: str,
+    chunks: Iterable[Sequence[Mapping[str, Any]]],
+    *,
+    replaced: Mapping[str, Any] | None = None,
 ) -> None:
-    """Insert rows whose key is not there yet, a chunk a transaction; the table is made if it is missing.
+    """Insert rows whose key is not there yet, in one transaction; the table is made if it is missing.
+
+    Parameters
+    ----------
+    replaced
+        Values of columns: rows that have them go in the same transaction, so that readers see the old or the new ones.
 
     Raises
     ------
     DataError
         If the table has another primary key or lacks a column, or the database refuses a value.
     ServiceUnavailable
-        If the database cannot be reached; what was inserted stays, and is not doubled the next time.
+        If the database cannot be reached; no row was inserted then.
     """
     with _open(table.place, table.url) as engine:
         wanted = sa.Table(
@@ -201,8 +212,10 @@ def insert_rows(
             )
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         statement = insert(wanted).on_conflict_do_nothing()
-        for rows in chunks:
-            with engine.begin() as connection:
+        with engine.begin() as connection:
+            if replaced:
+                connection.execute(sa.delete(wanted).where(*(wanted.c[name] == one for name, one in replaced.items())))
+            for rows in chunks:
                 connection.execute(statement, list(rows))
 
 
