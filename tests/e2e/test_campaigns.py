@@ -10,13 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from closedloop.bootstrap import build_actions, load_run
+from closedloop.bootstrap import build_actions, build_predictions, load_run
+from closedloop.records import Outcome
+from closedloop.simulator.shop import Offers, SimulatorSpec, simulate
 from closedloop.store.actions import Action, Campaign
 from tests.conftest import Project
 
 pytestmark = pytest.mark.thorough
 
 PAGE = (Path(__file__).parents[2] / "docs" / "actions.md").read_text(encoding="utf-8")
+SEGMENT = "standard"
+NEXT = ("--as-of", "2024-02-06", "--capacity", "200", "--rank-by", "uplift")
 VALUE = {"kept": {"amount_of_days": 30, "share": 0.4}, "offer_cost": 1, "save_rate": 0.3}
 
 
@@ -28,7 +32,7 @@ def read_commands() -> list[list[str]]:
 def test_the_walk_of_the_page(shop_copy: Project) -> None:
     """closedloop campaign start, closedloop outcomes, closedloop campaign report."""
     shop_copy.change_dataset("shop", {"value": VALUE})
-    start, outcomes, report = read_commands()
+    start, outcomes, report, by_uplift = read_commands()
     assert "500 customers to call, 56 left alone" in shop_copy.run(*start).output
     listed = pd.read_csv(shop_copy.root / "list.csv")
     assert listed["arm"].value_counts().to_dict() == {"treated": 500, "held_out": 56}
@@ -51,10 +55,43 @@ def test_the_walk_of_the_page(shop_copy: Project) -> None:
     assert f"net profit {effect['profit']['value']:+,.0f}" in told
     assert sum(one["treated"] for one in found["groups"]["segment"].values()) == 500
     assert Path(shop_copy.root / found["picture"]).read_bytes().startswith(b"\x89PNG")
+    found = " ".join(shop_copy.run(*by_uplift).output.split())
+    assert "ranked by expected value: too few: 56 customers held out in closed campaigns (2024-01-01: 56)" in found
     refused = shop_copy.run("campaign", "start", "--as-of=2024-01-01", "--output=a.csv", "--capacity=9", status=1)
     assert "was started with --capacity 500" in refused.output
     missing = shop_copy.run("campaign", "start", "--as-of=2024-01-02", "--output=a.csv", status=1)
     assert "say how many customers can be called" in missing.output
+
+
+def test_the_next_list_is_by_uplift_where_offers_keep_one_segment_alone(shop_copy: Project) -> None:
+    """closedloop campaign start --rank-by uplift, after a month in which the simulator lets offers keep `SEGMENT`."""
+    started = ("campaign", "start", "--as-of", "2024-01-01", "--output", "first.csv")
+    shop_copy.run(*started, "--capacity", "1500", "--holdout", "0.4")
+    run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)
+    actions, store = build_actions(run), build_predictions(run)
+    (campaign,) = actions.list_campaigns("shop_churn", until=run.params.as_of_at)
+    chosen = {one.customer_id: one for one in actions.list_actions(campaign)}
+    treated = frozenset(who for who, one in chosen.items() if (one.arm, one.segment) == ("treated", SEGMENT))
+    early = ("--as-of", "2024-01-05", *NEXT[2:], "--output", "early.csv")
+    told = shop_copy.run("campaign", "start", *early).output
+    assert "ranked by probability: too few: 0 customers held out in closed campaigns" in " ".join(told.split())
+
+    end = campaign.closes_at.date()
+    spec = SimulatorSpec(seed=run.params.seed, customers=run.params.simulator.customers)
+    offers = [Offers(campaign.as_of.date(), treated, 0.9)]
+    events = simulate(spec, start=run.params.simulator.start_date, end=end, offers=offers).events
+    bought = set(events.loc[(events["event_type"] == "purchase") & (events["time"] >= campaign.as_of), "customer_id"])
+    logged = [one for some in store.read_predictions("shop_churn") for one in some]
+    mine = [one for one in logged if one.customer_id in chosen and one.predicted_at == campaign.as_of]
+    store.insert([Outcome(one.prediction_id, int(one.customer_id not in bought), campaign.closes_at) for one in mine])
+    told = " ".join(shop_copy.run("campaign", "start", *NEXT, "--output", "next.csv").output.split())
+    assert "ranked by uplift: its list keeps more; Qini" in told
+    listed = pd.read_csv(shop_copy.root / "next.csv")
+    assert (listed["segment"] == SEGMENT).mean() > 0.9
+    assert (listed["effect"].diff().dropna() <= 0).all()
+    assert shop_copy.read_json("next.campaign.json")["ranking"]["by"] == "uplift"
+    report = shop_copy.run("campaign", "report", "--as-of", "2024-02-06").output
+    assert "ranked by uplift: its list keeps more" in " ".join(report.split())
 
 
 def test_the_training_set_leaves_out_who_was_treated(shop_copy: Project) -> None:

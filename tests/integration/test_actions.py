@@ -55,11 +55,16 @@ def score_people() -> pd.DataFrame:
     return people.assign(segment=["a", None] * 500, reasons="raises the risk: visits = 0")
 
 
+def refuse(version: str) -> Any:
+    raise AssertionError(f"nobody asked for the contract of version {version}")
+
+
 def start(
     run: Any, actions: Actions, as_of: dt.datetime = AS_OF, rules: CampaignRules = RULES, **changes: Any
 ) -> Campaign:
     params = run.params.model_copy(update={"as_of": as_of.date()})
-    given: dict[str, Any] = {"version": "7", "score": score_people, "now": dt.datetime.now(dt.UTC), **changes}
+    fixed = {"version": "7", "score": score_people, "read_contract": refuse, "now": dt.datetime.now(dt.UTC)}
+    given: dict[str, Any] = {**fixed, **changes}
     return start_campaign(actions, params, run.dataset, rules, **given)
 
 
@@ -95,7 +100,9 @@ def test_what_is_started_comes_back_as_it_was(run: Any, url: str) -> None:
         raise AssertionError("nobody is scored for a campaign that is recorded")
 
     assert start(run, actions, score=score_again) == made
-    with pytest.raises(DataError, match=r"was started with --capacity 90 --holdout 0\.1, found 80 and 0\.1"):
+    with pytest.raises(
+        DataError, match=r"was started with --capacity 90 --holdout 0\.1 --rank-by score, found 80, 0\.1 and score"
+    ):
         start(run, actions, rules=CampaignRules(80, 0.1), score=score_again)
     actions.database.close()
 

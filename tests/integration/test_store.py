@@ -260,7 +260,7 @@ def test_a_newer_schema_is_refused(store: Predictions, url: str, oldest: str | N
     pretend_newer(store, oldest)
     older = Predictions(Database(url))
     for use in (older.database.upgrade, lambda: older.insert([predict("a")])):
-        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0008"):
+        with pytest.raises(ConfigError, match=r"revision 9999.*knows up to 0009"):
             use()
     older.database.close()
 
@@ -355,7 +355,7 @@ def test_rows_of_the_previous_revision_are_kept_and_its_code_runs_on(
         assert "checks" not in sa.inspect(connection).get_table_names()
     first_release.undo()
     now = Predictions(Database(url))
-    with pytest.raises(ConfigError, match=r"at revision 0001, this release needs 0008; run `closedloop store upgrade`"):
+    with pytest.raises(ConfigError, match=r"at revision 0001, this release needs 0009; run `closedloop store upgrade`"):
         read(now)
     now.database.upgrade()
     assert Journal(now.database).read_deployment(MODEL) == ROW

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,10 +30,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from closedloop.bootstrap import RunContext
+    from closedloop.contract import ModelContract
     from closedloop.loop.campaigns.report import Report
     from closedloop.serving.slots.slots import Slot
+    from closedloop.store.actions import Campaign
 
 REPORTS = Path("reports/campaigns")
+CapacityOption = Annotated[
+    int | None, typer.Option(min=1, help="How many customers can be called; default: value.capacity.")
+]
+HoldoutOption = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the chosen customers that is left alone, to compare with.")
+]
+SegmentOption = Annotated[
+    str | None, typer.Option(help="The column of the report's segments; default: the first categorical one.")
+]
+RankByOption = Annotated[
+    Literal["score", "uplift"],
+    typer.Option(help="uplift: by the effect of an offer, where closed campaigns show that this keeps more."),
+]
 app = typer.Typer()
 campaign_app = typer.Typer(
     cls=Commands, help="List the customers to call, and report what the calls changed.", no_args_is_help=True
@@ -43,28 +60,23 @@ app.add_typer(campaign_app, name="campaign", rich_help_panel=SERVING)
 def campaign_start(
     as_of: AsOfOption,
     output: Annotated[str, typer.Option(help="The list: a Parquet or CSV file, or a table: ADDRESS#TABLE.")],
-    capacity: Annotated[
-        int | None, typer.Option(min=1, help="How many customers can be called; default: value.capacity.")
-    ] = None,
-    holdout: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the chosen customers that is left alone, to compare with.")
-    ] = 0.1,
-    segment: Annotated[
-        str | None, typer.Option(help="The column of the report's segments; default: the first categorical one.")
-    ] = None,
+    capacity: CapacityOption = None,
+    holdout: HoldoutOption = 0.1,
+    segment: SegmentOption = None,
     reasons: Annotated[int, typer.Option(min=1, max=REASONS_MAX, help="Reasons of each customer in the list.")] = 3,
+    rank_by: RankByOption = "score",
     params: ParamsOption = PARAMS,
 ) -> None:
     """Choose customers, hold out a random part of them, record it once, and write the list."""
     from closedloop.bootstrap import build_actions, hold_working_files, load_run, open_slot
-    from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_list
+    from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_campaign
 
     target = locate_given(output)
     require_target(target)
     context = load_run(params, overrides={"as_of": as_of})
     context.database.upgrade()
     by = segment or next(iter(context.dataset.columns.categorical), None)
-    rules, store = CampaignRules(_read_capacity(capacity, context), holdout), build_actions(context)
+    rules, store = CampaignRules(_read_capacity(capacity, context), holdout, rank_by), build_actions(context)
     with hold_working_files(context), open_slot(context, None) as slot:
         found = start_campaign(
             store,
@@ -73,13 +85,22 @@ def campaign_start(
             rules,
             version=slot.version,
             score=lambda: _score(context, slot, segment=by, reasons=reasons),
+            read_contract=_read_contracts(context, slot),
             now=read_now(),
         )
-    write_list(found, store.list_actions(found), target)
-    told = f"{count_noun(found.treated, 'customer')} to call, {found.held_out:,} left alone: {target}"
-    typer.echo(told, err=True)
-    if not found.held_out:
-        typer.echo("without a hold-out nothing will tell what this campaign did: --holdout 0.1 has one", err=True)
+    write_campaign(found, store.list_actions(found), target)
+    for line in _describe_start(found, target):
+        typer.echo(line, err=True)
+
+
+def _describe_start(campaign: Campaign, target: str) -> Iterator[str]:
+    from closedloop.loop.campaigns.ranking import describe_ranking
+
+    yield f"{count_noun(campaign.treated, 'customer')} to call, {campaign.held_out:,} left alone: {target}"
+    if told := describe_ranking(campaign.ranking):
+        yield told
+    if not campaign.held_out:
+        yield "without a hold-out nothing will tell what this campaign did: --holdout 0.1 has one"
 
 
 def _read_capacity(given: int | None, context: RunContext) -> int:
@@ -91,6 +112,21 @@ def _read_capacity(given: int | None, context: RunContext) -> int:
             f"configs/datasets/{context.dataset.name}.yaml"
         )
     return capacity
+
+
+def _read_contracts(context: RunContext, slot: Slot) -> Callable[[str], ModelContract]:
+    """The contract of a version: the champion's from its folder, others from the registry."""
+    from closedloop.bootstrap import build_released
+    from closedloop.contract import read_contract
+    from closedloop.serving.slots.downloads import fetch_contract
+
+    @cache
+    def read(version: str) -> ModelContract:
+        if version == slot.version:
+            return read_contract(Path(slot.folder))
+        return fetch_contract(build_released(context), version)
+
+    return read
 
 
 def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> pd.DataFrame:
@@ -169,9 +205,12 @@ def _describe(report: Report, picture: Path | None) -> dict[str, Any]:
 
 def _show(report: Report, picture: Path | None) -> None:
     from closedloop.core.actions.effect import describe_effect
+    from closedloop.loop.campaigns.ranking import describe_ranking
 
     campaign = report.campaign
     typer.echo(f"campaign of {campaign.as_of:%Y-%m-%d}, model version {campaign.model_version}")
+    if told := describe_ranking(campaign.ranking):
+        typer.echo(f"  {told}")
     for line in [report.waits or ""] if report.effect is None else describe_effect(report.effect):
         typer.echo(f"  {line}")
     if report.effect is not None and report.unknown:

@@ -28,7 +28,8 @@ OLDEST, LONGEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(days=3_65
 class Campaign:
     """The rules by which the customers of a model and a date were chosen; ``treated`` and ``held_out`` count them.
 
-    ``offer_cost`` is what one offer costs; None where the data set's config does not say it.
+    ``offer_cost`` is what one offer costs; None where the data set's config does not say it. ``ranking`` says
+    what ranked the customers and why (`closedloop.loop.campaigns.ranking`); None in campaigns of an earlier release.
     """
 
     campaign_id: str
@@ -43,6 +44,12 @@ class Campaign:
     held_out: int
     offer_cost: float | None
     recorded_at: dt.datetime
+    ranking: dict[str, Any] | None = None
+
+    @property
+    def asked(self) -> str:
+        """By what its customers were to be ranked."""
+        return str((self.ranking or {}).get("asked", "score"))
 
     @property
     def closes_at(self) -> dt.datetime:
@@ -66,6 +73,7 @@ class Action(NamedTuple):
     kept_value: float | None
     segment: str | None
     reasons: str
+    effect: float | None = None
 
 
 class Actions:
@@ -91,7 +99,7 @@ class Actions:
             if connection.execute(insert.on_conflict_do_nothing()).rowcount:
                 connection.execute(sa.insert(ACTIONS), rows)
             row = connection.execute(_select(campaign.model_name, campaign.as_of)).one()
-        return require_same(Campaign(**row._mapping), campaign.capacity, campaign.holdout)
+        return require_same(Campaign(**row._mapping), campaign.capacity, campaign.holdout, campaign.asked)
 
     def find_campaign(self, model_name: str, as_of: dt.datetime) -> Campaign | None:
         """The campaign of a date; None if there is none."""
@@ -177,9 +185,43 @@ class Actions:
         mine = query.where(ACTIONS.c.campaign_id == campaign.campaign_id).order_by(ACTIONS.c.place)
         with self.database.begin(write=False) as connection:
             rows = [tuple(row) for row in connection.execute(mine)]
-        found = pd.DataFrame.from_records(rows, columns=[*(column.name for column in columns), "outcome"])
-        numbers = dict.fromkeys(("probability", "expected_value", "kept_value", "outcome"), "float64")
+        found = pd.DataFrame.from_records(rows, columns=[*(str(column.name) for column in columns), "outcome"])
+        numbers = dict.fromkeys(("probability", "expected_value", "kept_value", "effect", "outcome"), "float64")
         return found.astype(numbers)
+
+    def read_features(
+        self, model_name: str, model_version: str, at: dt.datetime, names: Sequence[str], campaign_id: str | None = None
+    ) -> pd.DataFrame:
+        """The features by which customers were scored for a campaign of this date, as they were logged.
+
+        Parameters
+        ----------
+        names
+            Of the features of this version, in its contract's order.
+        campaign_id
+            Read only the customers whom it chose.
+
+        Returns
+        -------
+        DataFrame
+            ``customer_id`` and the features, a row a customer; those whose prediction is no longer in the store are not
+            there.
+        """
+        import pandas as pd
+
+        query = sa.select(PREDICTIONS.c.customer_id, PREDICTIONS.c.features).where(
+            PREDICTIONS.c.model_name == model_name,
+            PREDICTIONS.c.snapshot_at == at,
+            PREDICTIONS.c.model_version == model_version,
+            PREDICTIONS.c.source == "batch",
+        )
+        if campaign_id is not None:
+            chosen = sa.select(ACTIONS.c.customer_id).where(ACTIONS.c.campaign_id == campaign_id)
+            query = query.where(PREDICTIONS.c.customer_id.in_(chosen))
+        with self.database.begin(write=False) as connection:
+            ordered = query.order_by(PREDICTIONS.c.customer_id, PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id)
+            rows = [(row.customer_id, *row.features) for row in connection.execute(ordered)]
+        return pd.DataFrame.from_records(rows, columns=["customer_id", *names]).drop_duplicates("customer_id")
 
 
 def _reaches(campaign: Campaign, since: dt.datetime, until: dt.datetime) -> bool:
@@ -192,7 +234,7 @@ def name_campaign(model_name: str, as_of: dt.datetime) -> str:
     return digest_position("campaign", model_name, as_of.astimezone(dt.UTC).isoformat())
 
 
-def require_same(stored: Campaign, capacity: int, holdout: float) -> Campaign:
+def require_same(stored: Campaign, capacity: int, holdout: float, asked: str) -> Campaign:
     """The campaign, if these are its rules.
 
     Raises
@@ -200,10 +242,11 @@ def require_same(stored: Campaign, capacity: int, holdout: float) -> Campaign:
     DataError
         If they are not: customers may have been called by its list already.
     """
-    if (stored.capacity, stored.holdout) != (capacity, holdout):
+    if (stored.capacity, stored.holdout, stored.asked) != (capacity, holdout, asked):
         raise DataError(
             f"the campaign of {stored.as_of:%Y-%m-%d} was started with --capacity {stored.capacity} --holdout "
-            f"{stored.holdout:g}, found {capacity} and {holdout:g}; give the same, or another date"
+            f"{stored.holdout:g} --rank-by {stored.asked}, found {capacity}, {holdout:g} and {asked}; give the same, "
+            "or another date"
         )
     return stored
 

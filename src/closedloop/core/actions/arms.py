@@ -16,12 +16,13 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
     So many are chosen that ``capacity`` of them can be treated beside the hold-out. The hold-out are those with the
     lowest salted hash of their id: a random sample without replacement of fixed size, which depends on nothing else
     that is known of a customer, and which is the same whenever it is drawn. The salt is no secret: whoever may choose
-    ids may choose arms. By expected value, only customers with one above 0 are chosen.
+    ids may choose arms. By expected value or effect, only customers with one above 0 are chosen.
 
     Parameters
     ----------
     candidates : DataFrame
-        ``customer_id`` (str, unique), ``probability`` of churn and ``expected_value`` (missing: the probability ranks).
+        ``customer_id`` (str, unique), ``probability`` of churn, ``expected_value`` and perhaps ``effect``. The first of
+        value, effect and probability that is known ranks.
     capacity
         How many can be treated at most.
     holdout
@@ -47,13 +48,14 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
     >>> chosen["customer_id"].tolist(), chosen["arm"].tolist()
     (['b', 'c'], ['treated', 'held_out'])
     """
-    by_value = candidates["expected_value"].notna().any()
-    ranked_by = "expected_value" if by_value else "probability"
-    worthy = candidates[candidates["expected_value"] > 0] if by_value else candidates
+    known = [name for name in ("expected_value", "effect") if name in candidates and candidates[name].notna().any()]
+    ranked_by = known[0] if known else "probability"
+    worthy = candidates[candidates[ranked_by] > 0] if known else candidates
     if worthy.empty:
+        shown = "expected value" if ranked_by == "expected_value" else ranked_by
         raise DataError(
-            f"no customer is worth an offer: none of {count_noun(len(candidates), 'customer')} has an expected value "
-            "above 0; see `value` in the data set's config"
+            f"no customer is worth an offer: none of {count_noun(len(candidates), 'customer')} has an {shown} above 0"
+            + ("; see `value` in the data set's config" if ranked_by == "expected_value" else "")
         )
     ordered = worthy.sort_values([ranked_by, "customer_id"], ascending=[False, True], ignore_index=True)
     chosen = ordered.head(capacity + round(capacity * holdout / (1 - holdout))).copy()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from closedloop.core.actions.effect import Effect, measure_effect, measure_groups
 from closedloop.errors import DataError, count_noun
 from closedloop.store.actions import Actions, Campaign
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OUTCOMES_SHARE_MIN = 0.95
 
@@ -31,7 +34,7 @@ def report_campaign(actions: Actions, campaign: Campaign, *, as_of: dt.datetime)
         return Report(campaign, None, {}, campaign.treated + campaign.held_out, waits)
     results = actions.read_results(campaign)
     unknown = int(results["outcome"].isna().sum())
-    if unknown > (1 - OUTCOMES_SHARE_MIN) * len(results):
+    if not has_outcomes(results):
         waits = (
             f"too early: {unknown:,} of {count_noun(len(results), 'customer')} have no outcome yet; store them with "
             f"`closedloop outcomes --as-of {as_of:%Y-%m-%d}`"
@@ -39,6 +42,11 @@ def report_campaign(actions: Actions, campaign: Campaign, *, as_of: dt.datetime)
         return Report(campaign, None, {}, unknown, waits)
     effect = measure_effect(results, offer_cost=campaign.offer_cost)
     return Report(campaign, effect, measure_groups(results), unknown, None)
+
+
+def has_outcomes(results: pd.DataFrame) -> bool:
+    """Whether so few of a campaign's customers have no outcome that they may be left out."""
+    return bool(results["outcome"].isna().sum() <= (1 - OUTCOMES_SHARE_MIN) * len(results))
 
 
 def find_campaign(actions: Actions, model_name: str, *, as_of: dt.datetime, started: dt.datetime | None) -> Campaign:

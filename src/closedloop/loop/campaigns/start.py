@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from closedloop.config.params import Params
 from closedloop.core.actions.arms import HELD_OUT, TREATED, choose_customers
 from closedloop.core.evaluation.profit import expected_profit, read_kept
 from closedloop.errors import ConfigError
-from closedloop.files import write_text
+from closedloop.files import write_json, write_text
+from closedloop.loop.campaigns.ranking import Contracts, RankBy, rank_by_score, rank_by_uplift
 from closedloop.records import digest_position
 from closedloop.scoring.batch import BatchOptions, score_batch
 from closedloop.stages.parts.online import CUSTOMER
@@ -29,6 +31,7 @@ from closedloop.tabular.tables import read_table, write_table
 if TYPE_CHECKING:
     from closedloop.adapters.duckdb import Engine
     from closedloop.adapters.feast import Features
+    from closedloop.contract import ModelContract
     from closedloop.serving.slots.slots import Slot
 
 HORIZON_DAYS = 30  # where the data set's labels have none
@@ -41,16 +44,18 @@ LIST_COLUMNS: dict[str, type] = {
     "arm": str,
     "probability": float,
     "expected_value": float,
+    "effect": float,
     "segment": str,
     "reasons": str,
 }
 
 
 class CampaignRules(NamedTuple):
-    """How many customers can be called, and which share of the chosen is left alone."""
+    """How many customers can be called, which share of the chosen is left alone, and by what they shall be ranked."""
 
     capacity: int
     holdout: float
+    rank_by: RankBy = "score"
 
 
 def start_campaign(
@@ -61,6 +66,7 @@ def start_campaign(
     *,
     version: str,
     score: Callable[[], pd.DataFrame],
+    read_contract: Callable[[str], ModelContract],
     now: dt.datetime,
 ) -> Campaign:
     """Record the campaign of ``params.as_of``, once; one that is recorded already is returned as it is.
@@ -74,6 +80,8 @@ def start_campaign(
         The model's, by which ``score`` scores.
     score
         Gives what `score_customers` returns; called where nothing is recorded yet.
+    read_contract
+        Gives the contract of a version of the model, for what was logged by it.
 
     Raises
     ------
@@ -82,11 +90,14 @@ def start_campaign(
     """
     name, as_of = dataset.model_name, params.as_of_at
     if stored := actions.find_campaign(name, as_of):
-        return require_same(stored, rules.capacity, rules.holdout)
+        return require_same(stored, rules.capacity, rules.holdout, rules.rank_by)
     scored, salt = score(), name_campaign(name, as_of)
     busy = actions.list_open_customers(name, as_of)
     candidates = _value(params, dataset, scored[~scored[CUSTOMER].isin(busy)])
-    chosen = choose_customers(candidates, capacity=rules.capacity, holdout=rules.holdout, salt=salt)
+    ranked = rank_by_score(candidates)
+    if rules.rank_by == "uplift":
+        ranked = rank_by_uplift(candidates, params, dataset.value, actions, Contracts(version, read_contract))
+    chosen = choose_customers(ranked.candidates, capacity=rules.capacity, holdout=rules.holdout, salt=salt)
     arms = chosen["arm"].value_counts()
     campaign = Campaign(
         campaign_id=salt,
@@ -101,8 +112,9 @@ def start_campaign(
         held_out=int(arms.get(HELD_OUT, 0)),
         offer_cost=dataset.value.offer_cost if dataset.value else None,
         recorded_at=now,
+        ranking=ranked.record,
     )
-    rows = chosen[list(Action._fields)].astype(object)
+    rows = chosen.reindex(columns=list(Action._fields)).astype(object)
     records = rows.where(rows.notna(), None).itertuples(index=False, name=None)
     return actions.record_campaign(campaign, [Action(*row) for row in records])
 
@@ -191,7 +203,7 @@ def write_list(campaign: Campaign, actions: Sequence[Action], target: str) -> No
     frame = pd.DataFrame.from_records([action._asdict() for action in actions], columns=list(Action._fields))
     frame["campaign"] = f"{campaign.as_of:%Y-%m-%d}"
     frame["action_id"] = [digest_position(campaign.campaign_id, name) for name in frame[CUSTOMER]]
-    frame = frame[list(LIST_COLUMNS)].astype({"expected_value": "float64", "place": "int64"})
+    frame = frame[list(LIST_COLUMNS)].astype({"expected_value": "float64", "effect": "float64", "place": "int64"})
     if table is not None:
         values = frame.astype(object).where(frame.notna(), None)
         rows = [dict(zip(LIST_COLUMNS, row, strict=True)) for row in values.itertuples(index=False, name=None)]
@@ -203,3 +215,12 @@ def write_list(campaign: Campaign, actions: Sequence[Action], target: str) -> No
         write_table(path, frame)
         return
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def write_campaign(campaign: Campaign, actions: Sequence[Action], target: str) -> None:
+    """Write the list, and beside a file its record: the campaign's rules, and what ranked its customers (JSON)."""
+    write_list(campaign, actions, target)
+    if find_table(target) is None:
+        known = dataclasses.asdict(campaign) | {"as_of": f"{campaign.as_of:%Y-%m-%d}"}
+        told = {name: value for name, value in known.items() if name not in ("salt", "recorded_at")}
+        write_json(Path(target).with_suffix(".campaign.json"), told)

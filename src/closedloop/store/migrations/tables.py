@@ -193,6 +193,8 @@ CAMPAIGNS = sa.Table(
     sa.Column("held_out", sa.BigInteger, nullable=False),
     sa.Column("offer_cost", sa.Double),
     sa.Column("recorded_at", UtcDateTime, nullable=False),
+    # what ranked its customers, and why; none in rows of revisions before 0009
+    sa.Column("ranking", sa.JSON(none_as_null=True)),
     # two that start at once make one
     sa.UniqueConstraint("model_name", "as_of", name="campaigns_once"),
 )
@@ -209,5 +211,6 @@ ACTIONS = sa.Table(
     sa.Column("kept_value", sa.Double),
     sa.Column("segment", sa.Text),
     sa.Column("reasons", sa.Text, nullable=False),
+    sa.Column("effect", sa.Double),
     sa.Index("actions_by_customer", "customer_id"),
 )
