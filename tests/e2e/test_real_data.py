@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 SOURCE_ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.real_data, pytest.mark.thorough]
@@ -174,3 +178,26 @@ def test_two_data_sets_in_one_registry_do_not_meet(retail, telco, project):
         assert client.get_model_version_by_alias(name, "champion").version in ("1", 1)
     assert telco.read_json("metrics/gates.json")["champion"] is None
     assert os.path.samefile(telco.root / "configs", retail.root / "configs")  # noqa: PTH121  links, both
+
+
+def test_a_campaign_of_the_page_on_customers_whom_nobody_called_shows_no_effect(retail, project):
+    """docs/actions.md: real outcomes, which know nothing of the arms; the value is what was spent in 180 days."""
+    page = (SOURCE_ROOT / "docs/actions.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^closedloop --dataset online_retail .*", page, re.MULTILINE)
+    start, outcomes, report, by_uplift = [shlex.split(line)[1:] for line in lines]
+    [written] = re.findall(r"^value:\n  kept: \{amount_of_days: 180.*\n(?:  .*\n)+", page, re.MULTILINE)
+    project.change_dataset("online_retail", yaml.safe_load(written))
+    assert "500 customers to call, 214 left alone" in project.run(*start).output
+    listed = pd.read_csv(project.root / "retail.csv")
+    assert (listed["expected_value"].diff().dropna() <= 0).all()
+    assert (listed["expected_value"] > 0).all()
+    project.run(*outcomes)
+    told = " ".join(project.run(*report).output.split())
+    assert "undecided: no effect is shown: the interval spans zero" in told
+    found = json.loads(project.run(*report, "--json").stdout)["effect"]
+    assert (found["treated"], found["held_out"]) == (500, 214)
+    for name in ("effect", "saved"):
+        assert found[name]["low"] < 0 < found[name]["high"]
+    assert found["profit"]["low"] < -500 * 10 < found["profit"]["high"]  # what the offers cost, and nothing else
+    told = " ".join(project.run(*by_uplift).output.split())
+    assert "ranked by expected value: no gain is shown" in told
