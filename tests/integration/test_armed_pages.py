@@ -101,16 +101,20 @@ def write_own(folder: Path) -> list[Path]:
                 "log_loss_interval": (0.0, 0.2)}  # fmt: skip
     limits = {"single_column_auc_max": 0.95, "single_column_allowed": [ANY]}
     gates = {ANY: {"passed": False, "blocking": True, "sentence": f"{ANY} {ARMED[0]}", "remedy": ANY}}
+    figures = dict.fromkeys(("profit", "profit_at_threshold", "profit_of_all"), 0.5)
+    money = SimpleNamespace(capacity=9, offers=3, figures=figures, interval=SimpleNamespace(low=0.1, high=0.9))
     card = {
         "params": SimpleNamespace(as_of=ANY, evaluation=SimpleNamespace(level=0.9, bootstrap_samples=9)),
         "dataset": {"description": ANY, "label": None, "kind": "table", "gates": limits,
+                    "value": {"offer_cost": 2, "save_rate": 0.3},
                     "columns": {"label": {"column": ANY, "churned": ANY}, "sensitive": ANY, "time": None}},
         "contract": SimpleNamespace(model_name=ANY, model_type=ANY, threshold=0.5, features=[], feature_service=ANY,
                                     lineage=lineage),
         "next_period": {"why": ANY},
         "verdict": {"passed": False, "judges": "today", "gates": gates, "columns": {ANY: 0.5},
                     "champion": {"version": ANY, "not_compared": ANY}, "comparison": {"verdict": ANY, "reason": ANY}},
-        "measured": SimpleNamespace(figures={ANY: 0.5}, intervals={}, groups=pd.DataFrame([group]), baseline=baseline),
+        "measured": SimpleNamespace(figures={ANY: 0.5}, intervals={}, groups=pd.DataFrame([group]), baseline=baseline,
+                                    money=money),
         "pictures": [("", ANY, ANY)], "rows": {}, "standing": ANY, "compared": ANY,
         "found": {"customers": 9, "leavers": 3, "alarms": 2, "right": 1, "tenth": 0.1, "fifth": 0.2},
         "importance": [{"feature": ANY, "mean": 0.1, "direction": "raises"}], "lists": [],
@@ -122,12 +126,12 @@ def write_own(folder: Path) -> list[Path]:
     bars = [{"name": ANY, "reference": 0.5, "window": 0.5}]
     monitoring = {
         "check": check, "shown": (), "drift": [(ANY, drift["features"][ANY])], "shapes": {ANY: bars},
-        "verdicts": [check], "stability": {ANY: 0.5}, "psi_max": 0.2, "history": [],
+        "verdicts": [check], "stability": {ANY: 0.5}, "psi_max": 0.2, "history": [], "money": ANY,
         "evidence": {"reasons": ARMED, "window_rows": 9, "outcome_rows": 9, "drift": drift},
         "links": {"data.html": True, "outcomes.html": True},
     }  # fmt: skip
     event = {"at": ANY, "kind": ANY, "what": ANY, "why": ANY * 9}
-    tick = {"at": ANY, "model_version": ANY, "verdict": "none", "drifted": {ANY: 0.5}, "outcome_rows": 0}
+    tick = {"at": ANY, "model_version": ANY, "verdict": "none", "drifted": {ANY: 0.5}, "outcome_rows": 0, "money": ANY}
     report = defaultdict(list, dataset=ANY, days=[ANY], requests_answered=9, requests_failed=0, champion=ANY,
                          conclusion=ANY, events=[event], ticks=[tick], regime_changes=[event])  # fmt: skip
     link = SimpleNamespace(title=ANY, href="loop.html", text=ANY)
