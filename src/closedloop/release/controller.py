@@ -74,9 +74,10 @@ def start_release(
         raise GateFailed(f"version {version} is rejected: {reason}")
     # all evidence first: where it cannot be had, neither alias nor journal has moved
     scores, stake = read_reference(releases.tracking, version, evidence.value, evidence.value_columns)
+    before, _ = read_reference(releases.tracking, row.champion_version, None, ())
     errors = evidence.errors.read_totals()
     traffic = evidence.measure_traffic(releases.model_name, now)
-    rollout = Rollout(version, row.champion_version, "shadow", now, now, errors, scores, None, traffic, stake)
+    rollout = Rollout(version, row.champion_version, "shadow", now, now, errors, scores, None, traffic, stake, before)
     reason = f"started: {describe_version(releases, version)}"
     shadow = Move("shadow", actor, reason, now, row.champion_version, (version, "shadow", 0.0), rollout)
     releases.tracking.set_challenger(version)

@@ -96,7 +96,8 @@ class Evidence:
         unit = find_unit(rollout.stake)
         hours = max((now - rollout.step_at).total_seconds() / 3600, 0.0)
         step: Any = rollout.step
-        return StepEvidence(step, hours, *arms, totals[0], rollout.reference_scores, without, totals[1], unit)
+        counts = rollout.reference_scores, rollout.predecessor_scores
+        return StepEvidence(step, hours, *arms, totals[0], counts[0], without, totals[1], unit, counts[1])
 
     def measure_traffic(self, name: str, now: dt.datetime) -> float | None:
         """Requests a day over the last `TRAFFIC_DAYS`, one a customer; None: none is known."""

@@ -145,6 +145,17 @@ def test_a_guardrail_that_fails_takes_the_version_back(desk: Any, step: str, cha
     assert words in entry.reason
 
 
+def test_scores_that_customers_moved_take_no_version_back(desk: Any) -> None:
+    """What moved a version's scores since its evaluation moved those of the champion, which has one of its own."""
+    releases, evidence, traffic = desk
+    now = advance(desk, until="shadow")
+    moved = {"scores": (0,) * 19 + (40_000,)}
+    flow(traffic, "shadow", **moved)
+    traffic.flow("1", **moved)
+    run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now)
+    assert releases.read_entries()[-1].action == "canary_5"
+
+
 def test_a_pass_is_noted_once_it_is_done_whether_it_holds_or_moves_and_not_where_it_fails(
     desk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

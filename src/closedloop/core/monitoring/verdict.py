@@ -243,7 +243,7 @@ def _find_waits(
     lost = _count_lost(retrainings)
     most = max(policy.cooldown_days, horizon_days or HORIZON_DAYS)
     wait_days = policy.cooldown_days
-    if lost and not _gains_more(evidence, retrainings[0], policy):
+    if lost and not _find_follow_up(retrainings) and not _gains_more(evidence, retrainings[0], policy):
         wait_days = min(policy.cooldown_days * 2 ** min(lost, 10), most)
     passed_days = (as_of - retrainings[0].as_of).days
     if passed_days < wait_days:

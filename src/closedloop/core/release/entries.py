@@ -55,9 +55,9 @@ class Rollout(msgspec.Struct, frozen=True):
 
     ``predecessor`` is whom it is compared with, since ``started_at``; ``errors_before`` is what was counted of errors
     before the step, by "version/variant" (None: the next pass reads it); ``reference_scores`` are those that the
-    version was evaluated by, counted in bins. ``routed_at``: since when requests count, where that is not the step's
-    beginning. ``requests_a_day``: the traffic that the steps were worked out for, None where none was known. ``stake``:
-    None where the data set has no value.
+    version was evaluated by, counted in bins, and ``predecessor_scores`` those of its predecessor. ``routed_at``: since
+    when requests count, where that is not the step's beginning. ``requests_a_day``: the traffic that the steps were
+    worked out for, None where none was known. ``stake``: None where the data set has no value.
     """
 
     version: Version
@@ -70,6 +70,7 @@ class Rollout(msgspec.Struct, frozen=True):
     routed_at: dt.datetime | None = None
     requests_a_day: float | None = None
     stake: OfferTerms | None = None
+    predecessor_scores: tuple[int, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True):

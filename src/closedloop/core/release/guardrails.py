@@ -191,11 +191,14 @@ def _check_latency(policy: ReleasePolicy, step: Step, evidence: StepEvidence) ->
 
 def _check_scores(policy: ReleasePolicy, step: Step, evidence: StepEvidence) -> Guardrail:
     arm, own = evidence.challenger, evidence.reference_scores
-    distance, limit = measure_score_distance(own, arm.scores), policy.score_distance_max
+    distance = measure_score_distance(own, arm.scores)
+    # customers who changed move the scores of every version: the stable one's show how far
+    moved = measure_score_distance(evidence.predecessor_scores, evidence.stable.scores)
+    limit = policy.score_distance_max if math.isnan(moved) else max(policy.score_distance_max, moved)
     # half of the level for each of the two samples
     counts = sum(own), arm.customers
     chance = sum(bound_distribution(rows, alpha=policy.guard_alpha / 2) for rows in counts)
-    sentence = f"scores: {distance:.3f} apart from those that it was evaluated by, at most {limit:g} is allowed"
+    sentence = f"scores: {distance:.3f} apart from those that it was evaluated by, at most {limit:.3g} is allowed"
     sentence += f" (chance explains {min(chance, 1.0):.3f})"
     found = _judge_sampled(step, evidence, distance, limit, sentence, {"score_distance": distance})
     unproved = found.state == "failed" and distance - chance <= limit

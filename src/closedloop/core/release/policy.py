@@ -65,7 +65,8 @@ class ReleasePolicy(BaseModel):
         The challenger's p95 is at most the stable arm's times the ratio, or the slack above it, whichever is more.
     score_distance_max
         Largest distance of the challenger's scores from those that it was evaluated by (Kolmogorov and Smirnov's),
-        0 to 1. Against the champion's they may differ: after a change the right scores are others.
+        0 to 1. Against the champion's they may differ: after a change the right scores are others. Where the stable
+        arm's stand further from its own, that is allowed: its customers changed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -50,7 +50,8 @@ class StepEvidence:
     customers with closed outcomes that both models scored (in ``champion``: minus its predecessor).
     ``profits`` are those of the same customers' offers, as losses (`sum_paired_profits`), where one nat stands for
     ``profit_unit`` of money; 0: the data set has no value. ``reference_scores`` are counts, as in `ArmEvidence`, of the
-    challenger's reference rows. ``without``: the same without each client that has less than half of it.
+    challenger's reference rows, ``predecessor_scores`` those of the stable version's. ``without``: the same without
+    each client that has less than half of it.
     """
 
     step: StepName
@@ -62,6 +63,7 @@ class StepEvidence:
     without: tuple[Remainder, ...] = ()
     profits: PairedLosses = field(default_factory=PairedLosses)
     profit_unit: float = 0.0
+    predecessor_scores: tuple[int, ...] = ()
 
     def list_remainders(self) -> list[StepEvidence]:
         """The same evidence without each of those clients."""

@@ -207,6 +207,7 @@ class Loop:
             describe(challenger),
             self._pair(rollout, now),
             rollout.challenger.reference_scores,
+            predecessor_scores=rollout.predecessor.reference_scores,
         )
 
     def _pair(self, rollout: OfflineRollout, now: dt.datetime) -> PairedLosses:

@@ -124,6 +124,8 @@ def past(days: int, state: str = "registered", **changes: Any) -> PastRetraining
         ((past(27, "failed"), past(50, "refused")), "28 must pass (1 challenger"),  # what failed made no challenger
         ((past(15, "failed"), past(50)), None),
         ((past(15), past(60, "refused")), None),
+        ((past(14, "refused"), past(40)), None),  # the next after one that won is tried whatever drifts
+        ((past(27, "refused"), past(60, "refused"), past(90)), "56 must pass (2 challengers in a row"),
     ],
 )
 def test_a_due_retraining_waits_as_an_alert(asked: tuple[PastRetraining, ...], waits: str | None) -> None:
@@ -150,7 +152,8 @@ def test_the_back_off_ends_when_more_is_lost_than_when_it_was_decided_on() -> No
         ((past(13),), "none"),  # it waits without an alert
         ((past(14),), "retrain"),
         ((past(28, "refused"), past(60)), "retrain"),
-        ((past(27, won=False), past(60)), "none"),
+        ((past(13, won=False), past(60)), "none"),
+        ((past(14, won=False), past(60)), "retrain"),  # no longer than after the one that won
         ((past(70, "refused"), past(90, won=False), past(120)), "none"),  # two in a row: it is learnt
         ((past(70, "refused"),), "none"),  # none ever won
         ((past(70, "failed"),), "none"),

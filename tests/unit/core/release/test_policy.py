@@ -226,6 +226,15 @@ def test_scores_unlike_the_champions_pass_where_the_evaluation_said_so() -> None
     assert decide(reference_scores=turned).verdict == "roll_back"
 
 
+def test_scores_that_moved_as_far_as_the_champions_pass() -> None:
+    """Customers change between the evaluation, a horizon ago, and the release: no version scores as it did then."""
+    turned, moved = replace(ARM, scores=SCORES[::-1]), tuple(reversed(SCORES))
+    assert decide(challenger=turned).verdict == "roll_back"
+    assert decide(challenger=turned, stable=turned, predecessor_scores=SCORES).verdict == "advance"
+    assert decide(challenger=turned, predecessor_scores=SCORES).verdict == "roll_back"  # the champion's did not move
+    assert decide(challenger=turned, predecessor_scores=moved, stable=turned).verdict == "roll_back"
+
+
 @pytest.mark.parametrize("customers", [5, 200])
 def test_scores_that_chance_may_have_moved_hold(customers: int) -> None:
     few = replace(ARM, customers=customers, errors=0)
