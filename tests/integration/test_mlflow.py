@@ -165,7 +165,14 @@ def test_the_logged_model_has_a_signature_no_pickle_and_the_same_scores(small_sh
     assert {str(column.type) for column in signature.inputs.inputs if column.name != "segment"} == {"DataType.double"}
     rows = pd.read_parquet(small_shop.root / "data/training/test.parquet").head(50)
     pipeline = load_pipeline(small_shop.root / "models/pipeline/pipeline.skops", "hist_gradient_boosting")
-    np.testing.assert_array_equal(model.predict(rows[names]), pipeline.predict_proba(rows))
+    contract, answered = small_shop.read_json("models/candidate/contract.json"), model.predict(rows[names])
+    assert list(answered) == signature.outputs.input_names() == ["probability", "prediction"]
+    np.testing.assert_array_equal(answered["probability"], pipeline.predict_proba(rows)[:, 1])
+    decided = [int(one >= contract["threshold"]) for one in answered["probability"]]
+    assert answered["prediction"].tolist() == decided
+    assert set(decided) == {0, 1}
+    champion = open_tracking(small_shop).load_pipeline("1", "hist_gradient_boosting")
+    np.testing.assert_array_equal(champion.predict_proba(rows), pipeline.predict_proba(rows))
     with pytest.raises(mlflow.MlflowException, match="missing inputs \\['age'\\]"):
         model.predict(rows[names].drop(columns="age"))
     flavor = model.metadata.flavors["sklearn"]
@@ -174,6 +181,7 @@ def test_the_logged_model_has_a_signature_no_pickle_and_the_same_scores(small_sh
     assert [path.name for path in folder.iterdir() if path.suffix in (".pkl", ".cloudpickle", ".joblib")] == []
     code = sorted(str(path.relative_to(folder)) for path in (folder / "code").rglob("*.py"))
     assert [path for path in code if not path.endswith("__init__.py")] == [
+        "code/closedloop/core/training/deciding.py",
         "code/closedloop/core/training/encoding.py",
         "code/closedloop/errors.py",
     ]
@@ -184,7 +192,8 @@ ISOLATED = """
 import importlib.util, json, sys
 assert importlib.util.find_spec("closedloop") is None
 import mlflow, pandas as pd
-print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(pd.read_parquet(sys.argv[2])).tolist()))
+from mlflow.pyfunc.scoring_server import predictions_to_json
+predictions_to_json(mlflow.pyfunc.load_model(sys.argv[1]).predict(pd.read_parquet(sys.argv[2])), sys.stdout)
 """
 
 
@@ -226,7 +235,7 @@ def test_a_logged_model_answers_the_same_without_this_package(model_type: str, t
     pipeline.fit(rows, np.asarray(draw.random(600) < 1 / (1 + rows["spent"].fillna(0) / 50)))
     tracking = Tracking(Settings(root=tmp_path), "shop_churn")
     with tracking.start_run("a model"):
-        tracking.log_pipeline(pipeline, rows.head(3), model_type)
+        tracking.log_pipeline(pipeline, rows.head(3), model_type, 0.3)
     (folder,) = (path.parent for path in tmp_path.glob("state/mlflow/*/models/*/artifacts/MLmodel"))
     required, script = list_required(folder / "requirements.txt"), tmp_path / "isolated.py"
     assert "closedloop" not in required, "an index may have anything by this name"
@@ -239,7 +248,10 @@ def test_a_logged_model_answers_the_same_without_this_package(model_type: str, t
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    np.testing.assert_array_equal(json.loads(ran.stdout.splitlines()[-1]), pipeline.predict_proba(rows))
+    expected = pipeline.predict_proba(rows)[:, 1]
+    answered = json.loads(ran.stdout.splitlines()[-1])["predictions"]
+    assert [one["prediction"] for one in answered] == (expected >= 0.3).astype(int).tolist()
+    np.testing.assert_array_equal([one["probability"] for one in answered], expected)
 
 
 def test_a_version_that_lists_its_own_types_and_code_is_refused(shop_copy: Any) -> None:

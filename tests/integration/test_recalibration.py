@@ -69,7 +69,8 @@ def register(tracking: Tracking, params: Params, fitted: Fitted, rows: dict[str,
     write_model(folder, *model, params=params, dataset=SHOP, test=rows["test"], lineage=lineage)
     with tracking.start_run("a test") as run_id:
         names = [feature.name for feature in fitted.features]
-        uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3), params.model.type)
+        example = rows["train"][names].head(3)
+        uri = tracking.log_pipeline(fitted.pipeline, example, params.model.type, fitted.threshold)
         tracking.log_files({"contract": folder})
     tracking.register(uri, run_id, {DIGEST_TAG: digest_folder(folder)})
 

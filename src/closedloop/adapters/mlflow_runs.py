@@ -94,27 +94,32 @@ class Runs(MlflowStore):
             elif path.exists():
                 mlflow.log_artifact(str(path), folder or None)
 
-    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame, model_type: str) -> str:
-        """Log the fitted pipeline as a model of the open run (skops format, no pickle); return its URI."""
+    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame, model_type: str, threshold: float) -> str:
+        """Log the fitted pipeline with its threshold as a model of the open run (skops, no pickle); return its URI."""
         import mlflow
         from mlflow.models import infer_signature
 
-        from closedloop.adapters.skops import list_trusted
+        from closedloop.adapters.skops import SERVED_TYPE, list_trusted
+        from closedloop.core.training.deciding import DecidingModel
         from closedloop.core.training.model_types import MODULES, find_model_type
 
-        signature = infer_signature(example, pipeline.predict_proba(example))
+        model = DecidingModel(pipeline, threshold)
+        signature = infer_signature(example, model.predict(example))
         owners = packages_distributions()
         names = [*PUBLIC_REQUIREMENTS, *(owners[one][0] for one in find_model_type(model_type).requirements)]
-        modules = ["closedloop.core.training.encoding", *([MODULES[model_type]] if model_type in MODULES else [])]
+        modules = [
+            DecidingModel.__module__,
+            "closedloop.core.training.encoding",
+            *([MODULES[model_type]] if model_type in MODULES else []),
+        ]
         with tempfile.TemporaryDirectory() as folder:
             info = mlflow.sklearn.log_model(
-                pipeline,
+                model,
                 name=MODEL_PATH,
                 signature=signature,
                 input_example=example,
                 serialization_format="skops",
-                skops_trusted_types=list_trusted(model_type),
-                pyfunc_predict_fn="predict_proba",
+                skops_trusted_types=[*list_trusted(model_type), SERVED_TYPE],
                 pip_requirements=[f"{name}=={version(name)}" for name in names],
                 code_paths=[str(_copy_code(Path(folder), modules))],
             )

@@ -22,6 +22,7 @@ TRUSTED_TYPES = [
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 ]
+SERVED_TYPE = "closedloop.core.training.deciding.DecidingModel"  # around the pipeline, in a model of MLflow's
 FORMER_TYPES = ["closedloop.core.training.estimators.encode_columns"]  # where it was when older versions were stored
 
 
@@ -38,7 +39,7 @@ def save_pipeline(path: Path, pipeline: Pipeline) -> None:
 
 
 def load_pipeline(path: Path, model_type: str) -> Pipeline:
-    """Read a fitted pipeline whose classifier is of this kind (``model.type``).
+    """Read a fitted pipeline whose classifier is of this kind (``model.type``), out of a model of MLflow's too.
 
     Raises
     ------
@@ -50,8 +51,11 @@ def load_pipeline(path: Path, model_type: str) -> Pipeline:
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
 
+    from closedloop.core.training.deciding import DecidingModel
+
     try:
-        return skops.io.load(path, trusted=[*list_trusted(model_type), *FORMER_TYPES])
+        found = skops.io.load(path, trusted=[*list_trusted(model_type), *FORMER_TYPES, SERVED_TYPE])
+        return found.pipeline if isinstance(found, DecidingModel) else found
     except UntrustedTypesFoundException as error:
         raise DataError(f"{path}: refused, it holds types that are not on the reviewed list: {error}") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:

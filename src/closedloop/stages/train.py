@@ -109,7 +109,8 @@ def log_run(
         tracking.log_metrics(report[part], prefix=f"{part}_")
     tracking.log_metrics(report["next_period"].get("figures", {}), prefix="next_period_")
     names = [feature.name for feature in fitted.features]
-    model_uri = tracking.log_pipeline(fitted.pipeline, rows["train"][names].head(3), model_type)
+    example = rows["train"][names].head(3)
+    model_uri = tracking.log_pipeline(fitted.pipeline, example, model_type, fitted.threshold)
     write_json(layout.train_metrics, figures)
     tracking.log_files(
         {
