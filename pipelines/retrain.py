@@ -114,25 +114,29 @@ def package(
 STAGES = (ingest, validate, features, training_set, train, evaluate, register, package)
 
 
-def build_pipeline(base_image: str, environment: dict[str, str], secret: str, secret_keys: tuple[str, ...]):
-    """The pipeline with these components, in this image.
+def build_pipeline(settings):
+    """The pipeline with these components; ``settings`` say what every pod runs, is given and requests.
 
     Parameters
     ----------
-    environment
-        Variables of every pod: which profile, where its stores are.
-    secret
-        A Kubernetes Secret whose ``secret_keys`` become variables of every pod; empty: none.
+    settings
+        `closedloop.config.settings.RetrainingSettings`.
     """
 
     def place(stage, **inputs):
-        component = dsl.component(stage, base_image=base_image, packages_to_install=[], install_kfp_package=False)
+        component = dsl.component(
+            stage, base_image=settings.base_image, packages_to_install=[], install_kfp_package=False
+        )
         task = component(**inputs).set_caching_options(False)  # what a source holds is known only by asking
-        for name, value in environment.items():
+        for name, value in settings.environment.items():
             task.set_env_variable(name, value)
-        if secret:
-            names = [{"secretKey": key, "envVar": key} for key in secret_keys]
-            task.platform_config["kubernetes"] = {"secretAsEnv": [{"secretName": secret, "keyToEnv": names}]}
+        if settings.cpu_request:
+            task.set_cpu_request(settings.cpu_request)
+        if settings.memory_request:
+            task.set_memory_request(settings.memory_request)
+        if settings.secret:
+            names = [{"secretKey": key, "envVar": key} for key in settings.secret_keys]
+            task.platform_config["kubernetes"] = {"secretAsEnv": [{"secretName": settings.secret, "keyToEnv": names}]}
         return task.outputs
 
     @dsl.pipeline(name="closedloop-retrain")

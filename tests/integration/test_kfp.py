@@ -223,10 +223,10 @@ def first(trigger_id: str) -> str:
 def second(text: str) -> None:
     assert text != "fails", "said no"
 
-def build_pipeline(base_image, environment, secret, secret_keys):
+def build_pipeline(settings):
     def place(function, **inputs):
-        made = dsl.component(function, base_image=base_image, packages_to_install=[], install_kfp_package=False)
-        return made(**inputs)
+        options = {"base_image": settings.base_image, "packages_to_install": [], "install_kfp_package": False}
+        return dsl.component(function, **options)(**inputs)
 
     @dsl.pipeline(name="small")
     def small(trigger_id: str = "") -> None:

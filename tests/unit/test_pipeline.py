@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from closedloop import component
 from closedloop.adapters.kfp import compile_pipeline
@@ -170,6 +171,31 @@ def test_every_pod_runs_our_image_with_its_environment_and_its_secret(documents)
     secret = [{"secretName": "closedloop", "keyToEnv": [variable]}]
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert pods == {name: {"secretAsEnv": secret} for name in executors}
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        (
+            {"cpu_request": "500m", "memory_request": "4Gi"},
+            {"resourceCpuRequest": "500m", "resourceMemoryRequest": "4Gi"},
+        ),
+        ({"memory_request": "1500M"}, {"resourceMemoryRequest": "1500M"}),
+        ({}, {}),
+    ],
+)
+def test_every_pod_requests_what_the_settings_say(requests, expected):
+    settings = SETTINGS.model_copy(update=requests)
+    spec = next(yaml.safe_load_all(compile_pipeline(ROOT / "pipelines/retrain.py", settings)))
+    found = [one["container"].get("resources", {}) for one in spec["deploymentSpec"]["executors"].values()]
+    texts = [{name: value for name, value in one.items() if name.startswith("resource")} for one in found]
+    assert texts == [expected] * (len(GRAPH) + 1)  # beside them stand the same as numbers, for older servers
+
+
+@pytest.mark.parametrize(("name", "value"), [("cpu_request", "two"), ("memory_request", "4 GB")])
+def test_a_request_that_kubernetes_does_not_read_is_refused(name, value):
+    with pytest.raises(ValidationError, match=name):
+        RetrainingSettings(**{name: value})
 
 
 def test_nothing_is_taken_from_a_cache(spec):

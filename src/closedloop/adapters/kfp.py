@@ -41,14 +41,14 @@ class PipelineFailed(ClosedloopError):
 
 
 def load_pipeline(path: Path, settings: RetrainingSettings) -> Any:
-    """Load the pipeline that ``path`` declares, with the image and environment variables of the settings."""
+    """Load the pipeline that ``path`` declares, with the image, variables and requests of the settings."""
     spec = importlib.util.spec_from_file_location("closedloop_pipeline", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path}: there is no such pipeline; run this in the project's folder")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # KFP reads the source of each component
     spec.loader.exec_module(module)
-    return module.build_pipeline(settings.base_image, settings.environment, settings.secret, settings.secret_keys)
+    return module.build_pipeline(settings)
 
 
 def compile_pipeline(path: Path, settings: RetrainingSettings) -> str:

@@ -234,7 +234,8 @@ class RetrainingSettings(_Section):
     Without a start date a retraining takes the last ``window_days`` of snapshots with closed labels (None: as many as
     `closedloop run`), split by ``split`` (`closedloop.config.params.SplitParams`). On a cluster every
     pod runs ``base_image`` with the variables of ``environment``, and with the keys ``secret_keys`` of the Kubernetes
-    Secret ``secret``. ``token`` (environment only) is the endpoint's bearer token.
+    Secret ``secret``; it requests ``cpu_request`` and ``memory_request`` (empty: the cluster's
+    default). ``token`` (environment only) is the endpoint's bearer token.
     """
 
     runner: Literal["local", "cluster"] = "local"
@@ -249,6 +250,8 @@ class RetrainingSettings(_Section):
     environment: dict[str, str] = {"CLOSEDLOOP_PROFILE": "production"}
     secret: str = ""
     secret_keys: tuple[str, ...] = ()
+    cpu_request: str = Field(default="", pattern=r"^(\d+m?|\d*\.\d+)?$")
+    memory_request: str = Field(default="", pattern=r"^(\d+([KMGTPE]i?)?)?$")
     timeout_seconds: int = Field(default=6 * 3600, ge=1)
 
     @model_validator(mode="after")
