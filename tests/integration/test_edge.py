@@ -117,6 +117,15 @@ def test_the_environment_is_bare(bare_python, name):
     assert f"No module named '{name}'" in ran.stderr
 
 
+def test_no_record_is_kept_of_a_devices_use(bare_python, edge, tmp_path, monkeypatch):
+    """ONNX Runtime would write the machine's id, and what it is to send, below the user's folder."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert len(run(bare_python, edge, [GOOD])[0]) == 1
+    assert [*(tmp_path / "home").rglob("*")] == []
+
+
 def test_a_line_is_answered_with_its_score(bare_python, edge):
     requests = [{"features": row} for row in ROWS]
     answers, said = run(bare_python, edge, [GOOD, *requests])

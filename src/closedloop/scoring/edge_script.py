@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "true")  # ONNX Runtime reads it as it is imported
 import onnxruntime
 
 if TYPE_CHECKING or __package__:

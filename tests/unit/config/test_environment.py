@@ -53,7 +53,7 @@ def address() -> Iterator[str]:
 def run(code: str, *, prepare: bool = True, **given: str) -> subprocess.CompletedProcess[str]:
     first = "from closedloop.config.environment import set_environment; set_environment()\n" if prepare else ""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "ORT_DISABLE_TELEMETRY"):
         kept.pop(name, None)
     return subprocess.run(
         [sys.executable, "-c", first + code], env=kept | given, capture_output=True, text=True, check=False
@@ -132,3 +132,10 @@ def test_other_programs_are_those_that_the_user_puts_first(tmp_path, theirs):
     environment = {**os.environ, "PATH": f"{front}:{behind}:/usr/bin:/bin"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == [str(front / "kubectl"), str(Path(sys.executable).parent / "dvc")]
+
+
+def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:
+    """As it is imported it would write the machine's id and what it is to send below the user's folder."""
+    ran = run("import onnxruntime", HOME=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    assert list(tmp_path.rglob("*")) == []
