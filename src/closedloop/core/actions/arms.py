@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from closedloop.core.release.assignment import hash_share
 from closedloop.errors import DataError, count_noun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TREATED, HELD_OUT = "treated", "held_out"
 
@@ -42,12 +45,15 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
 
     Examples
     --------
+    >>> import pandas as pd
     >>> people = pd.DataFrame({"customer_id": list("abcd"), "probability": [0.1, 0.9, 0.8, 0.3]})
     >>> people["expected_value"] = None
     >>> chosen = choose_customers(people, capacity=1, holdout=0.5, salt="s")
     >>> chosen["customer_id"].tolist(), chosen["arm"].tolist()
     (['b', 'c'], ['treated', 'held_out'])
     """
+    import pandas as pd  # not in the serving image, whose agent opens the store
+
     known = [name for name in ("expected_value", "effect") if name in candidates and candidates[name].notna().any()]
     ranked_by = known[0] if known else "probability"
     worthy = candidates[candidates[ranked_by] > 0] if known else candidates

@@ -9,15 +9,17 @@ uncertainty counts customers keeps its level.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from closedloop.core.actions.arms import TREATED
 from closedloop.core.release.assignment import hash_share
 from closedloop.errors import count_noun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ACTION_COLUMNS = ("customer_id", "acted_at", "horizon_days", "arm", "weight")
 
@@ -67,6 +69,7 @@ def find_untreated(rows: pd.DataFrame, actions: pd.DataFrame, *, time: str, blin
 
     Examples
     --------
+    >>> import pandas as pd
     >>> day = pd.Timestamp("2024-03-01", tz="UTC")
     >>> rows = pd.DataFrame({"customer_id": list("abc"), "at": day})
     >>> called = {"acted_at": day, "horizon_days": 30, "weight": 2.0}
@@ -74,6 +77,8 @@ def find_untreated(rows: pd.DataFrame, actions: pd.DataFrame, *, time: str, blin
     >>> find_untreated(rows, actions, time="at").repeats.tolist()
     [0, 1, 1]
     """
+    import pandas as pd  # not in the serving image, whose agent opens the store
+
     at = rows[[time, "customer_id"]].rename(columns={time: "at"}).assign(row=np.arange(len(rows)))
     pairs = at.merge(actions[list(ACTION_COLUMNS)], on="customer_id")
     reach = pd.to_timedelta(pairs["horizon_days"], unit="D")
