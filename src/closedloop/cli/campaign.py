@@ -47,7 +47,7 @@ SegmentOption = Annotated[
 ]
 RankByOption = Annotated[
     Literal["score", "uplift"],
-    typer.Option(help="uplift: by the effect of an offer, where closed campaigns show that this keeps more."),
+    typer.Option(help="By churn score, or by the effect of an offer where closed campaigns show that it keeps more."),
 ]
 app = typer.Typer()
 campaign_app = typer.Typer(
