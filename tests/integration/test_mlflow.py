@@ -36,6 +36,7 @@ from closedloop.adapters.skops import load_pipeline
 from closedloop.bootstrap import build_tracking, load_run
 from closedloop.config.settings import Settings
 from closedloop.contract import digest_folder
+from closedloop.core.training.deciding import DecidingModel
 from closedloop.core.training.estimators import build_pipeline, describe_features
 from closedloop.errors import DataError, ServiceUnavailable
 
@@ -235,7 +236,7 @@ def test_a_logged_model_answers_the_same_without_this_package(model_type: str, t
     pipeline.fit(rows, np.asarray(draw.random(600) < 1 / (1 + rows["spent"].fillna(0) / 50)))
     tracking = Tracking(Settings(root=tmp_path), "shop_churn")
     with tracking.start_run("a model"):
-        tracking.log_pipeline(pipeline, rows.head(3), model_type, 0.3)
+        tracking.log_pipeline(DecidingModel(pipeline, 0.3), rows.head(3), model_type)
     (folder,) = (path.parent for path in tmp_path.glob("state/mlflow/*/models/*/artifacts/MLmodel"))
     required, script = list_required(folder / "requirements.txt"), tmp_path / "isolated.py"
     assert "closedloop" not in required, "an index may have anything by this name"

@@ -19,6 +19,7 @@ from closedloop.config.settings import load_settings
 from closedloop.config.yaml import read_yaml
 from closedloop.contract import Lineage, digest_folder
 from closedloop.core.evaluation.metrics import list_log_losses
+from closedloop.core.training.deciding import DecidingModel
 from closedloop.core.training.estimators import encode_frame, score
 from closedloop.errors import GateFailed
 from closedloop.stages.parts.challengers import choose_challenger, list_recent, recalibrate
@@ -70,7 +71,7 @@ def register(tracking: Tracking, params: Params, fitted: Fitted, rows: dict[str,
     with tracking.start_run("a test") as run_id:
         names = [feature.name for feature in fitted.features]
         example = rows["train"][names].head(3)
-        uri = tracking.log_pipeline(fitted.pipeline, example, params.model.type, fitted.threshold)
+        uri = tracking.log_pipeline(DecidingModel(fitted.pipeline, fitted.threshold), example, params.model.type)
         tracking.log_files({"contract": folder})
     tracking.register(uri, run_id, {DIGEST_TAG: digest_folder(folder)})
 

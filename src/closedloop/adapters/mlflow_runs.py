@@ -15,7 +15,8 @@ from closedloop.adapters.mlflow_store import MlflowStore
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sklearn.pipeline import Pipeline
+
+    from closedloop.core.training.deciding import DecidingModel
 
 MODEL_PATH = "model"  # of the pipeline among a run's artifacts
 PUBLIC_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")  # MLflow adds itself
@@ -94,27 +95,25 @@ class Runs(MlflowStore):
             elif path.exists():
                 mlflow.log_artifact(str(path), folder or None)
 
-    def log_pipeline(self, pipeline: Pipeline, example: pd.DataFrame, model_type: str, threshold: float) -> str:
+    def log_pipeline(self, pipeline: DecidingModel, example: pd.DataFrame, model_type: str) -> str:
         """Log the fitted pipeline with its threshold as a model of the open run (skops, no pickle); return its URI."""
         import mlflow
         from mlflow.models import infer_signature
 
         from closedloop.adapters.skops import SERVED_TYPE, list_trusted
-        from closedloop.core.training.deciding import DecidingModel
         from closedloop.core.training.model_types import MODULES, find_model_type
 
-        model = DecidingModel(pipeline, threshold)
-        signature = infer_signature(example, model.predict(example))
+        signature = infer_signature(example, pipeline.predict(example))
         owners = packages_distributions()
         names = [*PUBLIC_REQUIREMENTS, *(owners[one][0] for one in find_model_type(model_type).requirements)]
         modules = [
-            DecidingModel.__module__,
+            "closedloop.core.training.deciding",
             "closedloop.core.training.encoding",
             *([MODULES[model_type]] if model_type in MODULES else []),
         ]
         with tempfile.TemporaryDirectory() as folder:
             info = mlflow.sklearn.log_model(
-                model,
+                pipeline,
                 name=MODEL_PATH,
                 signature=signature,
                 input_example=example,

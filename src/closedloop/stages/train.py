@@ -98,6 +98,7 @@ def log_run(
 ) -> str:
     """Save the pipeline and the figures, and log both with the run's inputs and files; returns the model's address."""
     from closedloop.adapters.skops import PIPELINE_FILE, save_pipeline
+    from closedloop.core.training.deciding import DecidingModel
 
     figures = {name: report[name] for name in ("threshold", "train", "validation")}
     with replace_folder(layout.pipeline) as folder:
@@ -110,7 +111,7 @@ def log_run(
     tracking.log_metrics(report["next_period"].get("figures", {}), prefix="next_period_")
     names = [feature.name for feature in fitted.features]
     example = rows["train"][names].head(3)
-    model_uri = tracking.log_pipeline(fitted.pipeline, example, model_type, fitted.threshold)
+    model_uri = tracking.log_pipeline(DecidingModel(fitted.pipeline, fitted.threshold), example, model_type)
     write_json(layout.train_metrics, figures)
     tracking.log_files(
         {
