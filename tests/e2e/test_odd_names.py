@@ -12,6 +12,7 @@ from tests.http_service import run_service
 pytestmark = pytest.mark.thorough
 
 FEE, SIZE, PLAN, TOWN = "Monthly fee (EUR)", "größe/m.2 - a%&+b", "2_plan", "Stadt größe"
+OURS = ["effect", "probability", "segment"]  # as figures of a campaign's list are called
 CLUB = {
     "name": "club",
     "model_name": "club_churn",
@@ -21,7 +22,7 @@ CLUB = {
     "columns": {
         "entity_id": "member #",
         "rename": {'plan #1, "old"': PLAN},
-        "numeric": [FEE, SIZE],
+        "numeric": [FEE, SIZE, *OURS],
         "categorical": [PLAN, TOWN],
         "sensitive": "Alter & Geschlecht",
         "label": {"column": "left: yes/no", "churned": ["1", "Yes"], "stayed": "0"},
@@ -41,6 +42,7 @@ def write_members(folder):
     rows["Alter & Geschlecht"] = draw.choice(["f", "m"], count)
     left = draw.random(count) < np.where(rows['plan #1, "old"'] == 1, 0.75, 0.15)
     rows["left: yes/no"] = left.astype(int)
+    rows[OURS] = np.tile(draw.integers(0, 2, (count, 1)), len(OURS))
     folder.mkdir()
     rows.head(600).to_parquet(folder / "a.parquet", index=False)
     rest = rows.tail(600).copy()
@@ -59,11 +61,11 @@ def test_a_table_with_odd_names_is_trained_served_and_scored(project):
     project.run_stages()
     contract = project.read_json("models/candidate/contract.json")
     kinds = {feature["name"]: feature for feature in contract["features"]}
-    assert list(kinds) == [FEE, SIZE, PLAN, TOWN]
+    assert list(kinds) == [FEE, SIZE, *OURS, PLAN, TOWN]
     assert kinds[PLAN]["categories"] == ["1", "2", "3"]
     assert kinds[TOWN]["categories"] == sorted(rows[TOWN].unique())
 
-    features = rows.rename(columns={'plan #1, "old"': PLAN})[[FEE, SIZE, PLAN, TOWN]].head(50)
+    features = rows.rename(columns={'plan #1, "old"': PLAN})[[*kinds]].head(50)
     features.assign(customer_id=rows["member #"].head(50)).to_csv(project.root / "in.csv", index=False)
     project.run("score", "--input", "in.csv", "--output", "out.csv", "--no-log")
     scored = pd.read_csv(project.root / "out.csv")
@@ -72,3 +74,11 @@ def test_a_table_with_odd_names_is_trained_served_and_scored(project):
         status, answer = service.call("POST", "/predict/batch", items)[:2]
     assert status == 200
     np.testing.assert_allclose(scored["score"], [one["probability"] for one in answer["predictions"]], atol=1e-6)
+
+    chosen = ("--as-of", "2025-01-01", "--capacity", "90", "--segment", TOWN)
+    project.run("campaign", "start", *chosen, "--output", "list.csv")
+    listed = pd.read_csv(project.root / "list.csv")
+    assert listed["probability"].between(0, 1).all()
+    assert listed["probability"].is_monotonic_decreasing
+    assert listed["effect"].isna().all()
+    assert set(listed["segment"]) <= set(rows[TOWN])

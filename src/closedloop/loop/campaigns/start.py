@@ -145,7 +145,8 @@ def score_customers(
     Returns
     -------
     DataFrame
-        The feature rows with ``probability``, ``reasons`` (str) and ``segment`` (the value of that column; None).
+        ``customer_id``, ``probability``, ``reasons`` (str), ``segment`` (the value of that column; None) and the
+        features of `list_value_columns`.
 
     Raises
     ------
@@ -161,9 +162,11 @@ def score_customers(
         raise ConfigError(f"--segment {segment}: no such column; there are {', '.join(people.columns[2:])}")
     score_batch(str(rows), str(target), slot, options, state_dir=work_dir)
     scores = read_table(target, made_by="closedloop campaign start")
-    scored = people.merge(scores.rename(columns={"score": "probability"}), on=CUSTOMER)
-    segments = None if segment is None else scored[segment].astype(object)
-    return scored.assign(segment=segments, reasons=_describe_reasons(scored, options.reasons))
+    # no more of the features: one of them may be called as a figure of the list is
+    known = people[[CUSTOMER, *list_value_columns(params, dataset)]]
+    known = known.assign(segment=None if segment is None else people[segment].astype(object))
+    scored = known.merge(scores.rename(columns={"score": "probability"}), on=CUSTOMER)
+    return scored.assign(reasons=_describe_reasons(scored, options.reasons))
 
 
 def _describe_reasons(scored: pd.DataFrame, count: int) -> pd.Series:
