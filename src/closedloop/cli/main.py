@@ -65,8 +65,7 @@ def begin(
 ) -> None:
     """Train, gate, release, serve, monitor and retrain a churn model. Start with: closedloop run."""
     be_verbose(verbose)
-    if dataset is not None:
-        enter_workspace(dataset)
+    enter_workspace(dataset)
 
 
 class StepHandler(logging.StreamHandler):  # type: ignore[type-arg]

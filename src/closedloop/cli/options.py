@@ -70,14 +70,17 @@ def is_verbose() -> bool:
 _began_in: list[Path] = []
 
 
-def enter_workspace(name: str) -> None:
-    """Go into a data set's workspace; the data set of params.yaml may have its results here.
+def enter_workspace(name: str | None) -> None:
+    """Go into a data set's workspace; the data set of params.yaml may have its results here. None: stay.
 
     Raises
     ------
     ConfigError
         If the data set has no workspace yet.
     """
+    _began_in.clear()  # of an earlier command of this process
+    if name is None:
+        return
     from closedloop.config.calls import name_call, remember_dataset
     from closedloop.config.dataset import load_dataset
     from closedloop.config.yaml import read_yaml
