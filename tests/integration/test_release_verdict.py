@@ -13,10 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from closedloop.core.release.policy import ReleasePolicy
 from closedloop.loop.status.release_verdict import read_verdict
+from closedloop.release.by_hand import promote
 from closedloop.release.controller import run_pass, start_release
 from closedloop.release.moves import deploy_champion
 from closedloop.serving.exposition import serve_metrics
 from tests.deployments import change_row
+from tests.release_controller import Services
 from tests.releases import HOUR, NAME, NOW, flow, open_desk
 
 POLICY = ReleasePolicy()
@@ -85,6 +87,19 @@ def test_a_version_that_is_taken_back_is_a_rollback(desk, step):
     run_pass(releases, evidence, POLICY, now=now + HOUR, as_of=now + HOUR)
     assert read(address) == read(address, "") == ("2", "rejected", "rollback")
     assert "latency" in ask(address)[1]["reason"]
+
+
+def test_a_version_whose_place_another_took_is_a_rollback(desk):
+    releases, evidence, traffic, address = desk
+    deploy_champion(releases, "1", now=NOW, actor="register", reason="the first version")
+    start_release(releases, evidence, "2", actor="a test", now=NOW)
+    flow(traffic, "shadow")
+    run_pass(releases, evidence, POLICY, now=NOW + HOUR, as_of=NOW + HOUR)
+    promote(releases, Services(), "3", actor="a person", reason="urgent", now=NOW + 2 * HOUR)
+    assert read(address) == ("2", "replaced", "rollback")
+    assert ask(address)[1]["reason"].startswith("version 3 took its place: ")
+    assert read(address, "?version=1") == ("1", "replaced", "rollback")
+    assert read(address, "") == ("3", "champion", "promote")
 
 
 def test_what_cannot_be_answered_is_said_and_is_no_verdict(desk):

@@ -48,7 +48,7 @@ NEEDS = {
     "CronJob closedloop-release-rollback": STORE | TRACKING | JOURNAL | FEATURES,
     "CronJob closedloop-release-promote": STORE | TRACKING | JOURNAL | FEATURES,
     "Deployment closedloop-release": STORE | TRACKING | JOURNAL,
-    "Deployment closedloop-exporter": STORE,
+    "Deployment closedloop-exporter": STORE | JOURNAL,
     "Deployment closedloop-stable": SERVING,
     "Deployment closedloop-canary": SERVING,
     "Deployment closedloop-stream": STORE

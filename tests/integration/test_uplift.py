@@ -216,6 +216,35 @@ def test_a_hold_out_that_is_too_small_is_named_and_the_list_is_by_score(shop: Sh
     )
 
 
+def test_a_list_of_nobody_like_those_who_were_called_is_by_score(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.close(shop.start(START, FIRST), 0.7)
+    people = shop.score(LATER, "7")
+    low = people.assign(probability=people["probability"] / 1_000)
+    monkeypatch.setattr(shop, "score", lambda at, version: low)
+    made = shop.start(LATER, NEXT)
+    assert made.ranking is not None
+    assert made.ranking["by"] == "probability"
+    assert made.ranking["reason"].endswith("; nobody has a score as high as those whom these campaigns chose")
+    assert made.treated == 500
+
+
+def test_a_campaign_whose_model_is_gone_is_left_out(shop: Shop) -> None:
+    class Registry(dict[str, ModelContract]):
+        def __getitem__(self, version: str) -> ModelContract:
+            if version == "6":
+                raise DataError("version 6: there is no such version")
+            return super().__getitem__(version)
+
+    shop.contracts["6"] = shop.contracts["7"]
+    shop.close(shop.start(START, FIRST, version="6"), 0.7)
+    shop.contracts = Registry(shop.contracts)
+    made = shop.start(LATER, NEXT)
+    assert made.ranking is not None
+    (told,) = made.ranking["campaigns"]
+    assert told["left_out"] == "its model is not to be had: version 6: there is no such version"
+    assert made.ranking["by"] == "probability"
+
+
 def test_campaigns_that_can_teach_nothing_are_left_out_and_named(shop: Shop) -> None:
     day, rules = iter(range(0, 1_000, 31)), CampaignRules(400, 0.0)
     shop.close(shop.start(START + next(day) * DAY, rules), 0.7)

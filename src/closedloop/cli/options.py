@@ -97,7 +97,8 @@ def enter_workspace(name: str | None) -> None:
 
 def locate_given(text: str) -> str:
     """A path that was given, as it is from the present folder; an address of a table stays as it is."""
-    if not _began_in or "://" in text:
+    is_table = "#" in text and not text.endswith((".csv", ".parquet"))
+    if not _began_in or "://" in text or is_table:
         return text
     return str(_began_in[0] / text)
 

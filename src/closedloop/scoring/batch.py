@@ -33,7 +33,15 @@ from closedloop.serving.slots.slots import Slot
 from closedloop.store.predictions import Predictions
 from closedloop.tabular.own_files import open_rows
 from closedloop.tabular.row_tables import RowTable, find_table, insert_rows, read_rows
-from closedloop.tabular.rows import RowFile, RowWriter, read_part, require_suffix, write_part, write_rows
+from closedloop.tabular.rows import (
+    RowFile,
+    RowWriter,
+    read_part,
+    require_file,
+    require_suffix,
+    write_part,
+    write_rows,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,10 +145,11 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
 
 def _choose_places(target: str, table: RowTable | None, state_dir: Path) -> tuple[Path, Path, Path]:
     """The work folder, the output file and that of the rejects: of what is no file here, below ``state_dir``."""
+    if table is None and not target.startswith(OBJECT_START):
+        output = require_file(target)
+        return output.parent / f".{output.name}.batch", output, output.with_suffix(".rejects.jsonl")
     output = Path(target) if table is None else Path("output.parquet")
     require_suffix(output)
-    if table is None and not target.startswith(OBJECT_START):
-        return output.parent / f".{output.name}.batch", output, output.with_suffix(".rejects.jsonl")
     work_dir = state_dir / "batch" / _name(target if table is None else table.place)
     return work_dir, work_dir / f"output{output.suffix}", work_dir.with_suffix(".rejects.jsonl")
 

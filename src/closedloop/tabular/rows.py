@@ -183,6 +183,20 @@ def require_suffix(path: Path) -> str:
     return path.suffix
 
 
+def require_file(target: str) -> Path:
+    """The file here that an argument names.
+
+    Raises
+    ------
+    ConfigError
+        If it is an address, or its name says no format that is known.
+    """
+    if "://" in target:
+        raise ConfigError(f"{target}: it is an address, and no file can be written there: {RULE}")
+    require_suffix(Path(target))
+    return Path(target)
+
+
 def write_part(path: Path, table: pa.Table) -> None:
     """Write a table that only `read_part` reads, quickly."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

@@ -34,6 +34,7 @@ def test_a_path_is_of_where_its_own_command_was_typed(tmp_path: Path, monkeypatc
     enter_workspace("telco")
     assert Path.cwd() == workspace
     assert locate_given("rows.csv") == str(tmp_path / "rows.csv")
+    assert locate_given("RETAIL_URL#scores") == "RETAIL_URL#scores"
     enter_workspace(None)
     assert locate_given("rows.csv") == "rows.csv"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from closedloop.errors import DataError
-from closedloop.tabular.rows import RowFile
+from closedloop.errors import ConfigError, DataError
+from closedloop.tabular.rows import RowFile, require_file
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -22,3 +24,11 @@ def test_a_column_that_is_there_twice_is_refused_where_it_is_read(tmp_path, suff
         list(RowFile(path).read_chunks(["customer_id", "outcome"], 10))
     [table] = RowFile(path).read_chunks(["outcome"], 10)
     assert table.to_pydict() == {"outcome": ["0"]}
+
+
+@pytest.mark.parametrize("target", ["gs://bucket/scores.parquet", "az://bucket/scores.csv", "S3://bucket/scores.csv"])
+def test_an_address_is_no_file_to_write(target):
+    """It made a folder of that name, here, and called that a success."""
+    with pytest.raises(ConfigError, match=f"{target}: it is an address"):
+        require_file(target)
+    assert require_file("out/scores.csv") == Path("out/scores.csv")

@@ -60,8 +60,8 @@ class MonitoringPolicy(BaseModel):
     cooldown_days, retrainings_per_month
         How long a retraining waits for the one before, and how many there may be. The wait doubles with each
         challenger in a row that did not become champion, up to a horizon; it is ``cooldown_days`` again once a
-        recalibration would win back ``gain_min`` more than when the last one was asked for, and for the second
-        challenger that is tried after one that won.
+        recalibration would win back ``gain_min`` more than when the last one was asked for. The first that does not
+        win after a trained challenger that won does not double it yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -14,7 +14,7 @@ from closedloop.core.actions.uplift import describe_trial, learn_effect, predict
 from closedloop.core.evaluation.bootstrap import Bootstrap
 from closedloop.core.evaluation.profit import expected_profit
 from closedloop.core.training.estimators import describe_features
-from closedloop.errors import count_noun
+from closedloop.errors import DataError, count_noun
 from closedloop.loop.campaigns.report import has_outcomes
 from closedloop.store.actions import Actions, Campaign
 
@@ -84,6 +84,9 @@ def rank_by_uplift(
     people = _weigh(candidates.assign(score=candidates["probability"]), value)
     is_tried = people["before"] >= found.rows["before"].min()
     people = people[is_tried]
+    if people.empty:
+        unlike = "nobody has a score as high as those whom these campaigns chose"
+        return RankedCustomers(candidates, record | {"reason": f"{record['reason']}; {unlike}"})
     logged = actions.read_features(contract.model_name, contracts.version, params.as_of_at, contract.feature_names)
     inputs = people[["customer_id", "score"]].merge(logged, on="customer_id", how="left")
     people = people.assign(effect=predict_effect(learn_effect(found.rows, found.inputs, features), inputs))
@@ -120,9 +123,14 @@ def gather_evidence(
     for campaign in reversed(actions.list_campaigns(contract.model_name, until=as_of)):
         results = actions.read_results(campaign)
         reason = _find_fault(campaign, results, as_of, value)
-        used = 0
+        used, its_own = 0, contract
         if reason is None:
-            features = _read_features(actions, campaign, contract, read_contract(campaign.model_version))
+            try:
+                its_own = read_contract(campaign.model_version)
+            except DataError as error:
+                reason = f"its model is not to be had: {error}"
+        if reason is None:
+            features = _read_features(actions, campaign, contract, its_own)
             known = results[results["outcome"].notna() & results["customer_id"].isin(features["customer_id"])]
             share = campaign.treated / (campaign.treated + campaign.held_out)
             known = known.assign(score=known["probability"], treated_share=share, campaign=f"{campaign.as_of:%Y-%m-%d}")

@@ -25,7 +25,7 @@ from closedloop.stages.parts.online import CUSTOMER
 from closedloop.stages.refresh import compute_newest
 from closedloop.store.actions import Action, Actions, Campaign, name_campaign, require_same
 from closedloop.tabular.row_tables import find_table, insert_rows
-from closedloop.tabular.rows import require_suffix
+from closedloop.tabular.rows import require_file, require_suffix
 from closedloop.tabular.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def require_target(target: str) -> None:
         If the name of the file says no format, or the address of the table is none.
     """
     if find_table(target) is None:
-        require_suffix(Path(target))
+        require_file(target)
 
 
 def write_list(campaign: Campaign, actions: Sequence[Action], target: str) -> None:

@@ -15,13 +15,14 @@ from closedloop.store.journal import read_entry
 if TYPE_CHECKING:
     from closedloop.store.journal import Journal
 
-CHAMPION, ENTRIES_READ = "champion", 200
+CHAMPION, REPLACED, ENTRIES_READ = "champion", "replaced", 200
 
 
 class ReleaseVerdict(msgspec.Struct, frozen=True):
-    """``stage`` is the step under way, "champion" or "rejected"; None: the journal does not know the version.
+    """``stage`` is the step under way, "champion", "rejected" or "replaced"; None: the journal knows no such version.
 
-    ``verdict`` is "promote" once the version serves all customers, "rollback" once it was taken back, else "hold".
+    ``verdict`` is "promote" while the version serves all customers, "hold" while it is in a step before that or is not
+    known, and "rollback" once it was taken back or another version took its place.
     """
 
     model_name: str
@@ -56,13 +57,26 @@ def find_verdict(model_name: str, entries: Sequence[Entry], version: str | None 
         newest = entries[-1]
         under_way = newest.rollout.version if newest.rollout else newest.row.champion_version
         version = newest.rejected or under_way
+    after = None  # the entry after the one that is looked at
     for entry in reversed(entries):
-        rollout, reason, decided_at = entry.rollout, entry.reason, entry.recorded_at
         if entry.rejected == version:
-            return ReleaseVerdict(model_name, version, "rejected", "rollback", reason, decided_at)
-        if rollout is not None and rollout.version == version and rollout.step != CHAMPION:
-            return ReleaseVerdict(model_name, version, rollout.step, "hold", reason, decided_at)
-        if entry.row.champion_version == version:
-            return ReleaseVerdict(model_name, version, CHAMPION, "promote", reason, decided_at)
+            return ReleaseVerdict(model_name, version, "rejected", "rollback", entry.reason, entry.recorded_at)
+        stage = _find_stage(entry, version)
+        if stage is None:
+            after = entry
+        elif after is None:
+            verdict: Literal["promote", "hold"] = "promote" if stage == CHAMPION else "hold"
+            return ReleaseVerdict(model_name, version, stage, verdict, entry.reason, entry.recorded_at)
+        else:
+            reason = f"version {after.row.champion_version} took its place: {after.reason}"
+            return ReleaseVerdict(model_name, version, REPLACED, "rollback", reason, after.recorded_at)
     unknown = "nothing was released" if version is None else f"the journal's newest entries name no version {version}"
     return ReleaseVerdict(model_name, version, None, "hold", unknown, None)
+
+
+def _find_stage(entry: Entry, version: str | None) -> str | None:
+    """Where the entry leaves the version: in a step before the last, champion, or neither."""
+    rollout = entry.rollout
+    if rollout is not None and rollout.version == version and rollout.step != CHAMPION:
+        return rollout.step
+    return CHAMPION if entry.row.champion_version == version else None
