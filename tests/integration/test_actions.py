@@ -23,6 +23,7 @@ from closedloop.store.actions import Actions, Campaign
 from closedloop.store.database import Database
 from closedloop.store.migrations.tables import ACTIONS, CAMPAIGNS
 from closedloop.store.predictions import Predictions, Removed
+from tests.campaign_stores import empty_store
 from tests.conftest import create_project
 
 AS_OF = dt.datetime(2024, 3, 1, tzinfo=dt.UTC)
@@ -33,13 +34,7 @@ RULES = CampaignRules(90, 0.1)
 
 @pytest.fixture
 def url(database: str) -> str:
-    opened = Database(database)
-    opened.upgrade()
-    with opened.begin() as connection:
-        for table in ("actions", "campaigns", "outcomes", "predictions"):
-            connection.execute(sa.text(f"DELETE FROM {table}"))
-    opened.close()
-    return database
+    return empty_store(database)
 
 
 @pytest.fixture(scope="module")

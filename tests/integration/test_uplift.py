@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 
 from closedloop.bootstrap import load_run
 from closedloop.contract import ModelContract, NumericFeature, read_contract
@@ -23,6 +22,7 @@ from closedloop.records import Outcome, Prediction
 from closedloop.store.actions import Actions, Campaign
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
+from tests.campaign_stores import empty_store
 from tests.conftest import create_project
 from tests.model_folders import FEATURES, write_model_folder
 
@@ -36,13 +36,7 @@ VALUE = CustomerValue(kept=50, offer_cost=1, save_rate=0.2)
 
 @pytest.fixture
 def url(database: str) -> str:
-    opened = Database(database)
-    opened.upgrade()
-    with opened.begin() as connection:
-        for table in ("actions", "campaigns", "outcomes", "predictions"):
-            connection.execute(sa.text(f"DELETE FROM {table}"))
-    opened.close()
-    return database
+    return empty_store(database)
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +205,8 @@ def test_a_hold_out_that_is_too_small_is_named_and_the_list_is_by_score(shop: Sh
     shop.close(shop.start(START, CampaignRules(500, 0.1)), 0.7)
     made = shop.start(LATER, NEXT)
     assert describe_ranking(made.ranking) == (
-        "ranked by probability: too few: 56 customers held out in closed campaigns (2024-03-01: 56), allowed are 100 "
-        "at least"
+        "ranked by probability: too few: 56 customers held out in closed campaigns (2024-03-01: 56), at least "
+        "100 are needed"
     )
 
 
@@ -257,7 +251,7 @@ def test_campaigns_that_can_teach_nothing_are_left_out_and_named(shop: Shop) -> 
         "outcomes are missing",
         "its horizon is open until 2024-06-01",
     ]
-    assert "too few: 0 customers held out in closed campaigns, allowed" in made.ranking["reason"]
+    assert "too few: 0 customers held out in closed campaigns, at least" in made.ranking["reason"]
 
 
 def test_campaigns_of_a_version_with_other_features_count_too(shop: Shop) -> None:

@@ -137,16 +137,16 @@ def find_shortage(rows: pd.DataFrame) -> str | None:
         told = ", ".join(f"{day}: {count:,}" for day, count in counts.items())
         named = f" ({told})" if told else ""
         return (
-            f"too few: {count_noun(len(held_out), 'customer')} held out in closed campaigns{named}, allowed are "
-            f"{HELD_OUT_MIN} at least"
+            f"too few: {count_noun(len(held_out), 'customer')} held out in closed campaigns{named}, at least "
+            f"{HELD_OUT_MIN} are needed"
         )
     for arm, name in ((TREATED, "treated"), (HELD_OUT, "held out")):
         outcomes = rows.loc[rows["arm"] == arm, "outcome"]
         left, stayed = int(outcomes.sum()), int((1 - outcomes).sum())
         if min(left, stayed) < OUTCOMES_MIN:
             return (
-                f"too few: of the customers {name} {left:,} left and {stayed:,} stayed, allowed are {OUTCOMES_MIN} at "
-                "least of each"
+                f"too few: of the customers {name} {left:,} left and {stayed:,} stayed, at least {OUTCOMES_MIN} of "
+                "each are needed"
             )
     return None
 

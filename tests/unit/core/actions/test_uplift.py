@@ -157,14 +157,14 @@ def test_a_hold_out_that_is_too_small_is_named():
     assert not trial.wins
     assert trial.qini is None
     assert describe_trial(trial) == (
-        "too few: 56 customers held out in closed campaigns (2024-01-01: 56), allowed are 100 at least"
+        "too few: 56 customers held out in closed campaigns (2024-01-01: 56), at least 100 are needed"
     )
     both = pd.concat([small, small.assign(campaign="2024-02-01")])
     assert find_shortage(both) is None
     all_stay = both.assign(outcome=np.where(both["arm"] == "held_out", 0.0, both["outcome"]))
     assert find_shortage(all_stay) == (
-        "too few: of the customers held out 0 left and 112 stayed, allowed are 20 at least of each"
+        "too few: of the customers held out 0 left and 112 stayed, at least 20 of each are needed"
     )
     assert find_shortage(small.head(0)) == (
-        "too few: 0 customers held out in closed campaigns, allowed are 100 at least"
+        "too few: 0 customers held out in closed campaigns, at least 100 are needed"
     )
