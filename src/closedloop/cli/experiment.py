@@ -126,10 +126,11 @@ def _read_scores(path: Path) -> pd.DataFrame:
     """The file's rows: ``label`` (bool), two columns of scores, and ``customer_id`` where there is one."""
     import pandas as pd
 
+    from closedloop.config.sources import FileSource
     from closedloop.core.features.parsing import parse_ids, parse_labels, parse_numbers
     from closedloop.tabular.rows import RowFile
 
-    file, wanted = RowFile(path, format_="csv"), ["label", "champion", "challenger"]
+    file, wanted = RowFile(path, FileSource(type="csv")), ["label", "champion", "challenger"]
     if missing := [name for name in wanted if name not in file.schema.names]:
         raise DataError(f"{path}: no column {', '.join(missing)}; found {', '.join(file.schema.names)}")
     wanted += [name for name in file.schema.names if name == "customer_id"][:1]

@@ -31,11 +31,11 @@ from closedloop.serving.clock import WALL_CLOCK
 from closedloop.serving.models import LoadedModel, load_model
 from closedloop.serving.slots.slots import Slot
 from closedloop.store.predictions import Predictions
-from closedloop.tabular.own_files import open_rows
 from closedloop.tabular.row_tables import RowTable, find_table, insert_rows, read_rows
 from closedloop.tabular.rows import (
     RowFile,
     RowWriter,
+    open_rows,
     read_part,
     require_file,
     require_suffix,

@@ -8,12 +8,12 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 
+from closedloop.config.sources import FileSource
 from closedloop.errors import DataError
 
 BLOCK_BYTES = 1 << 23
@@ -22,18 +22,7 @@ csv.field_size_limit(BLOCK_BYTES)  # of a line: PyArrow reads no row that is lon
 BAD_BYTE = re.compile("[\udc80-\udcff]")  # how Python's "surrogateescape" marks a byte that is not of the encoding
 
 
-@dataclass(frozen=True)
-class TextFormat:
-    """How a CSV file is written: one character between cells, and the encoding in Python's names."""
-
-    delimiter: str = ","
-    encoding: str = "utf-8"
-
-
-COMMAS = TextFormat()
-
-
-def read_header(path: Path, text: TextFormat) -> list[str]:
+def read_header(path: Path, source: FileSource) -> list[str]:
     """The names in the first line that is not empty.
 
     Raises
@@ -41,16 +30,16 @@ def read_header(path: Path, text: TextFormat) -> list[str]:
     DataError
         If the file cannot be read, or holds no such line.
     """
-    with _explain_errors(path, text), _open_text(path, text) as stream:
-        names = next((cells for cells in csv.reader(_list_lines(stream), delimiter=text.delimiter) if cells), None)
+    with _explain_errors(path, source), _open_text(path, source) as stream:
+        names = next((cells for cells in csv.reader(_list_lines(stream), delimiter=source.delimiter) if cells), None)
     if names is None:
         raise DataError(f"{path}: the file is empty; a header line with column names is required")
     if BAD_BYTE.search("".join(names)):
-        raise DataError(f"{path}, {find_broken_line(path, text)}")
+        raise DataError(f"{path}, {find_broken_line(path, source)}")
     return names
 
 
-def read_batches(path: Path, text: TextFormat, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path, source: FileSource, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The columns of these names, in their order, as text; an empty cell is null.
 
     Raises
@@ -66,16 +55,16 @@ def read_batches(path: Path, text: TextFormat, columns: Sequence[str]) -> Iterat
         strings_can_be_null=True,
         null_values=[""],
     )
-    read = pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, encoding=text.encoding)
-    parse = pa.csv.ParseOptions(delimiter=text.delimiter, newlines_in_values=True)
-    with _explain_errors(path, text):
+    read = pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, encoding=source.encoding)
+    parse = pa.csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True)
+    with _explain_errors(path, source):
         try:
             with pa.csv.open_csv(stream, read, parse, convert) as reader:
                 yield from reader
         finally:
             stream.close()
     # PyArrow lets the end of the file end a quoted value, and with it all lines that the value has swallowed
-    if stream.quotes % 2 and (broken := find_broken_line(path, text)):
+    if stream.quotes % 2 and (broken := find_broken_line(path, source)):
         raise DataError(f"{path}, {broken}")
 
 
@@ -90,22 +79,22 @@ def count_lines(path: Path) -> int:
     return count + (last != b"\n")
 
 
-def find_broken_line(path: Path, text: TextFormat) -> str | None:
+def find_broken_line(path: Path, source: FileSource) -> str | None:
     """The first line that breaks a rule, and the rule; None if Python's reader finds none."""
-    return next(find_broken_lines(path, text), None)
+    return next(find_broken_lines(path, source), None)
 
 
-def find_broken_lines(path: Path, text: TextFormat) -> Iterator[str]:
+def find_broken_lines(path: Path, source: FileSource) -> Iterator[str]:
     """Each line that breaks a rule, and the rule."""
     line, width = 1, 0
-    with _open_text(path, text) as stream:
-        reader = csv.reader(_list_lines(stream), delimiter=text.delimiter, strict=True)
+    with _open_text(path, source) as stream:
+        reader = csv.reader(_list_lines(stream), delimiter=source.delimiter, strict=True)
         try:
             for cells in reader:
                 width = width or len(cells)
                 if BAD_BYTE.search("".join(cells)):
                     yield (
-                        f"line {line}: holds bytes that are not {text.encoding}; save the file as UTF-8, or name its "
+                        f"line {line}: holds bytes that are not {source.encoding}; save the file as UTF-8, or name its "
                         "encoding in the data set's config (source.encoding)"
                     )
                 elif cells and len(cells) != width:
@@ -134,13 +123,13 @@ def _guess_cause(cells: Sequence[str], width: int) -> str:
 
 
 @contextmanager
-def _explain_errors(path: Path, text: TextFormat) -> Iterator[None]:
+def _explain_errors(path: Path, source: FileSource) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, UnicodeError, csv.Error) as error:
         broken = None
         with suppress(UnicodeError):  # UTF-16 that does not begin as such: no line can be told from another
-            broken = find_broken_line(path, text)
+            broken = find_broken_line(path, source)
         reason = f", {broken}" if broken else f": cannot be read as csv: {' '.join(str(error).split())[:300]}"
         raise DataError(f"{path}{reason}") from error
     except (OSError, LookupError, EOFError) as error:
@@ -148,8 +137,8 @@ def _explain_errors(path: Path, text: TextFormat) -> Iterator[None]:
 
 
 @contextmanager
-def _open_text(path: Path, text: TextFormat) -> Iterator[io.TextIOWrapper]:
-    encoding = "utf-8-sig" if codecs.lookup(text.encoding).name == "utf-8" else text.encoding
+def _open_text(path: Path, source: FileSource) -> Iterator[io.TextIOWrapper]:
+    encoding = "utf-8-sig" if codecs.lookup(source.encoding).name == "utf-8" else source.encoding
     with (
         pa.input_stream(path, compression="detect") as stream,
         io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="") as lines,

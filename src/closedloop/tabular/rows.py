@@ -1,9 +1,10 @@
-"""Rows to score and scored rows in Parquet and CSV files, through PyArrow and a chunk at a time."""
+"""Rows in files, through PyArrow and a chunk at a time: whoever wrote them, and under whichever names."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import cached_property
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from closedloop.config.sources import FileSource, Source
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_file
 from closedloop.rules import find_code
 from closedloop.tabular import workbooks
-from closedloop.tabular.csv_files import COMMAS, COMPRESSED, TextFormat, count_lines, read_batches, read_header
+from closedloop.tabular.csv_files import COMPRESSED, count_lines, read_batches, read_header
 from closedloop.tabular.tables import UTC_TIME, rechunk
 
 ColumnKind = Literal["numeric", "categorical", "id", "time"]
+FileFormat = Literal["csv", "parquet", "excel"]
 # of each kind: how it is stored, what a database may give for it, and what that becomes
 KINDS: Mapping[ColumnKind, tuple[pa.DataType, tuple[type, ...], Any]] = {
     "numeric": (pa.float64(), (int, float, Decimal), float),
@@ -30,7 +34,7 @@ KINDS: Mapping[ColumnKind, tuple[pa.DataType, tuple[type, ...], Any]] = {
     "time": (UTC_TIME, (dt.datetime,), lambda time: time),
 }
 SUFFIXES = (".parquet", ".csv")
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".xlsx": "excel", ".xlsm": "excel"}
+FORMATS: Mapping[str, FileFormat] = {".parquet": "parquet", ".csv": "csv", ".xlsx": "excel", ".xlsm": "excel"}
 RULE = f"a file of rows ends in {' or '.join(SUFFIXES)}; a table is named ADDRESS#TABLE"
 # what people have instead of these, and how they get one
 OTHER_BOOK = "is a workbook of a kind that is not read: save it as .xlsx, or its sheet as CSV UTF-8, and name that file"
@@ -38,6 +42,8 @@ CONVERT = {
     (".xls", ".xlsb", ".ods", ".numbers"): OTHER_BOOK,
     (".zip", ".7z", ".rar", ".tar", ".tgz", ".xz"): "is an archive: unpack it, and name the file in it",
 }
+WHOLE_WITH_COMMA = r"^\s*(-?(?:0|[1-9][0-9]*)),0+\s*$"
+NO_COMMA = "(the decimal mark is ',')"
 BUFFER_BYTES = 1 << 20  # of a column while a row group is read: whole ones would be as large as their writer liked
 
 
@@ -48,12 +54,15 @@ class RowFile:
     ----------
     path
         Of a Parquet or CSV file (with a header; it may be compressed, as ``.csv.gz`` says), or of a workbook.
-    format_
-        Which of these it is; None: as the end of its name says.
-    text
-        How a CSV file is written.
-    sheet
-        Which sheet of a workbook is read; None: the first one.
+    source
+        How it is written; None: as the end of its name says, a CSV file in UTF-8 and with commas.
+    rename
+        Names in the file, and those that they have here.
+    wanted
+        Names here; one in which a letter and its mark are two in the file gets this spelling.
+    numeric
+        The columns, by their names here, in which a decimal comma becomes a point. A value that has a point already
+        is no number, and gets words that say so.
 
     Raises
     ------
@@ -63,30 +72,44 @@ class RowFile:
         If it cannot be read.
     """
 
-    time_format: str | None = None  # None: as ISO 8601 has it
-
     def __init__(
-        self, path: Path, *, format_: str | None = None, text: TextFormat = COMMAS, sheet: str | None = None
+        self,
+        path: Path,
+        source: FileSource | None = None,
+        *,
+        rename: Mapping[str, str] | None = None,
+        wanted: Collection[str] = (),
+        numeric: Collection[str] = (),
     ) -> None:
-        self.path, self._text, self._sheet = path, text, sheet
         refuse_unread(path)
-        format_ = format_ or find_format(path)
-        if format_ is None:
-            raise ConfigError(f"{path}: {RULE}")
-        self._is_workbook = format_ == "excel"
-        self.is_text = format_ != "parquet"  # whether every cell is text
-        if self.is_text:
-            names = workbooks.read_header(path, sheet) if self._is_workbook else read_header(path, text)
-            self.schema = pa.schema([(name, pa.string()) for name in names])
+        if source is None:
+            format_ = find_format(path)
+            if format_ is None:
+                raise ConfigError(f"{path}: {RULE}")
+            source = FileSource(type=format_)
+        self.path, self._source, self._numeric = path, source, numeric
+        self.time_format = source.time_format
+        self.is_text = source.type != "parquet"  # whether every cell is text
+        schema = self._read_schema()
+        names = name_columns(schema.names, rename or {}, wanted)
+        self._written = dict(zip(names, schema.names, strict=True))
+        self.schema = pa.schema([one.with_name(name) for one, name in zip(schema, names, strict=True)])
+
+    def _read_schema(self) -> pa.Schema:
+        if not self.is_text:
+            with _explain_errors(self.path), pq.ParquetFile(self.path) as file:
+                return file.schema_arrow
+        if self._source.type == "excel":
+            names = workbooks.read_header(self.path, self._source.sheet)
         else:
-            with _explain_errors(path), pq.ParquetFile(path) as file:
-                self.schema = file.schema_arrow
+            names = read_header(self.path, self._source)
+        return pa.schema([(name, pa.string()) for name in names])
 
     @cached_property
     def rows_max(self) -> int:
         """The number of rows; of a CSV file at most that many, as a value may hold a line break."""
-        if self._is_workbook:
-            return workbooks.count_rows(self.path, self._sheet)
+        if self._source.type == "excel":
+            return workbooks.count_rows(self.path, self._source.sheet)
         if self.is_text:
             return max(0, count_lines(self.path) - 1)
         with _explain_errors(self.path):
@@ -95,29 +118,87 @@ class RowFile:
     def read_chunks(self, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
         """These columns, ``chunk_rows`` rows at a time, each column in one piece; the last chunk may be shorter.
 
+        Texts of ``na_values`` are null, and a whole number has no decimal comma.
+
         Raises
         ------
         DataError
             Where the file is damaged, a line of it has another number of cells than the header, or one of these columns
             is there twice.
         """
-        self._require_once(columns)
-        yield from self._read(columns, chunk_rows)
-
-    def _read(self, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
-        if self._is_workbook:
-            yield from rechunk(workbooks.read_batches(self.path, self._sheet, columns), chunk_rows)
-            return
-        if self.is_text:
-            yield from rechunk(read_batches(self.path, self._text, columns), chunk_rows)
-            return
-        with _explain_errors(self.path), pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
-            yield from rechunk(file.iter_batches(chunk_rows, columns=columns, use_threads=False), chunk_rows)
-
-    def _require_once(self, columns: list[str]) -> None:
         if twice := sorted(name for name in set(columns) if self.schema.names.count(name) > 1):
             named = ", ".join(map(repr, twice))
             raise DataError(f"{self.path}: more than one column {named}; rename all but one of them")
+        for table in rechunk(self._read([self._written[name] for name in columns], chunk_rows), chunk_rows):
+            yield _translate(table.rename_columns(columns), self._source, self._numeric)
+
+    def _read(self, columns: list[str], chunk_rows: int) -> Iterator[pa.RecordBatch]:
+        if self._source.type == "excel":
+            yield from workbooks.read_batches(self.path, self._source.sheet, columns)
+        elif self.is_text:
+            yield from read_batches(self.path, self._source, columns)
+        else:
+            with (
+                _explain_errors(self.path),
+                pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
+            ):
+                yield from file.iter_batches(chunk_rows, columns=columns, use_threads=False)
+
+
+def open_rows(
+    path: Path,
+    source: Source | None,
+    rename: Mapping[str, str],
+    *,
+    needed: Collection[str],
+    numeric: Collection[str] = (),
+) -> RowFile:
+    """Open a file as the data set's own if its header has the ``needed`` columns then, else as it is."""
+    if isinstance(source, FileSource) and source.type == find_format(path):
+        try:
+            own = RowFile(path, source, rename=rename, wanted=needed, numeric=numeric)
+        except DataError:
+            return RowFile(path)
+        if set(needed) <= set(own.schema.names):
+            return own
+    return RowFile(path)
+
+
+def name_columns(found: Sequence[str], rename: Mapping[str, str], wanted: Collection[str]) -> list[str]:
+    r"""The names that columns get here: renamed, and spelt as in ``wanted`` where a letter and its mark are two there.
+
+    >>> name_columns(["Ge\u0301nero", "x"], {"x": "y"}, ["G\u00e9nero"])
+    ['Género', 'y']
+    """
+    renamed = {_compose(name): ours for name, ours in rename.items()}
+    spelt = {_compose(name): name for name in wanted}
+    names = [renamed.get(_compose(name), name) for name in found]
+    return [spelt.get(_compose(name), name) for name in names]
+
+
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _translate(table: pa.Table, source: FileSource, numeric: Collection[str]) -> pa.Table:
+    """A table whose texts of ``na_values`` are null, and in which a whole number has no decimal comma (``17,0``)."""
+    if not source.na_values and source.decimal == ".":
+        return table
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            column = table.column(place)
+            known = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(source.na_values, field.type))
+            column = pc.if_else(known, pa.scalar(None, field.type), column)
+            if source.decimal == ",":
+                column = pc.replace_substring_regex(column, WHOLE_WITH_COMMA, r"\1")
+                column = _point_decimals(column) if field.name in numeric else column
+            table = table.set_column(place, field, column)
+    return table
+
+
+def _point_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    wrong = pc.binary_join_element_wise(column, NO_COMMA, " ")
+    return pc.if_else(pc.match_substring(column, "."), wrong, pc.replace_substring(column, ",", "."))
 
 
 @contextmanager
@@ -149,7 +230,7 @@ class RowWriter:
         self._writer.close()
 
 
-def find_format(path: Path) -> str | None:
+def find_format(path: Path) -> FileFormat | None:
     """The format that the end of a file's name says, in whatever case; None if it is none."""
     name = path.name.lower()
     for ending in COMPRESSED:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import glob
 import logging
-import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from closedloop.config.sources import FileSource, SqlSource
 from closedloop.errors import ConfigError, DataError
-from closedloop.tabular.csv_files import TextFormat
 from closedloop.tabular.row_tables import read_query
-from closedloop.tabular.rows import FORMATS, RowFile, find_format, refuse_unread
+from closedloop.tabular.rows import FORMATS, RowFile, find_format, name_columns, refuse_unread
 
 logger = logging.getLogger(__name__)
 CHUNK_ROWS = 500_000
-WHOLE_WITH_COMMA = r"^\s*(-?(?:0|[1-9][0-9]*)),0+\s*$"
 
 
 def list_files(path: str, suffix: str, *, key: str = "data.source") -> list[Path]:
@@ -91,50 +86,15 @@ def read_chunks(
         raise ConfigError(
             f"{key}: this data set has no path of its own; give one: {role}.path in configs/datasets/NAME.yaml{once}"
         )
-    text = TextFormat(source.delimiter, source.encoding)
     for path_ in list_files(chosen, f".{source.type}", key=key):
-        file = RowFile(path_, format_=source.type, text=text, sheet=source.sheet)
-        found = name_columns(file.schema.names, names, columns)
-        _require_columns(path_.name, found, columns, all_columns=all_columns)
-        pairs = zip(file.schema.names, found, strict=True)
-        wanted = [name for name, ours in pairs if all_columns or ours in columns]
+        file = RowFile(path_, source, rename=names, wanted=columns)
+        _require_columns(path_.name, file.schema.names, columns, all_columns=all_columns)
+        wanted = [name for name in file.schema.names if all_columns or name in columns]
         first = 1
         for table in file.read_chunks(wanted, CHUNK_ROWS):
-            renamed = table.rename_columns(name_columns(table.column_names, names, columns))
             # as floats, long ids beside a null would become alike
-            yield path_.name, first, read_words(renamed, source).to_pandas(integer_object_nulls=True)
+            yield path_.name, first, table.to_pandas(integer_object_nulls=True)
             first += len(table)
-
-
-def name_columns(found: Sequence[str], rename: Mapping[str, str], wanted: Collection[str]) -> list[str]:
-    r"""The names that columns get here: renamed, and spelt as in ``wanted`` where a letter and its mark are two there.
-
-    >>> name_columns(["Ge\u0301nero", "x"], {"x": "y"}, ["G\u00e9nero"])
-    ['Género', 'y']
-    """
-    renamed = {_compose(name): ours for name, ours in rename.items()}
-    spelt = {_compose(name): name for name in wanted}
-    names = [renamed.get(_compose(name), name) for name in found]
-    return [spelt.get(_compose(name), name) for name in names]
-
-
-def _compose(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def read_words(table: pa.Table, source: FileSource) -> pa.Table:
-    """A table whose texts of ``na_values`` are null, and in which a whole number has no decimal comma (``17,0``)."""
-    if not source.na_values and source.decimal == ".":
-        return table
-    for place, field in enumerate(table.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            column = table.column(place)
-            known = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(source.na_values, field.type))
-            column = pc.if_else(known, pa.scalar(None, field.type), column)
-            if source.decimal == ",":
-                column = pc.replace_substring_regex(column, WHOLE_WITH_COMMA, r"\1")
-            table = table.set_column(place, field, column)
-    return table
 
 
 def _read_query(

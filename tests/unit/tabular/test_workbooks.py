@@ -14,8 +14,7 @@ from closedloop.config.dataset import DatasetConfig
 from closedloop.config.sources import FileSource
 from closedloop.errors import ConfigError, DataError
 from closedloop.tabular.describe.config import describe_source
-from closedloop.tabular.own_files import open_rows
-from closedloop.tabular.rows import RowFile
+from closedloop.tabular.rows import RowFile, open_rows
 from closedloop.tabular.sources import read_chunks
 
 HEADER = ["member", "fee", "since", "left"]

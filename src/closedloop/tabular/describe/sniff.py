@@ -20,7 +20,7 @@ from closedloop.config.sources import FileSource, SqlSource
 from closedloop.core.features.parsing import TIME
 from closedloop.core.features.profiles import POINT
 from closedloop.errors import DataError, count_noun
-from closedloop.tabular.csv_files import TextFormat, find_broken_lines
+from closedloop.tabular.csv_files import find_broken_lines
 from closedloop.tabular.row_tables import VARIABLE_PATTERN, select_all
 from closedloop.tabular.rows import RowFile, find_format
 from closedloop.tabular.sources import list_files, read_chunks
@@ -80,20 +80,20 @@ def _look_at_file(place: str, notes: list[str]) -> tuple[FileSource, list[str]]:
     with first.open("rb") as stream:
         is_parquet = stream.read(4) == b"PAR1"
     if is_parquet:
-        return FileSource(type="parquet", path=place), _choose_names(RowFile(first, format_="parquet"), notes)
+        source = FileSource(type="parquet", path=place)
+        return source, _choose_names(RowFile(first, source), notes)
     if find_format(first) == "excel":
         return FileSource(type="excel", path=place), _look_at_sheet(first, notes)
-    text = find_text_format(first)
+    source = find_text_format(first).model_copy(update={"path": place})
     for file in list_files(place, ".csv", key="the source"):
-        if broken := list(islice(find_broken_lines(file, text), BROKEN_SHOWN + 1)):
+        if broken := list(islice(find_broken_lines(file, source), BROKEN_SHOWN + 1)):
             more = "\n  and more" if len(broken) > BROKEN_SHOWN else ""
             raise DataError(f"{file}:\n  " + "\n  ".join(broken[:BROKEN_SHOWN]) + more)
-    if text.delimiter != ",":
-        notes.append(f"the cells are parted by {text.delimiter!r}: source.delimiter")
-    if text.encoding != "utf-8":
-        notes.append(f"the bytes are no UTF-8 but {text.encoding} (guessed): source.encoding")
-    source = FileSource(type="csv", path=place, encoding=text.encoding, delimiter=text.delimiter)
-    return source, _choose_names(RowFile(first, format_="csv", text=text), notes)
+    if source.delimiter != ",":
+        notes.append(f"the cells are parted by {source.delimiter!r}: source.delimiter")
+    if source.encoding != "utf-8":
+        notes.append(f"the bytes are no UTF-8 but {source.encoding} (guessed): source.encoding")
+    return source, _choose_names(RowFile(first, source), notes)
 
 
 def _look_at_sheet(path: Path, notes: list[str]) -> list[str]:
@@ -101,7 +101,7 @@ def _look_at_sheet(path: Path, notes: list[str]) -> list[str]:
     sheet, *others = list_sheets(path)
     if others:
         notes.append(f"the sheet {sheet!r} is read, not {', '.join(map(repr, others))}: source.sheet names another")
-    file = RowFile(path, format_="excel")
+    file = RowFile(path, FileSource(type="excel"))
     rows = [[cell or "" for cell in cells] for _, cells in islice(read_rows(path), LINES_TRIED)]
     _require_header(path, [file.schema.names, *rows[1:]])
     return _choose_names(file, notes)
@@ -117,7 +117,7 @@ def _choose_names(file: RowFile, notes: list[str]) -> list[str]:
     return [name for name in names if name not in twice and not INDEX_NAME.fullmatch(name)]
 
 
-def find_text_format(path: Path) -> TextFormat:
+def find_text_format(path: Path) -> FileSource:
     """Encoding and delimiter of a CSV file.
 
     Raises
@@ -135,7 +135,7 @@ def find_text_format(path: Path) -> TextFormat:
     # Commas may be decimal marks: the header has none of these, and so another number of cells.
     delimiter = max(DELIMITERS, key=lambda mark: _score_lines(tried[mark]))
     _require_header(path, tried[delimiter])
-    return TextFormat(delimiter, encoding)
+    return FileSource(type="csv", encoding=encoding, delimiter=delimiter)
 
 
 def _find_encoding(path: Path) -> str:
