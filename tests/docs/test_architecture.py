@@ -7,14 +7,17 @@ import collections
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/closedloop"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 LINES_MAX, PARAMETERS_MAX = 40, 8
+EVERYWHERE = {"msgspec", "numpy", "pandas", "pydantic"}  # what rows and records are made of
 
 
 def test_the_picture_is_that_of_the_imports() -> None:
@@ -38,6 +41,18 @@ def test_the_names_that_an_addition_goes_to_are_in_their_files() -> None:
     texts = {file: place.read_text(encoding="utf-8") for file, place in places.items()}
     missing = [one for one in found if not re.search(rf"^(class )?{one[0]}\b", texts[one[1]], re.MULTILINE)]
     assert missing == []
+
+
+def test_of_every_package_that_is_imported_a_contract_says_who_may() -> None:
+    graph = grimp.build_graph("closedloop", include_external_packages=True, exclude_type_checking_imports=True)
+    found = {name for name in graph.modules if graph.is_module_squashed(name)}
+    packages = found - sys.stdlib_module_names - {"rules"}  # a file that lies beside the edge script
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    named = {name for contract in contracts for name in contract.get("protected_modules", ())}
+    assert {"mlflow", "redis"} <= packages
+    assert packages - named == EVERYWHERE
+    assert not any("ignore_imports" in contract for contract in contracts)
 
 
 def measure(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int]:

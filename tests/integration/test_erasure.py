@@ -15,8 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from closedloop.adapters import online_erasure
 from closedloop.adapters.feast import Features
 from closedloop.adapters.feast_store import read_store_config
+from closedloop.adapters.online_erasure import erase_online, is_anybody_online
 from closedloop.adapters.online_format import UNKNOWN
 from closedloop.adapters.online_store import open_online_reader
 from closedloop.config.featureset import FeatureSet
@@ -24,8 +26,9 @@ from closedloop.config.settings import Settings, load_settings
 from closedloop.errors import ServiceUnavailable
 from closedloop.files import hold_lock
 from closedloop.loop import erasure
-from closedloop.loop.erasure import erase_online, erase_published, is_anybody_online
+from closedloop.loop.erasure import erase_published
 from closedloop.processes import start_process
+from closedloop.store.predictions import list_spellings
 from closedloop.tabular.tables import write_table
 from tests.conftest import Project
 from tests.http_service import wait_until
@@ -92,14 +95,14 @@ def test_a_customer_is_erased_everywhere_and_nobody_else_is(settings: Settings, 
     a_customer = len(stores) if online["type"] == "sqlite" else len(DEFINITIONS)
     for customer in CUSTOMERS[:-1]:
         left.remove(customer)
-        assert (erase_online(online, customer), erase_online(online, customer)) == (a_customer, 0)
+        assert (erase_online(online, [customer]), erase_online(online, [customer])) == (a_customer, 0)
         for features in stores:
             assert list_online(settings, features) == left
     offline = settings.locate(settings.features.offline)
     written = {path: path.stat().st_mtime_ns for path in offline.rglob("*.parquet")}
-    assert erase_published(offline, "nobody") == 0
+    assert erase_published(offline, list_spellings("nobody")) == 0
     assert {path: path.stat().st_mtime_ns for path in offline.rglob("*.parquet")} == written
-    assert erase_published(offline, "Kassandra") == len(written) == len(stores) * len(DAYS)
+    assert erase_published(offline, list_spellings("Kassandra")) == len(written) == len(stores) * len(DAYS)
     for path in written:
         assert pd.read_parquet(path)["customer_id"].tolist() == CUSTOMERS[1:]
         assert b"Kassandra" not in path.read_bytes()
@@ -116,9 +119,9 @@ def test_a_customer_is_erased_under_each_spelling_of_the_id(settings: Settings, 
     for path in paths:
         rows = pd.read_parquet(path)
         rows.assign(customer_id=rows["customer_id"].replace("1", "1.0")).to_parquet(path, index=False)
-    assert erase_published(offline, "1") == len(paths)
+    assert erase_published(offline, list_spellings("1")) == len(paths)
     assert not any("1.0" in pd.read_parquet(path)["customer_id"].tolist() for path in paths)
-    assert erase_online(online, "1.0") > 0
+    assert erase_online(online, list_spellings("1.0")) > 0
     assert "1" not in list_online(settings, stores[0])
 
 
@@ -131,7 +134,7 @@ def test_no_byte_of_an_erased_customer_is_left_in_the_file(settings: Settings, s
         return sum(path.read_bytes().count(b"Kassandra") for path in files if path.exists())
 
     assert count() > 0
-    erase_online(online, "Kassandra")
+    erase_online(online, ["Kassandra"])
     assert count() == 0
 
 
@@ -139,14 +142,14 @@ def test_no_byte_of_an_erased_customer_is_left_in_the_file(settings: Settings, s
 def test_a_reader_that_keeps_the_file_from_being_rewritten(
     settings: Settings, stores: list[Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasure, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(online_erasure, "WAIT_SECONDS", 0.1)
     online = read_online_store(settings)
     with contextlib.closing(sqlite3.connect(online["path"], isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM shop_shop_0a").fetchall()
         with pytest.raises(ServiceUnavailable, match=r"online store .*: .* in use by another process; run it again"):
-            erase_online(online, "Kassandra")
-    erase_online(online, "Kassandra")
+            erase_online(online, ["Kassandra"])
+    erase_online(online, ["Kassandra"])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_half_a_publication_is_deleted_once_nobody_can_be_writing_it(
     half = next(offline.rglob("*.parquet")).with_name(".2024-01-03.parquet.17")
     half.write_bytes(b"Kassandra")
     with pytest.raises(ServiceUnavailable, match=r"17 is or just was being written; run it again later"):
-        erase_published(offline, "Kassandra")
+        erase_published(offline, list_spellings("Kassandra"))
     assert half.exists()
     long_ago = half.stat().st_mtime - erasure.PUBLISHING_SECONDS_MAX - 60
     os.utime(half, (long_ago, long_ago))
@@ -185,23 +188,23 @@ def test_half_a_publication_is_deleted_once_nobody_can_be_writing_it(
     offline.mkdir()
     for project in elsewhere.iterdir():  # a data set on another disk
         (offline / project.name).symlink_to(project)
-    assert erase_published(offline, "Kassandra") == len(stores) * len(DAYS)
+    assert erase_published(offline, list_spellings("Kassandra")) == len(stores) * len(DAYS)
     assert [path for path in elsewhere.rglob("*") if path.is_file() and b"Kassandra" in path.read_bytes()] == []
 
 
 def test_where_nothing_was_brought_online_nothing_is_erased(settings: Settings) -> None:
     online, offline = read_online_store(settings), settings.locate(settings.features.offline)
-    assert (erase_online(online, "anna"), is_anybody_online(online)) == (0, False)
-    assert erase_published(offline, "anna") is None
+    assert (erase_online(online, ["anna"]), is_anybody_online(online)) == (0, False)
+    assert erase_published(offline, list_spellings("anna")) is None
     (offline / "shop/shop_0a").mkdir(parents=True)
-    assert erase_published(offline, "anna") is None
+    assert erase_published(offline, list_spellings("anna")) is None
 
 
 def test_as_long_as_somebody_is_online_it_is_told(settings: Settings, stores: list[Features]) -> None:
     online = read_online_store(settings)
     for customer in CUSTOMERS:
         assert is_anybody_online(online)
-        erase_online(online, customer)
+        erase_online(online, [customer])
     assert not is_anybody_online(online)
 
 
@@ -210,10 +213,10 @@ def test_published_features_that_cannot_be_read_are_no_success(settings: Setting
     offline = settings.locate(settings.features.offline)
     (offline / "shop/shop_0a/2024-01-01.parquet").write_bytes(b"torn")
     with pytest.raises(ServiceUnavailable, match=r"published features in .*/offline: .*; run it again"):
-        erase_published(offline, "anna")
+        erase_published(offline, list_spellings("anna"))
     (offline.parent / "file").write_bytes(b"")
     with pytest.raises(ServiceUnavailable, match="Not a directory"):
-        erase_published(offline.parent / "file", "anna")
+        erase_published(offline.parent / "file", list_spellings("anna"))
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -236,5 +239,5 @@ def test_the_command_fails_where_features_are_online_and_those_published_lie_els
 def test_a_redis_that_is_away_is_named() -> None:
     away = {"type": "redis", "connection_string": "127.0.0.1:1,password=s3cr3t"}
     with pytest.raises(ServiceUnavailable, match="online store: Error 111 connecting to") as refused:
-        erase_online(away, "anna")
+        erase_online(away, ["anna"])
     assert "s3cr3t" not in str(refused.value)

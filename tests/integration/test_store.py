@@ -26,10 +26,10 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from closedloop.adapters import online_erasure
 from closedloop.adapters import sqlalchemy as engines
 from closedloop.core.release.entries import Deployment
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
-from closedloop.loop import erasure
 from closedloop.processes import start_process
 from closedloop.records import LABEL_RULE, Outcome, Prediction
 from closedloop.store import database
@@ -756,7 +756,7 @@ def test_what_cannot_be_tidied_up_in_one_place_keeps_no_other_from_forgetting(
     project.run("store", "upgrade")
     kept = Predictions(Database(f"sqlite:///{project.root / 'state/operations.db'}"))
     kept.insert([predict("anna", customer_id="anna"), report("anna")])
-    monkeypatch.setattr(erasure, "erase_online", fail)
+    monkeypatch.setattr(online_erasure, "erase_online", fail)
     output = project.run("store", "erase", "--customer-id", "anna", status=1).output
     assert "online an unknown number" in output
     assert "its log is in use by another process; run it again" in output

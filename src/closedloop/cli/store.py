@@ -49,19 +49,21 @@ def erase(
 ) -> None:
     """Delete a customer: features, working files, predictions, outcomes and actions."""
     from closedloop.adapters.feast_store import read_store_config
+    from closedloop.adapters.online_erasure import erase_online, is_anybody_online
     from closedloop.bootstrap import build_predictions, hold_working_files, load_run
-    from closedloop.loop.erasure import erase_online, erase_published, erase_working_files, is_anybody_online
+    from closedloop.loop.erasure import erase_published, erase_working_files
+    from closedloop.store.predictions import list_spellings
 
     context = load_run(params)
-    settings = context.settings
+    settings, spellings = context.settings, list_spellings(customer_id)
     store_config = read_store_config(settings, context.dataset.model_name)["online_store"]
     offline_dir = settings.locate(settings.features.offline)
     unfinished: list[str] = []
     with hold_working_files(context):  # a refresh that read before the source forgot must not publish after this
         _attempt(lambda: erase_working_files(settings.root), unfinished)
         # features first: whom the service does not know, it logs no predictions of
-        online = _attempt(lambda: erase_online(store_config, customer_id), unfinished)
-        published = _attempt(lambda: erase_published(offline_dir, customer_id), unfinished)
+        online = _attempt(lambda: erase_online(store_config, spellings), unfinished)
+        published = _attempt(lambda: erase_published(offline_dir, spellings), unfinished)
     if published is None:
         typer.echo(f"deleted rows of features: online {online}; nothing is published in {offline_dir}", err=True)
     else:

@@ -72,7 +72,7 @@ def build_training_set(
         untreated = find_untreated(labels, actions, time=TIMESTAMP, blind=False)
         counts, labels = untreated.tell(), labels.assign(repeats=untreated.repeats)
         labels = labels[labels["repeats"] > 0].reset_index(drop=True)
-    _require_classes(labels)
+    require_classes(labels)
     logger.info("joining rows with their features, point in time: %d", len(labels))
     rows = features.read_historical(labels, layout.features)
     rows = _join_groups(rows, dataset, layout.raw)
@@ -209,7 +209,14 @@ def _join_groups(rows: pd.DataFrame, dataset: DatasetConfig, raw_dir: Path) -> p
     return joined
 
 
-def _require_classes(labels: pd.DataFrame) -> None:
+def require_classes(labels: pd.DataFrame) -> None:
+    """Refuse a split of which a part has not both classes.
+
+    Raises
+    ------
+    DataError
+        Naming the part, and what it has.
+    """
     for part in PARTS:
         churned = labels.loc[labels["part"] == part, LABEL]
         if churned.nunique() < 2:

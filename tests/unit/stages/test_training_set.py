@@ -13,7 +13,7 @@ from closedloop.config.dataset import load_dataset
 from closedloop.config.layout import Layout
 from closedloop.config.params import parse_params
 from closedloop.errors import ConfigError, DataError
-from closedloop.stages.training_set import _require_classes, read_labels, select_snapshots, split_table_by_time
+from closedloop.stages.training_set import read_labels, require_classes, select_snapshots, split_table_by_time
 
 TELCO = load_dataset("telco", Path(__file__).parents[3] / "configs/datasets")
 MONTHS = [dt.datetime(2024, month, 1, tzinfo=dt.UTC) for month in range(1, 7)]
@@ -91,4 +91,4 @@ def test_a_part_without_both_classes_is_refused(churned, found):
         }
     )
     with pytest.raises(DataError, match=f"the test part has {found}"):
-        _require_classes(labels)
+        require_classes(labels)

@@ -37,7 +37,7 @@ def serve(path: Path) -> None:
     os.environ[CONFIG_VARIABLE] = str(path)
     logging.config.dictConfig(LOG_CONFIG)
     exit_on_signals(0)  # uvicorn raises the signal again once it has shut down: then the agent is ended too
-    with bind(settings.host, settings.port, "serving.port") as listener, _run_beside(config, listener):
+    with bind(settings.host, settings.port, "serving.port") as listener, run_beside(config, listener):
         if settings.workers == 1:
             _answer(listener)
         else:
@@ -45,7 +45,7 @@ def serve(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _run_beside(config: WorkerConfig, listener: socket.socket) -> Iterator[None]:
+def run_beside(config: WorkerConfig, listener: socket.socket) -> Iterator[None]:
     """Run the agent, and the workers where there are several, for the length of the block."""
     from closedloop.serving.slots.slots import take_up_waiting
 

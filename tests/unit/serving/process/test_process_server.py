@@ -30,6 +30,6 @@ def test_nobody_is_let_in_while_the_agent_stores_the_last_answers(monkeypatch, t
     with bind("127.0.0.1", 0, "serving.port") as listener:
         listener.listen()
         address = listener.getsockname()
-        with server._run_beside(config, listener):
+        with server.run_beside(config, listener):
             socket.create_connection(address, timeout=60).close()
     assert refused
