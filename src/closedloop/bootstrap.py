@@ -183,8 +183,7 @@ def build_overview(run: RunContext) -> Callable[[dt.datetime, dt.datetime], Over
 
     queries = StatusQueries(run.database, sent_features=run.settings.serving.count_sent_features)
     sources = Sources(build_journal(run), build_checks(run), queries)
-    horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
-    name = run.dataset.model_name
+    name, horizon_days = run.dataset.model_name, run.dataset.horizon_days
     return lambda now, as_of: gather(sources, name, horizon_days=horizon_days, now=now, as_of=as_of)
 
 
@@ -196,8 +195,8 @@ def read_overview(run: RunContext, now: dt.datetime, clock: dt.datetime) -> Over
     try:
         return build_overview(run)(now, clock)
     except NothingDeployed:
-        name, rule = run.dataset.model_name, run.dataset.label
-        return describe_nothing(name, horizon_days=rule.horizon_days if rule else None, now=now, as_of=clock)
+        name, horizon_days = run.dataset.model_name, run.dataset.horizon_days
+        return describe_nothing(name, horizon_days=horizon_days, now=now, as_of=clock)
 
 
 def write_start_page(run: RunContext, now: dt.datetime) -> Path:
@@ -308,7 +307,6 @@ def build_release_evidence(run: RunContext) -> Evidence:
     from closedloop.store.release_queries import ReleaseQueries
 
     settings, predictions = run.settings.release, build_predictions(run)
-    horizon_days = run.dataset.label.horizon_days if run.dataset.label else None
     by_row = settings.traffic == "row"  # the stream worker follows the row too; a proxy splits HTTP only
     sent = run.settings.serving.count_sent_features
     sources: tuple[Source, ...] = ("http", "stream") if by_row else ("http",)
@@ -316,7 +314,7 @@ def build_release_evidence(run: RunContext) -> Evidence:
     errors = _build_error_counts(run)
     unit: Unit = "customer" if by_row else "request"
     worth = run.dataset.value, list_value_columns(run.params, run.dataset)
-    return Evidence(arms, predictions, errors, unit, horizon_days, sent, *worth)
+    return Evidence(arms, predictions, errors, unit, run.dataset.horizon_days, sent, *worth)
 
 
 def read_worth(run: RunContext) -> ValueSource | None:

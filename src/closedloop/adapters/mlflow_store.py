@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from closedloop.config.settings import Settings
 from closedloop.errors import ConfigError, ServiceUnavailable, hide_passwords
 from closedloop.files import find_sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from closedloop.config.settings import Settings
 
 
 class MlflowStore:

@@ -181,6 +181,11 @@ class DatasetConfig(_Frozen):
     value: CustomerValue | None = None
     params: dict[str, Any] = {}
 
+    @property
+    def horizon_days(self) -> int | None:
+        """After how many days the label rule tells what a customer did; None without one."""
+        return self.label.horizon_days if self.label else None
+
     @field_validator("timezone")
     @classmethod
     def _timezone_exists(cls, name: str | None) -> str | None:

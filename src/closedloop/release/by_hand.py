@@ -6,10 +6,11 @@ import dataclasses
 import datetime as dt
 from typing import TYPE_CHECKING, NamedTuple
 
+from closedloop.adapters.mlflow import DIGEST_TAG, FEATURES_TAG
 from closedloop.core.release.entries import Entry, Rollout
 from closedloop.core.release.hash_chain import Link, find_break
 from closedloop.errors import ConfigError, DataError, GateFailed
-from closedloop.release.moves import DIGEST, Move, Releases, ReleaseState
+from closedloop.release.moves import Move, Releases, ReleaseState
 from closedloop.store.journal import find_difference, read_entry
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ def promote(
     DataError
         If it never passed its gates, or its features do not exist any more.
     """
-    from closedloop.adapters.mlflow import FEATURES_TAG
-
     state = releases.read_state(overrule=True)
     before = state.row.champion_version if state.row else None
     if before == version and state.rollout is None and state.journaled:
@@ -87,8 +86,6 @@ def roll_back(
     if target != current:
         service = find_service(entries, target)
         if service is None:
-            from closedloop.adapters.mlflow import FEATURES_TAG
-
             service = releases.tracking.require_passed(target).tags.get(FEATURES_TAG)
         require_features(features, target, service, serving=find_service(entries, current))
     lost = rollout.version if rollout is not None and rollout.version != target else current
@@ -181,7 +178,7 @@ def describe_proof(proof: Proof) -> list[str]:
 def _find_other_digest(releases: Releases, head: Link) -> str | None:
     """A version that serves, whose registered digest is not the one that it was released with."""
     for version, digest in read_entry(head).row.digests.items():
-        found = releases.tracking.read_version(version).tags.get(DIGEST)
+        found = releases.tracking.read_version(version).tags.get(DIGEST_TAG)
         if found != digest:
             return f"version {version} was released with the digest {digest[:12]}, the registry names {str(found)[:12]}"
     return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
+from closedloop.adapters.mlflow import COMPARED_TAG, DIGEST_TAG, EXCUSED_TAG, FEATURES_TAG, KIND_TAG, VERDICT_TAG
 from closedloop.contract import REFERENCE_FILE, check_digest, read_contract
 from closedloop.core.evaluation.excuses import describe_excused
 from closedloop.core.release.decision import decide_step
@@ -120,8 +121,6 @@ def add_elapsed(now: dt.datetime, started: float) -> dt.datetime:
 
 def find_obstacle(releases: Releases, version: str, champion: str) -> str | None:
     """Why a version may not be released against this champion; None if it may."""
-    from closedloop.adapters.mlflow import COMPARED_TAG, DIGEST_TAG, FEATURES_TAG, VERDICT_TAG
-
     new = releases.tracking.require_passed(version)
     old = releases.tracking.read_version(champion)
     services = old.tags.get(FEATURES_TAG), new.tags.get(FEATURES_TAG)
@@ -135,8 +134,6 @@ def find_obstacle(releases: Releases, version: str, champion: str) -> str | None
 
 def describe_version(releases: Releases, version: str) -> str:
     """What a version is, a training or a recalibration of an earlier version, and which of its gates were excused."""
-    from closedloop.adapters.mlflow import EXCUSED_TAG, KIND_TAG
-
     tags = releases.tracking.read_version(version).tags
     excused = [name for name in tags.get(EXCUSED_TAG, "none").split(", ") if name != "none"]
     return "; ".join(filter(None, [f"a {tags.get(KIND_TAG, 'training')}", describe_excused(excused)]))

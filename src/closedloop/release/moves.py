@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from closedloop.adapters.mlflow import DIGEST_TAG, FEATURES_TAG
 from closedloop.core.release.entries import Deployment, Entry, Rollout
 from closedloop.core.release.hash_chain import find_break
 from closedloop.errors import ClosedloopError, DataError, ServiceUnavailable
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from closedloop.core.release.hash_chain import Link
 
 logger = logging.getLogger(__name__)
-# The registry's tags; the registry itself is imported late.
-FEATURES, DIGEST = "closedloop.feature_service", "closedloop.folder_sha256"
 TOLD = ("model_name", "champion_version", "challenger_version", "challenger_mode", "canary_percent")
 Challenger = tuple[str, Literal["shadow", "canary"], float]  # version, mode, weight
 
@@ -138,7 +137,7 @@ class Releases:
         earlier = [entry for entry in entries if entry.row.champion_version == move.champion]
         # a former champion may come back while the registry is away
         tags = {} if earlier else self.tracking.require_passed(move.champion).tags
-        service = earlier[-1].feature_service if earlier else tags.get(FEATURES)
+        service = earlier[-1].feature_service if earlier else tags.get(FEATURES_TAG)
         revision = (row.revision if row else 0) + 1
         salt = row.salt if row and not move.deal_anew else self.draw_salt()
         target = Deployment(name, revision, move.champion, salt, move.now, *(move.challenger or ()))
@@ -184,7 +183,7 @@ class Releases:
                 released = any(version in (e.row.champion_version, e.row.challenger_version) for e in entries)
                 # one that was released before digests were journaled may come back while the registry is away
                 with contextlib.suppress(*[ServiceUnavailable] if released else []):
-                    digest = self.tracking.read_version(version).tags.get(DIGEST)
+                    digest = self.tracking.read_version(version).tags.get(DIGEST_TAG)
             if digest is not None:
                 found[version] = digest
         return found

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from closedloop.adapters.mlflow import COMPARED_TAG, DIGEST_TAG, FEATURES_TAG, GATES_TAG, VERDICT_TAG
 from closedloop.adapters.onnx import invert_scores
 from closedloop.adapters.onnxruntime import OnnxScorer
 from closedloop.contract import CONTRACT_FILE, MODEL_FILE, digest_file, digest_folder, read_contract
@@ -19,8 +20,6 @@ def register_inverted(tracking: Tracking, champion: str) -> str:
 
     Its digest, contract and golden rows hold, so the service loads it. Only its answers show that it is bad.
     """
-    from closedloop.adapters.mlflow import COMPARED_TAG, DIGEST_TAG, FEATURES_TAG, GATES_TAG, VERDICT_TAG
-
     right = tracking.read_version(champion)
     with tempfile.TemporaryDirectory(prefix="closedloop-bad-") as folder:
         place, _ = tracking.fetch_version(champion, Path(folder))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from closedloop.adapters.mlflow import NOTE_TAG
+from closedloop.adapters.mlflow import CHAMPION, DIGEST_TAG, NOTE_TAG
 from closedloop.config.dataset import DatasetConfig
 from closedloop.config.featureset import read_features
 from closedloop.config.layout import Layout
@@ -132,7 +132,6 @@ def compare_with_champion(
     params: Params, tracking: Tracking, features: Features, candidate: Candidate
 ) -> tuple[dict[str, Any] | None, Champion | None]:
     """The champion, and how the model compares with it on the test rows; None where there is none to compare with."""
-    from closedloop.adapters.mlflow import CHAMPION, DIGEST_TAG
     from closedloop.adapters.onnxruntime import OnnxScorer
     from closedloop.contract import MODEL_FILE
     from closedloop.core.evaluation.comparison import compare_models

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import closedloop
+from closedloop.adapters.mlflow import BENTO_TAG
 from closedloop.config.layout import Layout
 from closedloop.contract import VERSION_FILE, check_digest, read_contract
 from closedloop.errors import DataError
@@ -27,7 +28,6 @@ def package(tracking: Tracking, layout: Layout) -> dict[str, Any]:
         If the version's folder differs from the digest in its tag, or from the registered one.
     """
     from closedloop.adapters.bentoml import DIGEST_LABEL, MODEL_DIR, build_bento, digest_tree
-    from closedloop.adapters.mlflow import BENTO_TAG
 
     registration = read_json(layout.registration, made_by="closedloop register")
     name, version = registration["model_name"], str(registration["version"])

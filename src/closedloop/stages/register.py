@@ -6,6 +6,18 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from closedloop.adapters.mlflow import (
+    CHALLENGER,
+    CHAMPION,
+    COMPARED_TAG,
+    DIGEST_TAG,
+    EXCUSED_TAG,
+    FEATURES_TAG,
+    GATES_TAG,
+    KIND_TAG,
+    REJECTED_TAG,
+    VERDICT_TAG,
+)
 from closedloop.config.layout import Layout
 from closedloop.contract import ModelContract, digest_folder, read_contract
 from closedloop.core.evaluation.excuses import describe_excused
@@ -60,7 +72,6 @@ def register(
     ConfigError
         If ``model_name`` or ``stage`` does not fit.
     """
-    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION, KIND_TAG, REJECTED_TAG
     from closedloop.release.moves import deploy_champion
 
     tracking, contract = releases.tracking, read_contract(layout.model)
@@ -117,8 +128,6 @@ def find_or_create_version(
     DataError
         If the training run on record is of another model.
     """
-    from closedloop.adapters.mlflow import DIGEST_TAG, FEATURES_TAG, GATES_TAG, KIND_TAG
-
     version = tracking.find_version(folder_sha256)
     if version is not None:
         return version, False
@@ -133,8 +142,6 @@ def find_or_create_version(
 
 def describe_comparison(verdict: dict[str, Any]) -> dict[str, str]:
     """Tags with a version's comparison with the champion of its evaluation; empty if there was no champion."""
-    from closedloop.adapters.mlflow import COMPARED_TAG, EXCUSED_TAG, VERDICT_TAG
-
     compared = (verdict["champion"] or {}).get("folder_sha256")
     if not verdict["comparison"] or not compared:
         return {}
@@ -166,8 +173,6 @@ def check_request(
 
 def may_be_champion(verdict: dict[str, Any], version: str, champion: Any, *, required: bool) -> bool:
     """Whether a version is the first or a winner; anything else stays challenger, or is refused if ``required``."""
-    from closedloop.adapters.mlflow import DIGEST_TAG
-
     compared = (verdict["champion"] or {}).get("folder_sha256")
     now = champion.tags.get(DIGEST_TAG) if champion is not None else None
     if compared != now:

@@ -59,7 +59,7 @@ class History:
     @property
     def horizon(self) -> dt.timedelta:
         """From a snapshot until the outcomes of its rows are known; a table's come with the rows."""
-        return (self.dataset.label.horizon_days if self.dataset.label else self.every_days) * DAY
+        return (self.dataset.horizon_days or self.every_days) * DAY
 
     @property
     def requests_a_day(self) -> float:

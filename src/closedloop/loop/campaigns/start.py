@@ -104,7 +104,7 @@ def start_campaign(
         model_name=name,
         model_version=version,
         as_of=as_of,
-        horizon_days=dataset.label.horizon_days if dataset.label else HORIZON_DAYS,
+        horizon_days=dataset.horizon_days or HORIZON_DAYS,
         capacity=rules.capacity,
         holdout=rules.holdout,
         salt=salt,

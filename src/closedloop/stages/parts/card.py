@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from closedloop.adapters.mlflow import CHALLENGER, CHAMPION
 from closedloop.config.dataset import DatasetConfig
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params
@@ -160,8 +161,6 @@ def describe_standing(
 
 def _describe_version(tracking: Tracking, folder_sha256: str, verdict: dict[str, Any], *, auto_promote: bool) -> str:
     """Version and alias of the model: what it has, or what it gets when it is registered, which follows."""
-    from closedloop.adapters.mlflow import CHALLENGER, CHAMPION
-
     version = tracking.find_version(folder_sha256)
     if version is None and not verdict["passed"]:
         return "no version: it is not registered"

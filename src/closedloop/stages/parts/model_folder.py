@@ -75,7 +75,7 @@ def write_model(
         features=features,
         feature_service=known.service,
         threshold=threshold,
-        horizon_days=dataset.label.horizon_days if dataset.label else None,
+        horizon_days=dataset.horizon_days,
         lineage=lineage,
         golden_rows=tuple(golden),
         reference={feature.name: summarise(feature, reference[feature.name]) for feature in features},

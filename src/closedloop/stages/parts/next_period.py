@@ -78,7 +78,7 @@ def split_earlier(
     params: Params, dataset: DatasetConfig, train: pd.DataFrame, *, first_test: pd.Timestamp
 ) -> dict[str, pd.DataFrame]:
     """Training rows whose label was known at ``first_test``, as ``train`` and ``validation`` of other customers."""
-    horizon = dt.timedelta(days=dataset.label.horizon_days if dataset.label else 1)
+    horizon = dt.timedelta(days=dataset.horizon_days or 1)
     known = train[train["event_timestamp"] + horizon <= first_test]
     chosen: dict[str, Any] = {
         "fractions": {"test": 0.0, "validation": params.split.validation_fraction},
