@@ -273,10 +273,10 @@ def main() -> None:
     stopping, ended = threading.Event(), threading.Event()
     handle_end_signals(lambda _: stopping.set())  # first of all: nothing else would end the agent
     arguments = (ended, config.params, config.state_dir / "spool")
-    keeper = threading.Thread(target=keep_agent, args=arguments, name="agent")
+    agent = threading.Thread(target=keep_agent, args=arguments, name="agent")
     if config.agent:
         take_up_waiting(config.state_dir)
-        keeper.start()
+        agent.start()
     try:
         asyncio.run(run_stream(config, properties, stopping))
     except ClosedloopError as error:
@@ -285,7 +285,7 @@ def main() -> None:
     finally:
         ended.set()
         if config.agent:
-            keeper.join()
+            agent.join()
 
 
 if __name__ == "__main__":
