@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closedloop.errors import ClosedloopError, ConfigError
 from closedloop.files import hold_lock, is_locked, replace_file
@@ -35,10 +35,19 @@ logger = logging.getLogger(__name__)
 
 def build_registry(folder: Path) -> CollectorRegistry:
     """What prometheus_client's HTTP server shows: the totals over all files of a folder, read at every scrape."""
+    return register_page(lambda: _collect_files(folder))
+
+
+class _Collector(NamedTuple):
+    collect: Callable[[], Iterable[Metric]]
+
+
+def register_page(collect: Callable[[], Iterable[Metric]]) -> CollectorRegistry:
+    """A registry of all metric families that ``collect`` gives; it is called at every scrape, and not before."""
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
-    registry.register(_Collector(folder))
+    registry.register(_Collector(collect))
     return registry
 
 
@@ -47,11 +56,7 @@ def name_registry(registry: CollectorRegistry, model_name: str, *, aliases: bool
 
     With ``aliases`` each metric follows again under its short name and without that label, as pages had it before.
     """
-    from prometheus_client import CollectorRegistry
-
-    named = CollectorRegistry()
-    named.register(_Named(registry, model_name, aliases))
-    return named
+    return register_page(lambda: _name_families(registry, model_name, aliases=aliases))
 
 
 def serve_metrics(
@@ -98,10 +103,9 @@ class _Pages:
         if read is None:
             await self._metrics(scope, receive, send)
             return
-        answer = _answer(read, scope)
-        head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": head})
-        await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
+        from closedloop.serving.http.exchange import send_answer
+
+        await send_answer(_answer(read, scope), send, method=scope["method"])
 
 
 def _answer(read: Document, scope: dict[str, Any]) -> Answer:
@@ -124,53 +128,33 @@ def _answer(read: Document, scope: dict[str, Any]) -> Answer:
         return refuse(refused, "")
 
 
-class _Named:
-    """Collects what another registry does; see `name_registry`."""
+def _name_families(registry: CollectorRegistry, model_name: str, *, aliases: bool) -> Iterator[Metric]:
+    from prometheus_client import Metric
 
-    def __init__(self, registry: CollectorRegistry, model_name: str, aliases: bool) -> None:
-        self._registry, self._labels, self._aliases = registry, {MODEL_LABEL: model_name}, aliases
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering does not collect."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """All metric families, for prometheus_client."""
-        from prometheus_client import Metric
-
-        for family in self._registry.collect():
-            named = Metric(PREFIX + family.name, family.documentation, family.type)
-            named.samples = [
-                one._replace(name=PREFIX + one.name, labels={**one.labels, **self._labels}) for one in family.samples
-            ]
-            yield named
-            if self._aliases:
-                family.documentation = f"Deprecated name of {named.name}"
-                yield family
-
-
-class _Collector:
-    """Renders `METRICS`; a metric without a series yet shows its name, type and help."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering does not read the files."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """All metric families, for prometheus_client."""
-        from prometheus_client import Metric
-        from prometheus_client.multiprocess import MultiProcessCollector
-
-        found = {family.name: family for family in MultiProcessCollector.merge(list_files(self._folder))}
-        for name, doc in METRICS.items():
-            family = Metric(name.removesuffix("_total") if doc.type == "counter" else name, doc.help, doc.type)
-            if family.name in found:
-                # a slot that a version has left is no series
-                family.samples = [one for one in found[family.name].samples if _is_shown(one, doc)]
+    for family in registry.collect():
+        named = Metric(PREFIX + family.name, family.documentation, family.type)
+        named.samples = [
+            one._replace(name=PREFIX + one.name, labels={**one.labels, MODEL_LABEL: model_name})
+            for one in family.samples
+        ]
+        yield named
+        if aliases:
+            family.documentation = f"Deprecated name of {named.name}"
             yield family
+
+
+def _collect_files(folder: Path) -> Iterator[Metric]:
+    """`METRICS`; one without a series yet shows its name, type and help."""
+    from prometheus_client import Metric
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    found = {family.name: family for family in MultiProcessCollector.merge(list_files(folder))}
+    for name, doc in METRICS.items():
+        family = Metric(name.removesuffix("_total") if doc.type == "counter" else name, doc.help, doc.type)
+        if family.name in found:
+            # a slot that a version has left is no series
+            family.samples = [one for one in found[family.name].samples if _is_shown(one, doc)]
+        yield family
 
 
 def _is_shown(sample: Sample, doc: MetricDoc) -> bool:

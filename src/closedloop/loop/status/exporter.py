@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from closedloop.errors import ClosedloopError
 from closedloop.loop.status.overview import Overview
+from closedloop.serving.exposition import register_page
 from closedloop.store.migrations.tables import RETRAINING_STATES, VERDICTS
 
 if TYPE_CHECKING:
@@ -70,38 +71,24 @@ GAUGES: dict[str, GaugeDoc] = {
 
 def build_registry(read: Callable[[], Overview]) -> CollectorRegistry:
     """The registry for prometheus_client's HTTP server; it reads the overview anew at every scrape."""
-    from prometheus_client import CollectorRegistry
-
-    registry = CollectorRegistry()
-    registry.register(_Collector(read))
-    return registry
+    return register_page(lambda: _collect(read))
 
 
-class _Collector:
-    """Collects `GAUGES`; while the store cannot be read it shows only ``operations_store_up 0``, no old figures."""
+def _collect(read: Callable[[], Overview]) -> Iterator[Metric]:
+    """`GAUGES`; while the store cannot be read only ``operations_store_up 0`` is shown, no old figures."""
+    from prometheus_client.metrics_core import GaugeMetricFamily
 
-    def __init__(self, read: Callable[[], Overview]) -> None:
-        self._read = read
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not read the store."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metric families, for prometheus_client."""
-        from prometheus_client.metrics_core import GaugeMetricFamily
-
-        try:
-            samples: dict[str, Samples] = {"operations_store_up": {(): 1.0}, **measure(self._read())}
-        except ClosedloopError as error:
-            logger.error("the operations store cannot be read, so no metric is shown: %s", error)
-            samples = {"operations_store_up": {(): 0.0}}
-        for name, found in samples.items():
-            family = GaugeMetricFamily(name, GAUGES[name].help, labels=GAUGES[name].labels)
-            for labels, value in found.items():
-                if value is not None:
-                    family.add_metric(labels, value)
-            yield family
+    try:
+        samples: dict[str, Samples] = {"operations_store_up": {(): 1.0}, **measure(read())}
+    except ClosedloopError as error:
+        logger.error("the operations store cannot be read, so no metric is shown: %s", error)
+        samples = {"operations_store_up": {(): 0.0}}
+    for name, found in samples.items():
+        family = GaugeMetricFamily(name, GAUGES[name].help, labels=GAUGES[name].labels)
+        for labels, value in found.items():
+            if value is not None:
+                family.add_metric(labels, value)
+        yield family
 
 
 def measure(view: Overview) -> dict[str, Samples]:

@@ -34,8 +34,10 @@ from closedloop.serving.http.exchange import (
     Call,
     ClientGone,
     Receive,
+    Send,
     read_body,
     refuse,
+    send_answer,
 )
 from closedloop.serving.http.openapi import PAGE, describe_service
 from closedloop.serving.http.outcomes import OutcomeIntake
@@ -44,7 +46,6 @@ from closedloop.serving.slots.slots import Serving
 from closedloop.serving.worker import Worker
 
 logger, access_logger = logging.getLogger(__name__), logging.getLogger("closedloop.access")
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Handler = Callable[[Call], Awaitable[Answer]]
 HTML = b"text/html; charset=utf-8"
 # What is counted as a request: probes would hide how slow the others are, and fail before a model is there.
@@ -88,9 +89,7 @@ class Application:
             answer = await self._answer(scope["method"], path, call)
         except ClientGone:
             return
-        head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": head})
-        await send({"type": "http.response.body", "body": answer.body if scope["method"] != "HEAD" else b""})
+        await send_answer(answer, send, method=scope["method"])
         seconds = time.perf_counter() - call.arrived
         if path in PREDICTING:
             self._worker.metrics.count_request(answer.status, seconds)

@@ -16,6 +16,7 @@ BODY_SECONDS = 10.0
 TOO_SLOW = "too slow"
 JSON = b"application/json"
 Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Call(msgspec.Struct):
@@ -94,3 +95,10 @@ def refuse(refused: RefusedRequest, request_id: str) -> Answer:
     if refused.status == 401:
         headers = (*headers, (b"www-authenticate", b"Bearer"))
     return Answer(encode(Refusal(error_of(refused), request_id)), refused.status, headers=headers)
+
+
+async def send_answer(answer: Answer, send: Send, *, method: str) -> None:
+    """Send an answer by ASGI; HEAD gets no body."""
+    head = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": head})
+    await send({"type": "http.response.body", "body": answer.body if method != "HEAD" else b""})

@@ -80,13 +80,8 @@ class SlotFollower:
         alone = self._slot == "challenger" and row.challenger_version is not None
         self._wanted = None if alone else row.champion_version
         if alone:
-            row = Deployment(
-                row.model_name,
-                row.revision,
-                row.challenger_version or "",
-                row.salt,
-                row.updated_at,
-                digests=row.digests,
+            row = msgspec.structs.replace(
+                row, champion_version=row.challenger_version, challenger_version=None, challenger_mode=None, weight=0.0
             )
         try:
             slots = self._build(row, before)
