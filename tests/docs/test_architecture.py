@@ -78,14 +78,17 @@ def test_no_function_is_long(path: Path) -> None:
     assert {name: size for name, size in found.items() if size[0] > LINES_MAX or size[1] > PARAMETERS_MAX} == {}
 
 
-def test_no_two_classes_of_the_package_have_one_name() -> None:
-    """A reader who searches for a noun finds its one home; classes of one file alone begin with an underscore."""
+def list_nouns(tree: ast.Module) -> list[str]:
+    """The classes and types that a module defines for others; names of one file alone begin with an underscore."""
+    aliases = [node for node in tree.body if isinstance(node, ast.Assign) and "TypeVar" not in ast.unparse(node.value)]
+    names = [ast.unparse(node.targets[0]) for node in aliases]
+    names += [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [name for name in names if re.fullmatch(r"[A-Z][a-z]\w*", name) and name != "Floats"]
+
+
+def test_no_two_classes_or_types_of_the_package_have_one_name() -> None:
+    """A reader who searches for a noun finds its one home."""
     files = sorted(PACKAGE.rglob("*.py"))
-    names = [
-        node.name
-        for file in files
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    ]
+    names = [name for file in files for name in list_nouns(ast.parse(file.read_text(encoding="utf-8")))]
     assert len(names) > 100
     assert [name for name, count in collections.Counter(names).items() if count > 1] == []

@@ -26,10 +26,10 @@ SERVICE = "closedloop.serving.bento:service"
 MODEL_DIR = Path("models/candidate")  # the same path in a Bento's sources as in the project
 DIGEST_LABEL = "folder_sha256"
 ITS_OWN_PATHS = ("/livez", "/healthz")
-Application = Callable[[Any, Any, Any], Awaitable[None]]
+AsgiApplication = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def create_service(start: Callable[[], tuple[Application, Callable[[], Awaitable[None]]]]) -> Any:
+def create_service(start: Callable[[], tuple[AsgiApplication, Callable[[], Awaitable[None]]]]) -> Any:
     """A BentoML service that answers with an ASGI application at the application's own addresses.
 
     The application comes before BentoML's routes and takes over ``/readyz``; of BentoML's probes ``/livez`` and
@@ -52,14 +52,14 @@ def create_service(start: Callable[[], tuple[Application, Callable[[], Awaitable
             await self._stop()
 
     class Front:
-        def __init__(self, app: Application) -> None:
+        def __init__(self, app: AsgiApplication) -> None:
             self._app = app
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             ours = scope["type"] == "http" and scope["path"] not in ITS_OWN_PATHS
             await (running["application"] if ours else self._app)(scope, receive, send)
 
-    running: dict[str, Application] = {}
+    running: dict[str, AsgiApplication] = {}
     image = bentoml.images.Image(lock_python_packages=False).python_packages(*list_requirements())
     options: dict[str, Any] = {"metrics": {"enabled": False}, "logging": {"access": {"enabled": False}}}
     service = bentoml.service(name="closedloop", image=image, **options)(Closedloop)

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from closedloop.config.invalid import describe_invalid
-from closedloop.config.sources import FileSource, SimulatorSource, Source, SqlSource
+from closedloop.config.sources import DataSource, FileSource, SimulatorSource, SqlSource
 from closedloop.config.yaml import read_yaml
 from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.value import CustomerValue
@@ -167,7 +167,7 @@ class DatasetConfig(_Frozen):
     model_name: str = Field(pattern=NAME_PATTERN)
     description: str
     kind: Literal["events", "table"]
-    source: Source
+    source: DataSource
     customers_source: FileSource | SqlSource | None = None
     timezone: str | None = None
     columns: Columns

@@ -83,4 +83,4 @@ class SqlSource(_Frozen):
     query: str
 
 
-Source = Annotated[SimulatorSource | FileSource | SqlSource, Field(discriminator="type")]
+DataSource = Annotated[SimulatorSource | FileSource | SqlSource, Field(discriminator="type")]

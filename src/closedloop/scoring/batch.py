@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from closedloop.adapters.fsspec import put_file
-from closedloop.config.sources import Source
+from closedloop.config.sources import DataSource
 from closedloop.contract import NumericFeature, digest_file
 from closedloop.errors import ConfigError, DataError, count_noun
 from closedloop.records import seal_id
@@ -77,7 +77,7 @@ class BatchOptions:
     show_progress: bool = False
     clock: Callable[[], dt.datetime] = WALL_CLOCK
     reasons: int = 0
-    source: Source | None = None
+    source: DataSource | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     as_of: dt.date | None = None
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from closedloop.config.sources import FileSource, Source
+from closedloop.config.sources import DataSource, FileSource
 from closedloop.errors import ConfigError, DataError
 from closedloop.files import replace_file
 from closedloop.rules import find_code
@@ -147,7 +147,7 @@ class RowFile:
 
 def open_rows(
     path: Path,
-    source: Source | None,
+    source: DataSource | None,
     rename: Mapping[str, str],
     *,
     needed: Collection[str],

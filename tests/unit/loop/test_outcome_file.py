@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from closedloop.config.dataset import DatasetConfig
-from closedloop.loop.monitor.outcome_file import read_outcomes
+from closedloop.loop.monitor.outcome_file import read_outcome_file
 
 VISITS = DatasetConfig.model_validate(
     {
@@ -30,7 +30,7 @@ def test_days_are_written_as_the_data_set_writes_them(tmp_path):
     (tmp_path / "own.csv").write_text("member;day;left\nM1;03.02.2024;yes\n", encoding="utf-8")
     (tmp_path / "plain.csv").write_text("member,day,outcome\nM1,2024-02-03,1\n", encoding="utf-8")
     for name in ("own.csv", "plain.csv"):
-        [found] = read_outcomes(tmp_path / name, VISITS)
+        [found] = read_outcome_file(tmp_path / name, VISITS)
         assert found.to_dict("records") == [
             {"customer_id": "M1", "outcome": True, "day": pd.Timestamp("2024-02-03", tz="UTC")}
         ]

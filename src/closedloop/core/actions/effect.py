@@ -12,7 +12,7 @@ from closedloop.core.release.experiments import Counts, analyze_proportions
 from closedloop.errors import count_noun
 
 ALPHA, TENTHS = 0.05, 10
-Verdict = Literal["kept", "harmed", "undecided", "cannot tell"]
+EffectVerdict = Literal["kept", "harmed", "undecided", "cannot tell"]
 
 
 class Estimate(NamedTuple):
@@ -42,7 +42,7 @@ class Effect(NamedTuple):
     effect: Estimate | None
     saved: Estimate | None
     profit: Estimate | None
-    verdict: Verdict
+    verdict: EffectVerdict
     reason: str
 
 
@@ -101,7 +101,7 @@ def measure_groups(results: pd.DataFrame) -> dict[str, dict[str, Effect]]:
     }
 
 
-def _judge(effect: Estimate) -> tuple[Verdict, str]:
+def _judge(effect: Estimate) -> tuple[EffectVerdict, str]:
     if effect.low > 0:
         return "kept", "fewer of the treated left than of the customers left alone"
     if effect.high < 0:

@@ -46,7 +46,7 @@ def store_outcomes(
         Naming the first row that cannot be read, that repeats another one with the other outcome, or whose prediction
         id the service never gave. Nothing is stored then.
     """
-    rows = pd.concat([*read_outcomes(path, dataset)], ignore_index=True)
+    rows = pd.concat([*read_outcome_file(path, dataset)], ignore_index=True)
     keys = [name for name in (PREDICTION, CUSTOMER, "day") if name in rows]
     known = rows.drop_duplicates()
     repeated = known.duplicated(keys)
@@ -70,7 +70,7 @@ def store_outcomes(
     return FileReport(len(rows), stored, len(known) - len(matched))
 
 
-def read_outcomes(path: Path, dataset: DatasetConfig) -> Iterator[pd.DataFrame]:
+def read_outcome_file(path: Path, dataset: DatasetConfig) -> Iterator[pd.DataFrame]:
     """The file in parts, with ``outcome`` (bool) and ``prediction_id``, or ``customer_id`` and perhaps ``day``."""
     columns = dataset.columns
     needed = [columns.label.column] if columns.label else []

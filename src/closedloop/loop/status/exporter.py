@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ROLLING_ROWS_MIN = 100
-Samples = dict[tuple[str, ...], float | None]
+Series = dict[tuple[str, ...], float | None]
 
 
 class GaugeDoc(NamedTuple):
@@ -79,7 +79,7 @@ def _collect(read: Callable[[], Overview]) -> Iterator[Metric]:
     from prometheus_client.metrics_core import GaugeMetricFamily
 
     try:
-        samples: dict[str, Samples] = {"operations_store_up": {(): 1.0}, **measure(read())}
+        samples: dict[str, Series] = {"operations_store_up": {(): 1.0}, **measure(read())}
     except ClosedloopError as error:
         logger.error("the operations store cannot be read, so no metric is shown: %s", error)
         samples = {"operations_store_up": {(): 0.0}}
@@ -91,14 +91,14 @@ def _collect(read: Callable[[], Overview]) -> Iterator[Metric]:
         yield family
 
 
-def measure(view: Overview) -> dict[str, Samples]:
+def measure(view: Overview) -> dict[str, Series]:
     """The values of `GAUGES` by label values; an unknown value is None or has no entry."""
     row, rollout, check = view.row, view.rollout, view.check
     features = view.drift.get("features", {})
     drifted = view.drift.get("drifted", ())
     rolling = view.accuracy.value if view.accuracy.whole >= ROLLING_ROWS_MIN else None
 
-    def age(moment: dt.datetime | None) -> Samples:
+    def age(moment: dt.datetime | None) -> Series:
         return {(): (view.now - moment).total_seconds()} if moment else {}
 
     return {
@@ -132,12 +132,12 @@ def measure(view: Overview) -> dict[str, Samples]:
     }
 
 
-def _measure_blindness(check: Check | None) -> Samples:
+def _measure_blindness(check: Check | None) -> Series:
     judged_at = check.evidence.get("judged_at") if check else None
     if check is None or judged_at is None:
         return {}
     return {(): (check.as_of - dt.datetime.fromisoformat(judged_at)).total_seconds()}
 
 
-def _one_of(values: Iterable[str], found: str | None) -> Samples:
+def _one_of(values: Iterable[str], found: str | None) -> Series:
     return {(value,): float(value == found) for value in values} if found else {}
