@@ -23,7 +23,10 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,47}$"  # safe as a folder, a Feast project, a
 
 # columns of our own beside the features, from the canonical tables to the monitor's samples
 RESERVED = frozenset(
-    {"customer_id", "event_timestamp", "churned", "part", "sensitive_group", "score", "decision", "outcome", "__row"}
+    {
+        *("customer_id", "event_timestamp", "churned", "part", "sensitive_group", "row_weight"),
+        *("score", "decision", "outcome", "__row"),
+    }
 )
 RENAME_ADVICE = "give the column another name with columns.rename: {its name in the source: a name}"
 ROW_NUMBER = "row_number"

@@ -71,10 +71,12 @@ class SplitParams(_Frozen):
 
     ``by`` customer: a stable hash holds out a share of the customers, who never train; the newest closed snapshot, or a
     table's newest days, then trains (the others) and tests (those held out) at once. By time no training label is newer
-    than the test snapshot, which is what a model of the next period meets.
+    than the test snapshot, which is what a model of the next period meets. ``rows_max`` bounds the rows of each part;
+    those of a larger one are drawn by a stable hash.
     """
 
     by: Literal["time", "customer"] = "time"
+    rows_max: int | None = Field(default=None, ge=1_000)
     train_snapshots_max: int | None = Field(default=None, ge=1)
     validation_snapshots: int = Field(default=1, ge=1)
     test_snapshots: int = Field(default=1, ge=1)

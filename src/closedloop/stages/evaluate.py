@@ -114,6 +114,7 @@ def describe_verdict(
         "baseline": measured.baseline,
         "intervals": measured.intervals | ({"profit": measured.money.interval} if measured.money else {}),
         "next_period": candidate.next_period,
+        "draw": candidate.draw,
         "columns": dict(list(measured.columns.items())[:COLUMNS_SHOWN]),
         "gates": {result.name: _describe(result) for result in results},
     }

@@ -20,6 +20,7 @@ from closedloop.contract import Lineage, digest_folder
 from closedloop.errors import GateFailed, count_noun
 from closedloop.files import read_json, replace_folder, write_json
 from closedloop.stages.parts.challengers import choose_challenger, list_newest, recalibrate
+from closedloop.stages.parts.draw_cost import measure_draw
 from closedloop.stages.parts.fitting import Fitted, build_unfitted, fit
 from closedloop.stages.parts.model_folder import write_model
 from closedloop.stages.parts.next_period import measure_next_period
@@ -75,7 +76,7 @@ def train(
             model = fitted.pipeline, fitted.features, fitted.threshold
             write_model(folder, *model, params=params, dataset=dataset, test=rows["test"], lineage=lineage)
         logger.info("measuring, drawing and logging run %s", run_id)
-        report = measure(fitted, rows)
+        report = measure(fitted, rows) | {"draw": measure_draw(params, feature_set, fitted, rows)}
         report["next_period"] = measure_next_period(params, dataset, feature_set, fitted, rows)
         with replace_folder(layout.train_figures) as figures, replace_folder(layout.train_plots) as plots:
             tracking.log_curves(draw(fitted, rows, figures, plots))

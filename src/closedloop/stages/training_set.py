@@ -14,6 +14,7 @@ from closedloop.config.dataset import DatasetConfig
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params
 from closedloop.core.actions.untreated import find_untreated
+from closedloop.core.training.draw import draw_rows
 from closedloop.core.training.splits import (
     assign_hash_split,
     count_newer,
@@ -21,6 +22,7 @@ from closedloop.core.training.splits import (
     split_held_out_days,
     split_snapshots,
 )
+from closedloop.core.training.weights import WEIGHT
 from closedloop.errors import ConfigError, DataError, count_noun
 from closedloop.files import replace_folder, write_json
 from closedloop.stages.parts.online import CUSTOMER, check_freshness, find_newest_snapshot, materialize_newest
@@ -72,6 +74,7 @@ def build_training_set(
         untreated = find_untreated(labels, actions, time=TIMESTAMP, blind=False)
         counts, labels = untreated.tell(), labels.assign(repeats=untreated.repeats)
         labels = labels[labels["repeats"] > 0].reset_index(drop=True)
+    labels, known_rows = draw_parts(params, labels)
     require_classes(labels)
     logger.info("joining rows with their features, point in time: %d", len(labels))
     rows = features.read_historical(labels, layout.features)
@@ -81,14 +84,30 @@ def build_training_set(
     rows = rows.drop(columns="repeats", errors="ignore")
     with replace_folder(layout.training) as folder:
         for part in PARTS:
-            write_table(folder / f"{part}.parquet", rows[rows["part"] == part].drop(columns="part"))
+            unused = ["part"] if part == "train" else ["part", WEIGHT]  # rows that only measure are an even draw
+            write_table(folder / f"{part}.parquet", rows[rows["part"] == part].drop(columns=unused, errors="ignore"))
     features.publish(layout.features)
     serving = materialize_newest(features, layout.features, newest=newest, seed=params.seed)
     parts = {part: _describe(rows[rows["part"] == part]) for part in PARTS}
+    optional = {"actions": counts, "known_rows": known_rows}
     report = {"parts": parts, "serving": {"age_days": age_days, **serving}}
-    report |= {"actions": counts} if counts else {}
+    report |= {name: value for name, value in optional.items() if value}
     write_json(layout.training_set_metrics, report)
     return report
+
+
+def draw_parts(params: Params, labels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows of each part within ``split.rows_max``, and how many each had before; empty where none has more.
+
+    It draws before the join, so that only rows of the draw are joined with their features.
+    """
+    repeats = labels["repeats"] if "repeats" in labels else pd.Series(1, index=labels.index)
+    known_rows = {str(part): int(rows) for part, rows in repeats.groupby(labels["part"]).sum().items()}
+    most = params.split.rows_max
+    if most is None or max(known_rows.values(), default=0) <= most:
+        return labels, {}
+    drawn = [draw_rows(rows, most, salt=str(params.seed)) for _, rows in labels.groupby("part")]
+    return pd.concat(drawn).sort_index().reset_index(drop=True), known_rows
 
 
 def read_labels(params: Params, dataset: DatasetConfig, engine: Engine, layout: Layout) -> pd.DataFrame:

@@ -11,9 +11,15 @@ import pytest
 
 from closedloop.config.dataset import load_dataset
 from closedloop.config.layout import Layout
-from closedloop.config.params import parse_params
+from closedloop.config.params import SplitParams, parse_params
 from closedloop.errors import ConfigError, DataError
-from closedloop.stages.training_set import read_labels, require_classes, select_snapshots, split_table_by_time
+from closedloop.stages.training_set import (
+    draw_parts,
+    read_labels,
+    require_classes,
+    select_snapshots,
+    split_table_by_time,
+)
 
 TELCO = load_dataset("telco", Path(__file__).parents[3] / "configs/datasets")
 MONTHS = [dt.datetime(2024, month, 1, tzinfo=dt.UTC) for month in range(1, 7)]
@@ -92,3 +98,33 @@ def test_a_part_without_both_classes_is_refused(churned, found):
     )
     with pytest.raises(DataError, match=f"the test part has {found}"):
         require_classes(labels)
+
+
+def make_parts(train: int = 3_000, test: int = 1_200) -> pd.DataFrame:
+    labels = pd.DataFrame({"customer_id": [f"C{number}" for number in range(train + test)]})
+    labels["event_timestamp"] = pd.Timestamp("2024-01-01", tz="UTC").as_unit("us")
+    labels["churned"] = np.arange(len(labels)) % 3 == 0
+    return labels.assign(part=["train"] * train + ["test"] * test)
+
+
+def with_bound(rows_max: int | None):
+    return params_with().model_copy(update={"split": SplitParams(rows_max=rows_max)})
+
+
+def test_each_part_is_drawn_within_the_bound_and_says_how_many_there_were():
+    labels = make_parts()
+    drawn, known_rows = draw_parts(with_bound(2_000), labels)
+    assert drawn["part"].value_counts().to_dict() == {"train": 2_000, "test": 1_200}
+    assert known_rows == {"train": 3_000, "test": 1_200}
+    assert drawn.groupby("part")["row_weight"].sum().to_dict() == pytest.approx({"train": 3_000, "test": 1_200})
+    assert drawn["customer_id"].is_monotonic_increasing == labels["customer_id"].is_monotonic_increasing
+    other, _ = draw_parts(with_bound(2_000), labels.sample(frac=1, random_state=1))
+    assert set(other["customer_id"]) == set(drawn["customer_id"])
+
+
+@pytest.mark.parametrize("rows_max", [None, 3_000])
+def test_a_bound_that_no_part_passes_leaves_the_labels_as_they_are(rows_max):
+    labels = make_parts()
+    drawn, known_rows = draw_parts(with_bound(rows_max), labels)
+    assert drawn is labels
+    assert known_rows == {}

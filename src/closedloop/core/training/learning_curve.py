@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from closedloop.core.training.weights import list_fit_weights
+
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
@@ -72,7 +74,8 @@ def _refit_on_shares(
         rows = int(np.ceil(share * len(train)))
         if len(np.unique(train_labels[:rows])) < 2:
             continue
-        fitted = clone(pipeline).fit(train.iloc[:rows], train_labels[:rows])
+        some = train.iloc[:rows]
+        fitted = clone(pipeline).fit(some, train_labels[:rows], **list_fit_weights(pipeline, some))
         losses = {
             name: float(log_loss(labels[name], fitted.predict_proba(frame)[:, 1], labels=[False, True]))
             for name, frame in frames.items()

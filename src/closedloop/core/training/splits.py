@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from closedloop.core.training.weights import list_fit_weights
 from closedloop.errors import ConfigError, DataError, count_noun
 
 if TYPE_CHECKING:
@@ -288,7 +289,8 @@ def score_fold(
         if len(np.unique(labels[rows])) < 2:
             raise DataError(f"the {len(rows)} {name} rows of a fold hold one class only: use fewer or later folds")
     train = frame.iloc[fold.train]
-    pipeline = build(train).fit(train, labels[fold.train])
+    pipeline = build(train)
+    pipeline.fit(train, labels[fold.train], **list_fit_weights(pipeline, train))
     scores = pipeline.predict_proba(frame.iloc[fold.validation])[:, 1]
     measure = roc_auc_score if metric == "roc_auc" else log_loss
     return float(measure(labels[fold.validation], scores))

@@ -30,7 +30,7 @@ from closedloop.stages.parts.fitting import Fitted, fit
 from closedloop.stages.parts.judge import Champion, excuse, judge_scores
 from closedloop.stages.parts.measure import choose_bootstrap, measure_scores
 from closedloop.stages.parts.money import judge_profit, read_stake
-from closedloop.stages.training_set import LABEL, PARTS, assign_parts
+from closedloop.stages.training_set import LABEL, PARTS, assign_parts, draw_parts
 
 Parts = dict[str, pd.DataFrame]
 
@@ -118,7 +118,8 @@ class Trainer:
         days = rows["event_timestamp"].dt.date
         rows = rows[(days >= first) & (days <= last)].reset_index(drop=True)
         part = assign_parts(params, history.dataset, rows)
-        parts = {name: rows[part == name].reset_index(drop=True) for name in PARTS}
+        rows, _ = draw_parts(params, rows.assign(part=part).dropna(subset="part"))
+        parts = {name: rows[rows["part"] == name].drop(columns="part").reset_index(drop=True) for name in PARTS}
         for name, some in parts.items():
             if some[LABEL].nunique() < 2:
                 found = count_noun(len(some), "row")

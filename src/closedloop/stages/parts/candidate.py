@@ -26,7 +26,8 @@ LABEL, GROUP = "churned", "sensitive_group"
 class Candidate:
     """The model under evaluation, in both forms, with its rows and scores.
 
-    ``next_period`` is what `closedloop.stages.parts.next_period.measure_next_period` returned when it was trained.
+    ``next_period`` is what `closedloop.stages.parts.next_period.measure_next_period` returned when it was trained;
+    ``draw`` what `closedloop.stages.parts.draw_cost.measure_draw` did.
     """
 
     contract: ModelContract
@@ -38,6 +39,7 @@ class Candidate:
     labels: np.ndarray
     scores: np.ndarray
     next_period: Mapping[str, Any]
+    draw: Mapping[str, Any] | None
 
 
 def load_candidate(layout: Layout) -> Candidate:
@@ -50,6 +52,7 @@ def load_candidate(layout: Layout) -> Candidate:
     scorer = OnnxScorer(layout.model / MODEL_FILE)
     train = read_table(layout.training / "train.parquet", made_by="closedloop training-set")
     test = read_table(layout.training / "test.parquet", made_by="closedloop training-set")
+    choices = read_json(layout.pipeline / CHOICES_FILE, made_by="closedloop train")
     return Candidate(
         contract=contract,
         folder_sha256=digest_folder(layout.model),
@@ -59,5 +62,6 @@ def load_candidate(layout: Layout) -> Candidate:
         test=test,
         labels=test[LABEL].to_numpy(),
         scores=scorer.score(encode_frame(contract.features, test)),
-        next_period=read_json(layout.pipeline / CHOICES_FILE, made_by="closedloop train")["next_period"],
+        next_period=choices["next_period"],
+        draw=choices["draw"],
     )

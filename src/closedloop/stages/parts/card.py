@@ -96,6 +96,7 @@ def render_card(
         examples=[] if explainer is None else choose_examples(explainer, candidate),
         pictures=[(images[name], *words) for name, words in shown.items()],
         next_period=candidate.next_period,
+        draw=candidate.draw,
         rows={"train": len(candidate.train), "test": len(candidate.test)},
     )
 

@@ -57,10 +57,12 @@ def fit(
     """Fit on train rows; calibrate and choose the threshold on validation rows."""
     from closedloop.core.training.calibration import calibrate_pipeline
     from closedloop.core.training.trees import round_thresholds
+    from closedloop.core.training.weights import list_fit_weights
 
     train_rows, validation = rows["train"], rows["validation"]
     unfitted, features = build_unfitted(params, feature_set, hyper_parameters, train_rows)
-    uncalibrated = round_thresholds(unfitted.fit(train_rows, train_rows["churned"].to_numpy()))
+    weights = list_fit_weights(unfitted, train_rows)
+    uncalibrated = round_thresholds(unfitted.fit(train_rows, train_rows["churned"].to_numpy(), **weights))
     pipeline, calibration = uncalibrated, "switched off (model.calibrate)"
     if params.model.calibrate:
         labels, ids = validation["churned"].to_numpy(), validation["customer_id"].tolist()

@@ -22,6 +22,7 @@ from closedloop.core.evaluation.trivial import Gains, measure_gains, score_recen
 from closedloop.core.reasons.explainer import Explainer, Reason
 from closedloop.core.reasons.importance import Importance, rank_importance
 from closedloop.core.training.estimators import build_pipeline, encode_frame, list_missing, score
+from closedloop.core.training.weights import list_fit_weights
 from closedloop.errors import ConfigError, DataError
 from closedloop.stages.parts.candidate import GROUP, LABEL, Candidate
 from closedloop.stages.parts.money import Money, measure_money, read_stake
@@ -200,7 +201,8 @@ def measure_baseline(params: Params, candidate: Candidate, bootstrap: Bootstrap)
         seed=params.seed,
         missing=list_missing(features, train),
     )
-    scores = score(pipeline.fit(train, train[LABEL].to_numpy()), candidate.test)
+    pipeline.fit(train, train[LABEL].to_numpy(), **list_fit_weights(pipeline, train))
+    scores = score(pipeline, candidate.test)
     figures = measure_classification(candidate.labels, scores, 0.5)
     compared = compare_models(
         candidate.labels,
