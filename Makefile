@@ -93,14 +93,19 @@ export GX_ANALYTICS_ENABLED = false
 .PHONY: help install run demo loop ui serve score monitor backtest status plots test test-all test-long check format bench soak soak-hostile soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job rooms lock release-check clean
 
 help:  ## list the commands
-	@awk -F ':.*## +' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## +' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {line = sprintf("  make %-14s", $$1); count = split($$2, words, " "); \
+		for (i = 1; i <= count; i++) {if (length(line " " words[i]) > 80) {print line; line = sprintf("%21s", "")} line = line " " words[i]} \
+		print line}' Makefile
+
+##@ Train, serve and watch
 
 install: .venv/installed  ## make .venv from the hash-locked requirements
 
 .venv/installed: requirements.lock pyproject.toml
 	@case "$$PWD" in *%*) echo "$$PWD: MLflow cannot run from an environment with % in its path: rename the folder"; exit 1;; esac
 	@command -v "$(python)" >/dev/null || { echo "Python 3.11, 3.12 or 3.13 is needed (PYTHON=path/to/python3.13)"; exit 1; }
-	@echo "Installing the locked environment into .venv: 2.4 GB, a minute or some, by the network ..."
+	@echo "Installing the locked environment into .venv: 2.4 GB, about a minute ..."
 	@$(start_clock); ( \
 	test -x $(BIN)/python || "$(python)" -m venv .venv || exit; \
 	sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt || exit; \
@@ -139,6 +144,8 @@ status: install  ## how the loop stands: what serves, how it does, what comes ne
 plots: install  ## DVC's plots as a page that opens offline (DATASET=name)
 	@cd "./$${DATASET:+workspaces/$$DATASET}" && closedloop plots-template && dvc plots show
 
+##@ Test and measure
+
 test: install  ## all tests that need nothing but this environment
 	@pytest -n 2 --dist loadfile -m "not thorough"
 
@@ -171,6 +178,8 @@ soak-hostile: install  ## five minutes of hostile clients beside honest ones: me
 soak-serving: install  ## ten minutes of right and wrong requests: memory, log, store; then 60 s without PostgreSQL
 	@python -m tests.soak.serving
 	@CLOSEDLOOP_OUTAGE_SECONDS=60 pytest -q -rP tests/e2e/test_outages.py -k store_that_is_away
+
+##@ Deploy
 
 pipeline: install  ## the retraining pipeline as YAML for Kubeflow Pipelines: artifacts/retrain.yaml
 	@closedloop pipeline --output artifacts/retrain.yaml
@@ -217,6 +226,8 @@ cluster-job: export RUN := $(or $(RUN),$(shell date -u +%Y%m%d-%H%M%S))
 cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its end (JOB=monitor, RUN=id, IMAGE=name, MODEL_VERSION=number, CUSTOMER=id)
 	kubectl create job --namespace closedloop --from=cronjob/closedloop-"$(job)" "$(job)-$$RUN" $(if $(IMAGE)$(MODEL_VERSION)$(CUSTOMER),$(changed))
 	@$(follow_job); $(tell_end)
+
+##@ Maintain
 
 rooms: install  ## draw the rooms of the package into docs/architecture.md
 	@python docs/rooms.py

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from closedloop.records import Source
     from closedloop.release.evidence import Evidence
     from closedloop.release.moves import Releases
+    from closedloop.scoring.batch import BatchOptions
     from closedloop.serving.config import WorkerConfig
     from closedloop.serving.process.agent import Agent
     from closedloop.serving.slots.downloads import ReleasedVersions
@@ -401,6 +402,26 @@ def locate_active(run: RunContext) -> Path:
 def locate_serving_state(run: RunContext) -> Path:
     """The state folder that the service's workers and agent share."""
     return run.settings.locate(run.settings.serving.state) / run.dataset.model_name
+
+
+def load_id_key(run: RunContext) -> bytes:
+    """The key that seals prediction ids, as the service has it."""
+    from closedloop.serving.worker import read_id_key
+
+    return read_id_key(locate_serving_state(run), run.settings.serving.id_key)
+
+
+def build_batch_options(run: RunContext, *, log: bool = True, **chosen: Any) -> BatchOptions:
+    """How rows are scored outside the service, by its settings; ``log``: into the operations store."""
+    from closedloop.scoring.batch import BatchOptions
+
+    return BatchOptions(
+        range_margin=run.settings.serving.range_margin,
+        id_key=load_id_key(run),
+        store=build_predictions(run) if log else None,
+        threads=run.settings.engine.threads,
+        **chosen,
+    )
 
 
 def build_worker_config(

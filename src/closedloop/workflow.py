@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from closedloop import waiting
 from closedloop.bootstrap import build_tracking, load_run, write_start_page
-from closedloop.config.calls import list_calls
+from closedloop.config.calls import list_calls, name_call
 from closedloop.config.dataset import load_dataset
 from closedloop.config.layout import READS, Layout
 from closedloop.config.params import PARAMS_FILE, Choices, Params, merge_values, parse_params
@@ -82,7 +82,7 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None, 
         if until in (None, "register", "package"):
             print_summary(console, folder)
         else:
-            console.print(f"Ended after {until}. The runs are in MLflow: make ui, or mlflow ui. More: docs/levels.md.")
+            console.print(f"Ended after {until}. Its runs: {name_call('ui')}. More: docs/levels.md.", soft_wrap=True)
     except GateFailed as error:
         write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
         raise GateFailed(f"{error}; figures and pictures so far are in {folder / Layout().card.parent}") from error
@@ -244,7 +244,7 @@ def print_summary(console: Console, folder: Path) -> None:
         f"       {registered['model_name']} version {registered['version']}, alias [bold]{registered['alias']}"
     )
     where = "" if folder == Path() else escape(f"{folder}/")
-    console.print(f"[bold]Open[/bold]    {where}{START_PAGE}, which links to the others; make ui (MLflow)")
+    console.print(f"[bold]Open[/bold]    {where}{START_PAGE}, which links to the others", soft_wrap=True)
     newest = folder / layout.features / f"{training['serving']['snapshot']}.parquet"
     name = None if folder == Path() else folder.name
     for title, call in list_calls(name, newest, by_make="MAKELEVEL" in os.environ).items():

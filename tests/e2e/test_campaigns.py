@@ -40,7 +40,9 @@ def test_the_walk_of_the_page(shop_copy: Project) -> None:
     assert (listed["expected_value"] > 0).all()
     assert listed["reasons"].str.contains(" the risk: ").all()
     first = (shop_copy.root / "list.csv").read_bytes()
-    assert "500 customers to call" in shop_copy.run(*start).output
+    again = shop_copy.run(*start, "--json")
+    assert "500 customers to call" in again.output
+    assert (json.loads(again.stdout)["treated"], json.loads(again.stdout)["held_out"]) == (500, 56)
     assert (shop_copy.root / "list.csv").read_bytes() == first
     early = shop_copy.run("campaign", "report", "--as-of", "2024-01-30").output
     assert "too early: the outcomes are known from 2024-01-31 on" in early

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/explore.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/explore.ipynb"
 
 
 def read_notebook() -> Any:

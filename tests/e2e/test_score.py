@@ -39,10 +39,11 @@ def test_without_a_file_everybody_who_is_active_at_the_date_is_scored(shop_copy)
     given = ("score", "--input", SNAPSHOT, "--output", "given.csv", "--no-log")
     shop_copy.run(*given)
     (shop_copy.root / SNAPSHOT).unlink()
-    shop_copy.run("score", "--as-of", "2024-01-01", "--output", "active.csv")
+    told = json.loads(shop_copy.run("score", "--as-of", "2024-01-01", "--output", "active.csv", "--json").stdout)
     active, expected = (pd.read_csv(shop_copy.root / f"{name}.csv", dtype=str) for name in ("active", "given"))
     scored = ["customer_id", "score", "decision", "model_version"]
     pd.testing.assert_frame_equal(active[scored], expected[scored])
+    assert told == {"rows": len(active), "scored": len(active), "rejected": 0, "resumed": 0, "rejects": None}
     assert set(active["as_of"]) == {"2024-01-01"}
     assert "as_of" not in expected
     assert {f"{one.predicted_at:%Y-%m-%d}" for one in read_log(shop_copy)} == {"2024-01-01"}

@@ -167,11 +167,12 @@ def test_without_any_of_them_the_ways_out_are_named(folder):
 
 def test_help_shows_each_target_with_its_text_behind_spaces(folder):
     lines = make(folder, "help")[3].splitlines()
-    assert (
-        "  make run            the whole training workflow (DATASET=name SOURCE=path AS_OF=date for other data)"
-        in lines
-    )
-    assert len(lines) > 25
+    place = lines.index("  make run            the whole training workflow (DATASET=name SOURCE=path")
+    assert lines[place + 1] == f"{'':22}AS_OF=date for other data)"
+    assert max(map(len, lines)) <= 80
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert headings == ["Train, serve and watch", "Test and measure", "Deploy", "Maintain"]
+    assert len([line for line in lines if line.startswith("  make ")]) > 25
 
 
 @pytest.mark.parametrize(

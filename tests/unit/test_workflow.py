@@ -345,8 +345,9 @@ def test_the_summary_says_rows_gates_model_and_what_to_open(small_shop: Any) -> 
         assert line.split(" │ ")[2] == gate["sentence"].removeprefix(f"{name} ")
     assert "Model there was no champion to compare with" in lines
     assert "shop_churn version 1, alias champion" in lines
-    assert lines[-5:] == [
-        "Open workspaces/shop/reports/index.html, which links to the others; make ui (MLflow)",
+    assert lines[-6:] == [
+        "Open workspaces/shop/reports/index.html, which links to the others",
+        "MLflow closedloop --dataset shop ui",
         "Serve closedloop --dataset shop serve",
         "Score closedloop --dataset shop score --input workspaces/shop/data/features/2024-01-01.parquet "
         "--output workspaces/shop/data/scores.parquet",
@@ -358,7 +359,8 @@ def test_the_summary_says_rows_gates_model_and_what_to_open(small_shop: Any) -> 
 def test_whoever_came_by_make_is_told_targets_of_make(small_shop: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("MAKELEVEL", "1")
     monkeypatch.setenv("CLOSEDLOOP_PROGRAM", ".venv/bin/closedloop")
-    assert summarise(small_shop, Path("workspaces/shop"))[-4:] == [
+    assert summarise(small_shop, Path("workspaces/shop"))[-5:] == [
+        "MLflow make ui DATASET=shop",
         "Serve make serve DATASET=shop",
         "Score make score DATASET=shop INPUT=workspaces/shop/data/features/2024-01-01.parquet "
         "OUTPUT=workspaces/shop/data/scores.parquet",
@@ -391,7 +393,7 @@ def test_the_summary_tells_dropped_rows_warnings_and_what_did_not_win(shop_copy:
     assert "skew │ passed │ not materialised: older than the store; features of 2023-12-02" in text
     assert "accuracy │ failed │" in text
     assert "champion_challenger │ no win │" in text
-    assert "Open reports/index.html, which links to the others; make ui (MLflow)\nServe closedloop serve" in text
+    assert "Open reports/index.html, which links to the others\nMLflow closedloop ui\nServe closedloop serve" in text
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,10 @@ class Runs(MlflowStore):
         import mlflow
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.data.sources import LocalArtifactDatasetSource
-        from mlflow.models import infer_signature
 
         for name, (frame, path, digest) in frames.items():
             # from_pandas would profile every row, which takes longer than the fit
-            schema = infer_signature(frame.head(100)).inputs
+            schema = _infer_signature(frame.head(100)).inputs
             source = LocalArtifactDatasetSource(str(path))
             mlflow.log_input(MetaDataset(source, name=name, digest=digest[:36], schema=schema), context=name)
 
@@ -98,12 +97,11 @@ class Runs(MlflowStore):
     def log_pipeline(self, pipeline: DecidingModel, example: pd.DataFrame, model_type: str) -> str:
         """Log the fitted pipeline with its threshold as a model of the open run (skops, no pickle); return its URI."""
         import mlflow
-        from mlflow.models import infer_signature
 
         from closedloop.adapters.skops import SERVED_TYPE, list_trusted
         from closedloop.core.training.model_types import MODULES, find_model_type
 
-        signature = infer_signature(example, pipeline.predict(example))
+        signature = _infer_signature(example, pipeline.predict(example))
         owners = packages_distributions()
         names = [*PUBLIC_REQUIREMENTS, *(owners[one][0] for one in find_model_type(model_type).requirements)]
         modules = [
@@ -130,6 +128,17 @@ class Runs(MlflowStore):
         import mlflow
 
         mlflow.set_tags(dict(tags))
+
+
+def _infer_signature(example: pd.DataFrame, answer: Any = None) -> Any:
+    """MLflow's, without its hint on whole numbers: no row that the contract takes lacks one that training rows have."""
+    import warnings
+
+    from mlflow.models import infer_signature
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer column", UserWarning)
+        return infer_signature(example, answer)
 
 
 def _copy_code(folder: Path, modules: Sequence[str]) -> Path:

@@ -23,6 +23,7 @@ from closedloop.cli.options import (
     read_date,
     read_now,
     shorten,
+    with_json,
 )
 from closedloop.errors import ConfigError, count_noun
 
@@ -57,6 +58,7 @@ app.add_typer(campaign_app, name="campaign", rich_help_panel=SERVING)
 
 
 @campaign_app.command("start")
+@with_json
 def campaign_start(
     as_of: AsOfOption,
     output: Annotated[str, typer.Option(help="The list: a Parquet or CSV file, or a table: ADDRESS#TABLE.")],
@@ -66,7 +68,7 @@ def campaign_start(
     reasons: Annotated[int, typer.Option(min=1, max=REASONS_MAX, help="Reasons of each customer in the list.")] = 3,
     rank_by: RankByOption = "score",
     params: ParamsOption = PARAMS,
-) -> None:
+) -> Any:
     """Choose customers, hold out a random part of them, record it once, and write the list."""
     from closedloop.bootstrap import build_actions, hold_working_files, load_run, open_slot
     from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_campaign
@@ -91,6 +93,7 @@ def campaign_start(
     write_campaign(found, store.list_actions(found), target)
     for line in _describe_start(found, target):
         typer.echo(line, err=True)
+    return found
 
 
 def _describe_start(campaign: Campaign, target: str) -> Iterator[str]:
@@ -130,26 +133,11 @@ def _read_contracts(context: RunContext, slot: Slot) -> Callable[[str], ModelCon
 
 
 def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> pd.DataFrame:
-    from closedloop.bootstrap import (
-        build_engine,
-        build_features,
-        build_predictions,
-        locate_active,
-        locate_serving_state,
-    )
+    from closedloop.bootstrap import build_batch_options, build_engine, build_features, locate_active
     from closedloop.loop.campaigns.start import score_customers
-    from closedloop.scoring.batch import BatchOptions
-    from closedloop.serving.worker import read_id_key
 
-    settings, day = context.settings, context.params.as_of_at
-    options = BatchOptions(
-        range_margin=settings.serving.range_margin,
-        id_key=read_id_key(locate_serving_state(context), settings.serving.id_key),
-        store=build_predictions(context),
-        threads=settings.engine.threads,
-        clock=lambda: day,
-        reasons=reasons,
-    )
+    day = context.params.as_of_at
+    options = build_batch_options(context, clock=lambda: day, reasons=reasons)
     with build_engine(context) as engine:
         return score_customers(
             context.params,

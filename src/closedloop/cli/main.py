@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from closedloop.cli.campaign import app as campaign_app
 from closedloop.cli.demo import app as demo_app
 from closedloop.cli.experiment import app as experiment_app
 from closedloop.cli.monitoring import app as monitoring_app
-from closedloop.cli.options import Commands, be_verbose, enter_workspace
+from closedloop.cli.options import Commands, be_verbose, enter_workspace, fold
 from closedloop.cli.release import app as release_app
 from closedloop.cli.replay import app as replay_app
 from closedloop.cli.serving import app as serving_app
@@ -73,12 +74,18 @@ class StepHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     stream = property(lambda _: sys.stderr, lambda *_: None)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a line: folded on a terminal, whole in a log or where it is a traceback."""
+        text = super().format(record)
+        if self.stream.isatty() and "\n" not in text:
+            text = fold(text, shutil.get_terminal_size().columns)
+        return f"{'':14}{text}"
+
 
 def configure_logging() -> None:
     """Our own steps from INFO on, so that people see where a long stage is; other libraries' from WARNING on."""
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     steps = StepHandler()
-    steps.setFormatter(logging.Formatter(f"{'':>12}  %(message)s"))
     ours = logging.getLogger("closedloop")
     ours.handlers, ours.propagate = [steps], False
     ours.setLevel(os.environ.get("CLOSEDLOOP_LOG_LEVEL", "INFO"))

@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from closedloop.cli.options import (
     read_date,
     read_now,
     shorten,
+    with_json,
 )
 from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable, Undecided, count_noun
 from closedloop.processes import handle_end_signals
@@ -44,47 +45,41 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=MONITORING)
+@with_json
 def outcomes(
     as_of: AsOfOption,
     params: ParamsOption = PARAMS,
     source: Annotated[
         Path | None, typer.Option("--input", help="A Parquet or CSV file with outcomes, instead of the label rule.")
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Store outcomes of predictions whose horizon has closed, by the label rule or from a file."""
     from closedloop.bootstrap import (
         build_engine,
         build_predictions,
         build_samples,
         hold_working_files,
+        load_id_key,
         load_run,
-        locate_serving_state,
     )
     from closedloop.loop.monitor.outcome_file import store_outcomes
     from closedloop.loop.monitor.outcomes import label_predictions
-    from closedloop.serving.worker import read_id_key
 
     context = load_run(params, overrides={"as_of": as_of})
     samples, store = build_samples(context), build_predictions(context)
     if source is not None:
-        key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
-        read = store_outcomes(source, context.dataset, samples, store, as_of=context.params.as_of_at, id_key=key)
-        if as_json:
-            print_json(read)
-            return
+        clock, key = context.params.as_of_at, load_id_key(context)
+        read = store_outcomes(source, context.dataset, samples, store, as_of=clock, id_key=key)
         unmatched = f"{count_noun(read.unmatched, 'row')} of it without a prediction that waits for one"
         typer.echo(f"{count_noun(read.stored, 'outcome')} stored from {source}; {unmatched}", err=True)
-        return
+        return read
     work_dir = context.settings.locate("state/outcomes") / context.dataset.model_name
     with hold_working_files(context), build_engine(context) as engine:
         found = label_predictions(context.params, context.dataset, engine, samples, store, work_dir=work_dir)
-    if as_json:
-        print_json(found._asdict())
-        return
     left = f"{found.outside:,} of customers who were not active, {found.irregular:,} not of a midnight"
     stored = f"{count_noun(found.stored, 'outcome')} of {count_noun(len(found.snapshots), 'snapshot')} stored"
     typer.echo(f"{stored}; left out: {left}", err=True)
+    return found
 
 
 @app.command(rich_help_panel=MONITORING)
@@ -255,11 +250,11 @@ def exporter(params: ParamsOption = PARAMS, as_of: ClockOption = None) -> None:
 
 
 @app.command(rich_help_panel=MONITORING)
+@with_json
 def skew(
     since: Annotated[str | None, typer.Option(help="UTC date: only requests from it on are compared.")] = None,
     params: ParamsOption = PARAMS,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Compare served features, request by request, with Feast's point-in-time join."""
     from closedloop.bootstrap import build_features, build_predictions, build_tracking, load_run
     from closedloop.loop.skew import check_skew
@@ -267,12 +262,10 @@ def skew(
     context = load_run(params)
     day = None if since is None else dt.datetime.combine(read_date("--since", since), dt.time(), dt.UTC)
     found = check_skew(build_predictions(context), build_tracking(context), build_features(context), since=day)
-    if as_json:
-        print_json(found._asdict())
-        return
     left_out = f"; {found.bundled} of a bundled model are not compared" if found.bundled else ""
     served = count_noun(found.requests, "request was served", "requests were served")
     typer.echo(f"{served} {count_noun(found.rows, 'row')}, all as in training{left_out}", err=True)
+    return found
 
 
 @app.command(rich_help_panel=WORKFLOW)

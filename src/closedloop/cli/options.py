@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import inspect
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,24 +114,46 @@ def shorten(path: Path) -> Path:
 
 
 def print_json(content: Any) -> None:
-    """Print for programs."""
+    """Print for programs: a named tuple by its names, a path as text."""
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(content)).decode())
+    named = content._asdict() if hasattr(content, "_asdict") else content
+    typer.echo(msgspec.json.format(msgspec.json.encode(named, enc_hook=str)).decode())
+
+
+def with_json(command: Callable[..., Any]) -> Callable[..., None]:
+    """Give a command the option ``--json``: standard output then has what the command returns."""
+
+    @wraps(command)
+    def run(as_json: bool, **given: Any) -> None:
+        found = command(**given)
+        if as_json:
+            print_json(found)
+
+    # Typer reads the options from the signature; annotations are text until they are evaluated where they were written
+    own = inspect.signature(command, eval_str=True)
+    added = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
+    signature = own.replace(parameters=[*own.parameters.values(), added])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+    return run
 
 
 def tell(name: str, text: str) -> None:
     """What a stage has to say to people, behind its name, on standard error; further lines stand below the first."""
-    import textwrap
-
     from rich.console import Console
     from rich.text import Text
 
     console, heading = Console(stderr=True, highlight=False), f"{name:>12}  "
-    width = max(console.width - len(heading), 20)
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    told = f"\n{'':{len(heading)}}".join(lines)
-    console.print(Text.assemble((heading, "bold"), told), soft_wrap=True)
+    console.print(Text.assemble((heading, "bold"), fold(text, console.width)), soft_wrap=True)
+
+
+def fold(text: str, width: int) -> str:
+    """A text behind a heading of 14 columns, in lines of that width with the heading; a word is left whole."""
+    import textwrap
+
+    lines = textwrap.wrap(text, max(width - 14, 20), break_long_words=False, break_on_hyphens=False)
+    return f"\n{'':14}".join(lines)
 
 
 def read_now() -> dt.datetime:

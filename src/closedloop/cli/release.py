@@ -263,7 +263,7 @@ def verify(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
 
     proof = run(build_releases(load_run(params)))
     if as_json:
-        print_json(proof._asdict())
+        print_json(proof)
         return
     for line in describe_proof(proof):
         typer.echo(line, err=True)

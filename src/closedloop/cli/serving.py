@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,21 +19,19 @@ from closedloop.cli.options import (
     SERVING,
     ClockOption,
     Commands,
-    JsonOption,
     ModelOption,
     ParamsOption,
     check_model,
     locate_given,
-    print_json,
     read_clock,
     read_date,
     read_now,
+    with_json,
 )
 from closedloop.errors import ConfigError, ServiceUnavailable, count_noun
 
 if TYPE_CHECKING:
     from closedloop.bootstrap import RunContext
-    from closedloop.scoring.batch import BatchOptions
 
 app = typer.Typer()
 edge_app = typer.Typer(
@@ -98,6 +95,7 @@ def stream(
 
 
 @app.command(rich_help_panel=SERVING)
+@with_json
 def score(
     target: Annotated[str, typer.Option("--output", help="Parquet or CSV file, here or s3://, or a table.")],
     source: Annotated[
@@ -114,9 +112,9 @@ def score(
     reasons: Annotated[
         int, typer.Option(min=0, max=REASONS_MAX, help="Give each score this many reasons, the strongest first.")
     ] = 0,
-) -> None:
+) -> Any:
     """Score a file, a database table, or all who are active at a date, with the released model."""
-    from closedloop.bootstrap import load_run, locate_serving_state, open_slot
+    from closedloop.bootstrap import build_batch_options, load_run, locate_serving_state, open_slot
     from closedloop.scoring.batch import score_batch
 
     if source is None and as_of is None:
@@ -125,34 +123,19 @@ def score(
     context = load_run(params, overrides={"as_of": as_of} if source is None else None)
     if log:
         context.database.upgrade()
-    options = _build_options(context, source, day, resume=resume, log=log, reasons=reasons)
+    clock = read_now if day is None else lambda: dt.datetime.combine(day, dt.time(), dt.UTC)
+    chosen: dict[str, Any] = {"resume": resume, "show_progress": True, "clock": clock, "reasons": reasons}
+    if source is None:
+        chosen |= {"as_of": day}
+    else:
+        columns = context.dataset.columns
+        chosen |= {"id_column": columns.entity_id, "source": context.dataset.source, "rename": columns.rename}
+    options = build_batch_options(context, log=log, **chosen)
     with open_slot(context, check_model(model)) as slot, _find_rows(context, source) as rows:
         found = score_batch(rows, locate_given(target), slot, options, state_dir=locate_serving_state(context))
     rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
     typer.echo(f"{found.scored:,} of {count_noun(found.rows, 'row')} scored{rejected}", err=True)
-
-
-def _build_options(
-    context: RunContext, source: str | None, day: dt.date | None, *, resume: bool, log: bool, reasons: int
-) -> BatchOptions:
-    from closedloop.bootstrap import build_predictions, locate_serving_state
-    from closedloop.scoring.batch import BatchOptions
-    from closedloop.serving.worker import read_id_key
-
-    options = BatchOptions(
-        range_margin=context.settings.serving.range_margin,
-        id_key=read_id_key(locate_serving_state(context), context.settings.serving.id_key),
-        store=build_predictions(context) if log else None,
-        threads=context.settings.engine.threads,
-        resume=resume,
-        show_progress=True,
-        clock=read_now if day is None else lambda: dt.datetime.combine(day, dt.time(), dt.UTC),
-        reasons=reasons,
-    )
-    if source is None:
-        return replace(options, as_of=day)
-    columns = context.dataset.columns
-    return replace(options, id_column=columns.entity_id, source=context.dataset.source, rename=columns.rename)
+    return found
 
 
 @contextlib.contextmanager
@@ -173,11 +156,12 @@ def _find_rows(context: RunContext, source: str | None) -> Iterator[str]:
 
 
 @edge_app.command("export")
+@with_json
 def edge_export(
     output: Annotated[Path, typer.Option(help="A new folder.")],
     params: ParamsOption = PARAMS,
     model: ModelOption = None,
-) -> None:
+) -> Any:
     """Write a folder with the model and one script that needs numpy and ONNX Runtime alone."""
     from closedloop.bootstrap import load_run, open_slot
     from closedloop.contract import MODEL_FILE
@@ -188,29 +172,28 @@ def edge_export(
         export = export_edge(slot, output, range_margin=context.settings.serving.range_margin)
     size = export["files"][MODEL_FILE]["bytes"]
     typer.echo(f"{output}: {MODEL_FILE} has {size:,} bytes; score.py takes JSON lines", err=True)
+    return export
 
 
 @edge_app.command("import")
+@with_json
 def edge_import(
     records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")],
     params: ParamsOption = PARAMS,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Store a device's predictions in the operations store; each is stored once."""
-    from closedloop.bootstrap import build_predictions, build_released, load_run, locate_serving_state
+    from closedloop.bootstrap import build_predictions, build_released, load_id_key, load_run
     from closedloop.scoring.edge import import_records
-    from closedloop.serving.worker import read_id_key
 
     context = load_run(params)
     store = build_predictions(context)
     context.database.upgrade()
-    key = read_id_key(locate_serving_state(context), context.settings.serving.id_key)
-    found = import_records(records, store, build_released(context), model_name=context.dataset.model_name, id_key=key)
-    if as_json:
-        print_json(found._asdict())
+    released, key = build_released(context), load_id_key(context)
+    found = import_records(records, store, released, model_name=context.dataset.model_name, id_key=key)
     for number, reason in found.refused[:20]:
         typer.echo(f"{records}, line {number}: {reason}", err=True)
     typer.echo(f"{found.stored} stored, {found.duplicates} there already, {len(found.refused)} refused", err=True)
+    return found
 
 
 @app.command("serve-agent", hidden=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from closedloop.cli.options import PARAMS, STORE, AsOfOption, Commands, ParamsOption
+from closedloop.cli.options import PARAMS, STORE, AsOfOption, Commands, ParamsOption, with_json
 from closedloop.errors import ServiceUnavailable, count_noun
 
 if TYPE_CHECKING:
@@ -30,23 +31,22 @@ def upgrade(params: ParamsOption = PARAMS) -> None:
 
 
 @store_app.command()
-def purge(
-    as_of: AsOfOption,
-    params: ParamsOption = PARAMS,
-) -> None:
+@with_json
+def purge(as_of: AsOfOption, params: ParamsOption = PARAMS) -> Any:
     """Delete predictions older than operations.predictions_keep_days, and their outcomes."""
     from closedloop.bootstrap import build_predictions, load_run
 
     context = load_run(params, overrides={"as_of": as_of})
     name, keep_days = context.dataset.model_name, context.settings.operations.predictions_keep_days
-    _tell_removed(build_predictions(context).purge(name, keep_days=keep_days, as_of=context.params.as_of_at))
+    return _tell_removed(build_predictions(context).purge(name, keep_days=keep_days, as_of=context.params.as_of_at))
 
 
 @store_app.command()
+@with_json
 def erase(
     customer_id: Annotated[str, typer.Option(help="Delete all rows of this customer, in every data set.")],
     params: ParamsOption = PARAMS,
-) -> None:
+) -> Any:
     """Delete a customer: features, working files, predictions, outcomes and actions."""
     from closedloop.adapters.feast_store import read_store_config
     from closedloop.adapters.online_erasure import erase_online, is_anybody_online
@@ -68,13 +68,14 @@ def erase(
         typer.echo(f"deleted rows of features: online {online}; nothing is published in {offline_dir}", err=True)
     else:
         typer.echo(f"deleted rows of features: online {online}, published {published}, in {offline_dir}", err=True)
-    _attempt(lambda: _tell_removed(build_predictions(context).erase(customer_id)), unfinished)
+    removed = _attempt(lambda: _tell_removed(build_predictions(context).erase(customer_id)), unfinished)
     if published is None and _attempt(lambda: is_anybody_online(store_config), unfinished):
         unfinished.append(
             f"features are online, so they were published, but not in {offline_dir}: run it where those files lie"
         )
     if unfinished:
         raise ServiceUnavailable("; ".join(unfinished))
+    return {"features_online": online, "features_published": published, **asdict(removed)}
 
 
 def _attempt(step: Callable[[], Any], unfinished: list[str]) -> Any:
@@ -86,9 +87,10 @@ def _attempt(step: Callable[[], Any], unfinished: list[str]) -> Any:
         return "an unknown number"
 
 
-def _tell_removed(removed: Removed) -> None:
+def _tell_removed(removed: Removed) -> Removed:
     predictions, outcomes = count_noun(removed.predictions, "prediction"), count_noun(removed.outcomes, "outcome")
     actions = f" and {count_noun(removed.actions, 'action')} of campaigns" if removed.actions else ""
     typer.echo(f"deleted: {predictions} and {outcomes}{actions}", err=True)
     if removed.left:
         raise ServiceUnavailable(removed.left)
+    return removed

@@ -32,6 +32,7 @@ def list_calls(dataset: str | None, features: Path, *, by_make: bool) -> dict[st
         of = f" DATASET={shlex.quote(dataset)}" if dataset else ""
         program = name_call(f"--dataset {shlex.quote(dataset)} " if dataset else "")
         return {
+            "MLflow": f"make ui{of}",
             "Serve": f"make serve{of}",
             "Score": f"make score{of} INPUT={given} OUTPUT={scores}",
             "Watch": f"make demo{of}; make status{of}",
@@ -39,6 +40,7 @@ def list_calls(dataset: str | None, features: Path, *, by_make: bool) -> dict[st
         }
     of = f"--dataset {shlex.quote(dataset)} " if dataset else ""
     return {
+        "MLflow": name_call(f"{of}ui"),
         "Serve": name_call(f"{of}serve"),
         "Score": name_call(f"{of}score --input {given} --output {scores}"),
         "Watch": f"{name_call(f'{of}demo')}; {name_call(f'{of}status')}",

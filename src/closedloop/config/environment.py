@@ -22,7 +22,7 @@ TELEMETRY_OFF = {
 }
 # Idle threads that spin take the core that another process needs: on a busy machine a dot product of 16,000 numbers
 # took 5 ms instead of 10 microseconds, and a fit of 5 s took 28 s.
-QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 # Before an S3 bucket MLflow's server hands out addresses in it, which the network keeps the service's pods from.
 PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false"}
 THREADS = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
