@@ -90,7 +90,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo loop ui serve score monitor backtest status plots test test-all test-long check format bench soak soak-hostile soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job rooms lock release-check clean
+.PHONY: help install run demo loop ui serve score monitor backtest status plots test test-all test-long check format bench soak soak-hostile soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job rooms options lock release-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## +' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -231,6 +231,9 @@ cluster-job:  ## run a command of k8s/base/jobs in the cluster and wait for its 
 
 rooms: install  ## draw the rooms of the package into docs/architecture.md
 	@python docs/rooms.py
+
+options: install  ## write every option and key, with its default, into docs/options.md
+	@python docs/options.py
 
 lock: install  ## resolve the lock file again
 	$(uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(foreach extra,$(locked),--extra $(extra)) --no-header pyproject.toml -o requirements.lock
