@@ -148,12 +148,12 @@ def tell(name: str, text: str) -> None:
     console.print(Text.assemble((heading, "bold"), fold(text, console.width)), soft_wrap=True)
 
 
-def fold(text: str, width: int) -> str:
-    """A text behind a heading of 14 columns, in lines of that width with the heading; a word is left whole."""
+def fold(text: str, width: int, indent: int = 14) -> str:
+    """A text behind a heading of ``indent`` columns, in lines of that width with the heading; a word is left whole."""
     import textwrap
 
-    lines = textwrap.wrap(text, max(width - 14, 20), break_long_words=False, break_on_hyphens=False)
-    return f"\n{'':14}".join(lines)
+    lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
+    return f"\n{'':{indent}}".join(lines)
 
 
 def read_now() -> dt.datetime:

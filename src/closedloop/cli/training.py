@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import os
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from closedloop import waiting
-from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, JsonOption, ParamsOption, print_json, tell
+from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, JsonOption, ParamsOption, fold, print_json, tell
 from closedloop.config.layout import HELP, Layout, list_paths
 from closedloop.errors import ConfigError, GateFailed, count_noun
 
@@ -63,10 +65,10 @@ def describe(
         text = describe_source(source, name, notes, label=label)
     finally:
         for note in notes:
-            typer.echo(f"- {note}")
+            typer.echo(f"- {fold(note, shutil.get_terminal_size().columns, 2) if sys.stdout.isatty() else note}")
     write_config(path, text)
-    told = f"{path} is written: read it, change what is guessed wrong, then: {name_call(f'run --dataset {name}')}"
-    typer.echo(f"\n{told}")
+    typer.echo(f"\n{path} is written.")
+    typer.echo(f"Read it, change what is guessed wrong, then:\n  {name_call(f'run --dataset {name}')}")
 
 
 def _stage(run: Callable[..., str]) -> Callable[..., str]:

@@ -300,7 +300,9 @@ def test_a_japanese_table(tmp_path, encoding):
     [
         ("cp1252", ["Köln", "München", "Zürich"]), ("cp1251", ["Москва", "Казань", "Самара", "Омск", "Пермь"]),
         ("cp1253", ["Αθήνα", "Πάτρα"]), ("gb18030", ["北京", "上海"]), ("big5", ["臺北", "高雄"]),
-        ("cp949", ["서울", "부산"]),
+        ("cp949", ["서울", "부산"]), ("cp1250", ["Łódź", "Gdańsk"]), ("cp1250", ["Plzeň", "Děčín", "Příbram"]),
+        ("cp1252", ["São Luís", "Belém"]), ("cp1252", ["Årsta", "Tromsø"]), ("cp1254", ["Muğla", "Şile"]),
+        ("cp1257", ["Rīga", "Ķegums", "Šķūņi"]), ("iso8859_2", ["Śrem", "Łęczyca", "Źródła"]),
     ],
 )  # fmt: skip
 def test_texts_are_read_in_the_encoding_of_the_file(tmp_path, encoding, cities):
@@ -310,6 +312,7 @@ def test_texts_are_read_in_the_encoding_of_the_file(tmp_path, encoding, cities):
     path = write_csv(tmp_path / "a.csv", ["id", "note", "city", "visits", "left"], rows, encoding=encoding)
     assert path.stat().st_size > 1 << 20
     config, _ = describe(path)
+    assert config.source.encoding == encoding  # type: ignore[union-attr]
     (found,) = (one.kwargs["value_set"] for one in config.expectations if "value_set" in one.kwargs)
     assert set(found) == {"Oslo", *cities}
 

@@ -21,6 +21,7 @@ from closedloop.core.features.parsing import TIME
 from closedloop.core.features.profiles import POINT
 from closedloop.errors import DataError, count_noun
 from closedloop.tabular.csv_files import find_broken_lines
+from closedloop.tabular.describe.alphabets import PAGES, find_page
 from closedloop.tabular.row_tables import VARIABLE_PATTERN, select_all
 from closedloop.tabular.rows import RowFile, find_format
 from closedloop.tabular.sources import list_files, read_chunks
@@ -28,11 +29,8 @@ from closedloop.tabular.sources import list_files, read_chunks
 ROWS_MAX, LINES_TRIED, BROKEN_SHOWN = 1_000_000, 500, 10
 DELIMITERS = (",", ";", "\t", "|", "^", "~")
 BLOCK_BYTES = 1 << 20
-# those that are tried where the bytes are no UTF-8; of those that read the same characters the first is taken
-ENCODINGS = (
-    "cp1252", "cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256",
-    "koi8_r", "mac_roman",
-)  # fmt: skip
+# tried where the bytes are neither UTF-8 nor of a Latin page; of those that read the same the first is taken
+ENCODINGS = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "cp1253", "cp1255", "cp1256", "koi8_r", *PAGES)
 BESIDE_WORDS = re.compile(rb"[\t\r\n ,;\"]+")  # none of these is the second byte of a character
 INDEX_NAME = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__|)")  # of an index that pandas wrote
 
@@ -150,9 +148,10 @@ def _find_encoding(path: Path) -> str:
         return "utf-8"
     # ASCII tells nothing, and there may be much of it
     words = [word for word in BESIDE_WORDS.split(odd) if not word.isascii()]
+    ranked = [page] if (page := find_page(words)) else []
     found = from_bytes(b"\n".join(words), cp_isolation=[*ENCODINGS]).best()
     fitting = found.could_be_from_charset if found else []
-    ranked = [*(name for name in ENCODINGS if name in fitting), "cp1252"]
+    ranked += [*(name for name in ENCODINGS if name in fitting), "cp1252"]
     return next((name for name in ranked if _find_undecodable(path, name) is None), "latin-1")
 
 
