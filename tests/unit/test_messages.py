@@ -59,6 +59,7 @@ PRINTED_BY = {
     "cli/monitoring.py: --since": ("skew",),
     "cli/options.py: --as-of": ("exporter", "serve", "status", "stream"),
     "cli/options.py: --dataset": ("run",),
+    "cli/options.py: --every": ("monitor", "release step"),
     "cli/options.py: --model": ("serve", "stream", "score", "edge export"),
     "cli/replay.py: --from": ("replay",),
     "cli/replay.py: --to": ("replay",),

@@ -6,7 +6,9 @@ import datetime as dt
 import difflib
 import inspect
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from closedloop import waiting
 from closedloop.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,19 +44,48 @@ READ_ONLY = frozenset(
 )
 
 
+# Commands that run until they are stopped, or that show by themselves how far they are.
+WITHOUT_CLOCK = frozenset(
+    ["serve", "serve-agent", "stream", "exporter", "ui", "run", "demo", "replay", "score", "backtest"]
+)
+# How long commands took here, beside DVC's own notes, and until then how long the shop's stages take on a laptop.
+DURATIONS = Path(".dvc/tmp/seconds.json")
+USUAL_SECONDS = {"ingest": 20, "validate": 15, "features": 15, "training-set": 25, "train": 60, "evaluate": 40}
+USUAL_SECONDS |= {"register": 10, "package": 20}
+
+
+@contextmanager
+def show_clock(name: str) -> Iterator[None]:
+    """Show a clock while a command runs, with how long it took last; note how long it took now."""
+    began = time.monotonic()
+    with waiting.show_clock(name, waiting.read_usual(DURATIONS, name, USUAL_SECONDS.get(name))):
+        try:
+            yield
+        except typer.Exit as ended:  # so the program ends, whatever its status is
+            if ended.exit_code:
+                raise
+        seconds = time.monotonic() - began
+        if seconds >= waiting.SHOWN_AFTER_SECONDS and DURATIONS.parent.is_dir():  # a help text is no measure
+            waiting.note_usual(DURATIONS, name, seconds)
+
+
 class Commands(TyperGroup):
-    """A group that suggests only commands that change nothing, and groups, for one that is mistyped."""
+    """A group whose commands show a clock; it suggests only commands that change nothing for one that is mistyped."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find a command, as Typer does but for its suggestions."""
         self.suggest_commands = False
         try:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
         except Exception as error:
             offered = [name for name, one in self.commands.items() if name in READ_ONLY or isinstance(one, TyperGroup)]
             if args and (close := difflib.get_close_matches(args[0], offered)):
                 error.message = f"{str(error).rstrip('.')}. Did you mean {' or '.join(map(repr, close))}?"  # type: ignore[attr-defined]
             raise
+        ends = name not in WITHOUT_CLOCK and not any(one.startswith("--every") for one in rest)
+        if ends and not isinstance(command, TyperGroup):
+            ctx.with_resource(show_clock(" ".join([*ctx.command_path.split()[1:], str(name)])))
+        return name, command, rest
 
 
 _verbose = [False]

@@ -7,23 +7,17 @@ import inspect
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from closedloop import waiting
 from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, JsonOption, ParamsOption, fold, print_json, tell
 from closedloop.config.layout import HELP, Layout, list_paths
 from closedloop.errors import ConfigError, GateFailed, count_noun
 
 app = typer.Typer()
-# How long the shop's stages take on a laptop, until they have run here; DVC keeps its own notes in the same folder.
-DURATIONS = Path(".dvc/tmp/seconds.json")
-USUAL_SECONDS = {"ingest": 20, "validate": 15, "features": 15, "training-set": 25, "train": 60, "evaluate": 40}
-USUAL_SECONDS |= {"register": 10, "package": 20}
 EXPERIMENT = "DVC_EXP_NAME"  # what `dvc exp run` tells the commands of stages
 
 
@@ -67,8 +61,8 @@ def describe(
         for note in notes:
             typer.echo(f"- {fold(note, shutil.get_terminal_size().columns, 2) if sys.stdout.isatty() else note}")
     write_config(path, text)
-    typer.echo(f"\n{path} is written.")
-    typer.echo(f"Read it, change what is guessed wrong, then:\n  {name_call(f'run --dataset {name}')}")
+    call = name_call(f"run --dataset {name}")
+    typer.echo(f"\n{path} is written.\nRead it, change what is guessed wrong, then:\n  {call}")
 
 
 def _stage(run: Callable[..., str]) -> Callable[..., str]:
@@ -82,16 +76,13 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
     def command(params: Path, **given: Any) -> None:
         from closedloop.bootstrap import load_run
 
-        layout, began = Layout(**{name: given.pop(name) for name in paths}), time.monotonic()
+        layout = Layout(**{name: given.pop(name) for name in paths})
         context = load_run(params)
         try:
-            with waiting.show_clock(name, waiting.read_usual(DURATIONS, name, USUAL_SECONDS.get(name))):
-                told = run(context, layout, **given)
+            told = run(context, layout, **given)
         except GateFailed as refused:
             _tell_refusal(context, name, str(refused))
             raise
-        if DURATIONS.parent.is_dir():
-            waiting.note_usual(DURATIONS, name, time.monotonic() - began)
         tell(name.replace("-", " "), told)
 
     keyword_only = inspect.Parameter.KEYWORD_ONLY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from closedloop import waiting
 from closedloop.cli.main import StepHandler
-from closedloop.cli.options import enter_workspace, locate_given, shorten, tell, with_json
+from closedloop.cli.options import Commands, enter_workspace, locate_given, shorten, tell, with_json
+from tests.http_service import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,3 +95,61 @@ def test_a_step_is_folded_on_a_terminal_and_whole_in_a_log(monkeypatch: pytest.M
     ]
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     assert StepHandler().format(step) == f"{'':14}journal entry 1: promote, hash {digest}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ("count", "count"),
+        ("group add", "group add"),
+        ("score", None),
+        ("count --help", None),
+        ("count --every 1d", None),
+    ],
+)
+def test_every_command_shows_a_clock_that_does_not_run_until_it_is_stopped(
+    words: str, title: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next time it says how long the command took; of one that failed nothing is noted."""
+    app, group = typer.Typer(cls=Commands), typer.Typer(cls=Commands)
+    app.add_typer(group, name="group")
+    shown = Terminal()
+
+    def work(every: str | None = None, fail: bool = False) -> None:
+        """Work until the clock has been seen twice, where there is one."""
+        if fail:
+            raise typer.Exit(1)
+        if title is not None:
+            wait_until(lambda: shown.getvalue().count("0:0") > 1, "the clock")
+
+    for name in ("count", "score"):
+        app.command(name)(work)
+    group.command("add")(work)
+    group.command("other")(work)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(waiting, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "SHOWN_AFTER_SECONDS", 0.0)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    monkeypatch.setattr("sys.stderr", shown)
+    program = typer.main.get_command(app)
+    with pytest.raises(SystemExit):
+        program([*words.split(), "--fail"])
+    assert not (tmp_path / ".dvc/tmp/seconds.json").exists()
+    shown.seek(shown.truncate(0))
+    with pytest.raises(SystemExit) as ended:
+        program(words.split())
+    assert ended.value.code == 0
+    if title is None:
+        assert shown.getvalue() == ""
+        return
+    assert f"{title:>12}  0:00" in shown.getvalue()
+    assert title in json.loads((tmp_path / ".dvc/tmp/seconds.json").read_text(encoding="utf-8"))
+    shown.seek(shown.truncate(0))
+    with pytest.raises(SystemExit):
+        program(words.split())
+    assert f"{title:>12}  0:00 of about 0:00" in shown.getvalue()
