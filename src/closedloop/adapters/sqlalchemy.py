@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -72,6 +73,14 @@ def _begin_transaction(connection: sa.Connection) -> None:
     begin = connection.get_execution_options()["begin"]
     if begin is not None:
         connection.exec_driver_sql(begin)
+
+
+def read_partitions(
+    connection: sa.Connection, query: sa.Executable, rows: int
+) -> tuple[list[str], Iterator[Sequence[Any]]]:
+    """The columns of a query, and its rows, so many at a time: no driver holds more of them."""
+    result = connection.execution_options(yield_per=rows).execute(query)
+    return list(result.keys()), result.partitions(rows)  # which does not follow yield_per by itself
 
 
 def is_fault_of_row(error: sa.exc.StatementError | ValueError) -> bool:

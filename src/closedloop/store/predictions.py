@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from closedloop.adapters.sqlalchemy import describe_cause, is_fault_of_row
+from closedloop.adapters.sqlalchemy import describe_cause, is_fault_of_row, read_partitions
 from closedloop.core.actions.untreated import find_untreated
 from closedloop.errors import ServiceUnavailable
 from closedloop.records import Outcome, Prediction, Record
@@ -184,9 +184,8 @@ class Predictions:
         *,
         ids: Collection[str] | None = None,
         since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
     ) -> Iterator[list[Prediction]]:
-        """Predictions in chunks of at most 5,000: those with these ids, and made in [since, until).
+        """Predictions in chunks of at most 5,000: those with these ids, and made since a time.
 
         Without ids they come in the order of ``predicted_at``.
         """
@@ -194,15 +193,12 @@ class Predictions:
         query = sa.select(*PREDICTION_COLUMNS).where(table.c.model_name == model_name)
         if since is not None:
             query = query.where(table.c.predicted_at >= since)
-        if until is not None:
-            query = query.where(table.c.predicted_at < until)
         queries = [query.order_by(table.c.predicted_at, table.c.prediction_id)]
         if ids is not None:
             queries = [query.where(table.c.prediction_id.in_(some)) for some in _split(list(ids))]
         for one in queries:
             with self.database.begin(write=False) as connection:
-                streamed = connection.execution_options(yield_per=CHUNK_ROWS).execute(one)
-                for rows in streamed.partitions(CHUNK_ROWS):
+                for rows in read_partitions(connection, one, CHUNK_ROWS)[1]:
                     yield [Prediction(*row) for row in rows]
 
     def purge(self, model_name: str, *, keep_days: int, as_of: dt.datetime) -> Removed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
+from closedloop.adapters.sqlalchemy import read_partitions
 from closedloop.store.counted import is_counted, is_ruled, order_outcomes
 from closedloop.store.database import Database
 from closedloop.store.migrations.tables import OUTCOMES, PREDICTIONS
@@ -120,7 +121,7 @@ class Samples:
             *_unlabelled(model_name), PREDICTIONS.c.snapshot_at == snapshot
         )
         with self.database.begin(write=False) as connection:
-            for rows in connection.execution_options(yield_per=CHUNK_ROWS).execute(query).partitions(CHUNK_ROWS):
+            for rows in read_partitions(connection, query, CHUNK_ROWS)[1]:
                 yield [(row.prediction_id, row.customer_id) for row in rows]
 
     def _answered(self, table: sa.FromClause, model_version: str) -> tuple[sa.ColumnElement[bool], ...]:

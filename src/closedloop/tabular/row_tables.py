@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from closedloop.adapters.sqlalchemy import describe_cause
+from closedloop.adapters.sqlalchemy import describe_cause, read_partitions
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.extras import explain_missing, find_extra
 
@@ -96,8 +96,7 @@ def read_rows(
 
     def read() -> Iterator[Sequence[Sequence[Any]]]:
         with _open(table.place, table.url) as engine, engine.connect() as connection:
-            rows = connection.execution_options(yield_per=CHUNK_ROWS).execute(query).partitions(CHUNK_ROWS)
-            yield from map(_spell, rows)
+            yield from map(_spell, read_partitions(connection, query, CHUNK_ROWS)[1])
 
     return names, read()
 
@@ -124,10 +123,9 @@ def read_query(variable: str, query: str, *, chunk_rows: int) -> Iterator[tuple[
     place = f"source.query ({variable})"
     with _open(place, _read_address(variable, place)) as engine, engine.connect() as connection:
         try:
-            result = connection.execution_options(yield_per=chunk_rows).execute(sa.text(query))
-            names = list(result.keys())
+            names, partitions = read_partitions(connection, sa.text(query), chunk_rows)
             yield names, ()
-            for rows in result.partitions(chunk_rows):  # it does not follow yield_per by itself
+            for rows in partitions:
                 yield names, _spell(rows)
         except sa.exc.SQLAlchemyError as error:  # SQLite says "OperationalError" of a wrong query too
             raise DataError(f"{place}: {describe_cause(error)}") from None

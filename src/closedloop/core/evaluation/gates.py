@@ -79,8 +79,8 @@ class GateResult:
 
         Examples
         --------
-        >>> gate_accuracy(0.812, 0.85, where="column churned, test rows").sentence()
-        'accuracy .812 must be >= .850 (column churned, test rows)'
+        >>> gate_accuracy(0.812, 0.85).sentence()
+        'accuracy .812 must be >= .850 (test rows)'
         """
         figure, limit = format_pair(self.figure, self.limit)
         return f"{self.name} {figure} must be {self.rule} {limit} ({self.detail})"
@@ -102,30 +102,30 @@ class _NotCompared(GateResult):
         return f"{self.name} nothing was compared ({self.detail})"
 
 
-def gate_accuracy(accuracy: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_accuracy(accuracy: float, minimum: float) -> GateResult:
     """Accuracy is at least ``minimum``."""
-    return _judge("accuracy", accuracy, ">=", minimum, where)
+    return _judge("accuracy", accuracy, ">=", minimum, "test rows")
 
 
-def gate_f1_weighted(f1_weighted: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_f1_weighted(f1_weighted: float, minimum: float) -> GateResult:
     """Weighted F1 is at least ``minimum``."""
-    return _judge("f1_weighted", f1_weighted, ">=", minimum, where)
+    return _judge("f1_weighted", f1_weighted, ">=", minimum, "test rows")
 
 
-def gate_roc_auc(interval_low: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_roc_auc(interval_low: float, minimum: float) -> GateResult:
     """The lower end of the AUC's interval is at least ``minimum``: luck on few rows does not pass."""
-    return _judge("roc_auc", interval_low, ">=", minimum, f"lower end of the 95% interval, {where}")
+    return _judge("roc_auc", interval_low, ">=", minimum, "lower end of the 95% interval, test rows")
 
 
-def gate_average_precision(gain_low: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_average_precision(gain_low: float, minimum: float) -> GateResult:
     """The lower end of the interval of average precision above the churn rate exceeds ``minimum``."""
-    detail = f"average precision above the churn rate, lower end of the interval, {where}"
+    detail = "average precision above the churn rate, lower end of the interval, test rows"
     return _judge("average_precision", gain_low, ">", minimum, detail)
 
 
-def gate_lift(interval_low: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_lift(interval_low: float, minimum: float) -> GateResult:
     """The lower end of the interval of the top tenth's lift exceeds ``minimum``."""
-    detail = f"churn rate of the tenth with the highest scores over that of all, lower end of the interval, {where}"
+    detail = "churn rate of the tenth with the highest scores over that of all, lower end of the interval, test rows"
     return _judge("lift", interval_low, ">", minimum, detail)
 
 
@@ -157,11 +157,9 @@ def gate_single_column(
     return _judge("single_column", highest, "<", maximum, f"cross-fitted AUC of a column alone, {what}: {named}")
 
 
-def gate_too_good(
-    measure: Literal["accuracy", "roc_auc"], figure: float, maximum: float, *, where: str = "test rows"
-) -> GateResult:
+def gate_too_good(measure: Literal["accuracy", "roc_auc"], figure: float, maximum: float) -> GateResult:
     """``measure`` stays below ``maximum``; named ``too_good_accuracy`` or ``too_good_roc_auc``."""
-    return _judge(f"too_good_{measure}", figure, "<", maximum, f"too good to be true: look for a leak, {where}")
+    return _judge(f"too_good_{measure}", figure, "<", maximum, "too good to be true: look for a leak, test rows")
 
 
 def gate_group_fairness(groups: pd.DataFrame, minimum: float, *, where: str = "groups") -> GateResult:
@@ -189,9 +187,9 @@ def gate_group_fairness(groups: pd.DataFrame, minimum: float, *, where: str = "g
     return _judge("group_fairness", float(worst["accuracy"]), ">=", minimum, detail)
 
 
-def gate_noise_robustness(agreement: float, minimum: float, *, where: str = "test rows") -> GateResult:
+def gate_noise_robustness(agreement: float, minimum: float) -> GateResult:
     """The share of decisions that survive noise (`measure_noise_agreement`) is at least ``minimum``."""
-    return _judge("noise_robustness", agreement, ">=", minimum, f"share of equal decisions under noise, {where}")
+    return _judge("noise_robustness", agreement, ">=", minimum, "share of equal decisions under noise, test rows")
 
 
 def gate_class_balance(predicted_rate: float, churn_rate: float, maximum: float) -> GateResult:
@@ -201,9 +199,9 @@ def gate_class_balance(predicted_rate: float, churn_rate: float, maximum: float)
     return _judge("class_balance", round(abs(predicted_rate - churn_rate), 12), "<=", maximum, detail)
 
 
-def gate_calibration(expected_calibration_error: float, maximum: float, *, where: str = "test rows") -> GateResult:
+def gate_calibration(expected_calibration_error: float, maximum: float) -> GateResult:
     """Scores can be read as probabilities."""
-    return _judge("calibration", expected_calibration_error, "<=", maximum, f"expected calibration error, {where}")
+    return _judge("calibration", expected_calibration_error, "<=", maximum, "expected calibration error, test rows")
 
 
 def gate_latency(ratio: float, maximum: float) -> GateResult:
