@@ -108,7 +108,6 @@ class Terminal(io.StringIO):
         ("count", "count"),
         ("group add", "group add"),
         ("score", None),
-        ("count --help", None),
         ("count --every 1d", None),
     ],
 )
