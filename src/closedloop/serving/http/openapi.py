@@ -17,6 +17,14 @@ from closedloop.serving.requests import describe_request
 PAGE = read_page("openapi.html").encode()
 EXAMPLE_ID = "0" * 32  # of a prediction: the page puts the last answer's id there
 REFERENCE = "#/components/schemas/{name}"
+TEXT, OBJECT = {"type": "string"}, {"type": "object"}
+MODEL_INFO: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("model_name", "model_version", "source"), TEXT),
+    **dict.fromkeys(("slots", "refused", "contract"), OBJECT),
+    "revision": {"type": "integer"},
+    "notes": {"type": "array", "items": TEXT},
+}
+DOCUMENT: dict[str, dict[str, Any]] = {"openapi": TEXT, "info": OBJECT, "paths": OBJECT, "components": OBJECT}
 
 
 def describe_service(
@@ -74,8 +82,13 @@ def _describe_schemas(contract: ModelContract, range_margin: float, items_max: i
         if numbers := _list_numbers(feature):
             missing = [None] if feature.nullable else []
             schemas["Features"]["properties"][feature.name] = {"enum": [*(feature.codes or ()), *numbers, *missing]}
-    info = {"type": "object", "required": ["model_version", "slots", "refused", "contract"]}
-    return {**schemas, "Batch": batch, "Outcomes": outcomes, "ModelInfo": info, "Document": {"type": "object"}}
+    described = {name: _object(**parts) for name, parts in (("ModelInfo", MODEL_INFO), ("Document", DOCUMENT))}
+    return {**schemas, "Batch": batch, "Outcomes": outcomes, **described}
+
+
+def _object(**parts: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that has all of these."""
+    return {"type": "object", "properties": parts, "required": [*parts]}
 
 
 def _list_examples(contract: ModelContract, range_margin: float) -> list[dict[str, Any]]:

@@ -657,6 +657,10 @@ def test_the_description_names_every_route_and_limit(service):
     )
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described)))
     assert references == set(schemas)
+    for name, path in (("ModelInfo", "/model/info"), ("Document", "/openapi.json")):
+        answer, kinds = service.get(path).json(), {"string": str, "integer": int, "object": dict, "array": list}
+        found = {part: kinds[one["type"]] for part, one in schemas[name]["properties"].items()}
+        assert {part: type(answer[part]) for part in found} == found
     assert "there is no gRPC" in described["info"]["description"]
     assert service.get("/docs").headers["content-type"].startswith("text/html")
     assert "{%" not in service.get("/docs").text
