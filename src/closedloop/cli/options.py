@@ -84,7 +84,7 @@ class Commands(TyperGroup):
             raise
         ends = name not in WITHOUT_CLOCK and not any(one.startswith("--every") for one in rest)
         if ends and not isinstance(command, TyperGroup):
-            ctx.with_resource(show_clock(" ".join([*ctx.command_path.split()[1:], str(name)])))
+            ctx.with_resource(show_clock(f"{ctx.info_name} {name}" if ctx.parent else str(name)))
         return name, command, rest
 
 

@@ -152,7 +152,9 @@ def training_set(context: Any, layout: Layout) -> str:
     with build_engine(context) as engine:
         report = build_training_set(context.params, context.dataset, features, engine, layout, actions)
     parts = ", ".join(f"{name} {part['rows']:,} ({part['churn_rate']:.3f})" for name, part in report["parts"].items())
-    online = f"online features of {report['serving']['snapshot']}"
+    serving = report["serving"]
+    refused = f"not online: {serving.get('reason')}"
+    online = f"online features of {serving['snapshot']}" if serving["materialized"] else refused
     return "; ".join([f"rows (churn rate): {parts}", *describe_untreated(report.get("actions", {})), online])
 
 
