@@ -17,7 +17,7 @@ from tests.unit.test_messages import list_options
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPTIONS = list_options(cast(TyperGroup, typer.main.get_command(app)))
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 # which test runs each command that stands in a block; those of the runbook are looked at in test_docs.py
@@ -148,3 +148,57 @@ def test_the_searches_find_what_is_wrong() -> None:
         "closedloop store purge --as-of 2024-01-01",
         "dvc gc",
     ]
+
+
+# calls of other programs in the text: the test that makes them with the words that it has, or why no test does
+CALLED = {
+    "bentoml build": ("tests/integration/test_bentoml.py", r"bentoml build|\"build\""),
+    "bentoml serve": ("tests/integration/test_bentoml.py", r"bentoml serve|\"serve\""),
+    "dvc config --local core.no_scm true": ("tests/integration/test_dvc.py", "no_scm"),
+    "dvc exp run": ("tests/e2e/test_dvc.py", '"exp", "run"'),
+    "dvc metrics": ("tests/e2e/test_dvc.py", '"metrics", "(show|diff)"'),
+    "dvc plots": ("tests/integration/test_pages.py", '"dvc", "plots", "show"'),
+    "dvc pull": ("tests/e2e/test_production.py", '"pull"'),
+    "dvc push": ("tests/e2e/test_production.py", '"push"'),
+    "dvc repro": ("tests/e2e/test_dvc.py", '"repro"'),
+    "python k8s/dashboards/generate.py": ("tests/integration/test_manifests.py", "generate"),
+    "python make_coffee.py": ("tests/e2e/test_your_data.py", "make_coffee"),
+}
+NOT_CALLED = {
+    "apt-get": "of the system",
+    "docker build": "docs/untested.md; tests/e2e/test_images.py builds by the engine's interface",
+    "explorer.exe": "opens a page on a desktop",
+    "git": "Git's own",
+    "kubectl": "docs/untested.md",
+    "mlflow": "MLflow's own: test_mlflow_ui.py opens its pages, test_mlflow.py scores as its server does",
+    "open": "opens a page on a desktop",
+    "pytest": "runs tests",
+    "python benchmarks/": "measures for minutes or hours; docs/benchmarks.md says when each was run",
+    "xdg-open": "opens a page on a desktop",
+}
+PROGRAMS = (
+    "apt-get|bentoml|docker|dvc|explorer.exe|feast|git|kubectl|mlflow|npm|open|pip|promtool|pytest|python|uv|xdg-open"
+)
+
+
+def find_unexplained(text: str) -> list[str]:
+    """Calls of other programs between backticks that no test makes, though nothing says why."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    calls = re.findall(rf"`((?:{PROGRAMS}) [^`]*)`", text)
+    return [call for call in calls if not call.startswith((*CALLED, *NOT_CALLED))]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in ("runbook.md", "untested.md")],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_call_of_another_program_in_the_text_is_made_by_a_test_or_carries_a_reason(page: Path) -> None:
+    assert find_unexplained(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("call", CALLED)
+def test_the_test_that_is_named_makes_the_call(call: str) -> None:
+    file, words = CALLED[call]
+    assert re.search(words, (ROOT / file).read_text(encoding="utf-8"))
+    assert find_unexplained(f"`{call} x` and `dvc gc --workspace`") == ["dvc gc --workspace"]
