@@ -52,6 +52,14 @@ def replace_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(left_over, ignore_errors=True)
 
 
+def keep_file(path: Path, target: Path) -> None:
+    """Let ``target`` be what ``path`` is: by a link, where there are links, since no file is written in place."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
+
+
 @contextmanager
 def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file, which the system frees if this process dies; with ``wait=False`` yield False if it is taken."""

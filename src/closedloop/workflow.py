@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ from closedloop.errors import ConfigError, GateFailed, StageFailed, count_noun
 from closedloop.extras import has_module
 from closedloop.files import write_text
 from closedloop.processes import run_process
+from closedloop.tabular.day_files import DAY, REMOTE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,7 +154,9 @@ def prepare_workspace(
 def _describe_graph(graph: dict[str, Any], data: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
     """Add the source files to the dependencies of ingest, so that DVC notices changed files and new matching ones."""
     for role, described in sources.items():
-        if isinstance(described, FileSource) and data[role] is not None:
+        if isinstance(described, FileSource) and data[role] is not None and REMOTE in data[role]:
+            graph["stages"]["ingest"]["always_changed"] = True  # only ingest asks the storage what changed
+        elif isinstance(described, FileSource) and data[role] is not None:
             graph["stages"]["ingest"]["deps"] += _list_dependencies(data[role], described.type)
         elif isinstance(described, SqlSource):
             graph["stages"]["ingest"]["always_changed"] = True  # DVC cannot tell whether a query's result changed
@@ -182,13 +186,16 @@ def _locate_sources(given: Mapping[str, Any], sources: Mapping[str, Any]) -> dic
     located: dict[str, str | None] = {}
     for role, described in sources.items():
         path = given.get(role) or (described.path if isinstance(described, FileSource) else None)
-        located[role] = str(Path(path).expanduser().absolute()) if path is not None else None
+        is_remote = path is None or REMOTE in path
+        located[role] = path if is_remote else str(Path(f"{path}").expanduser().absolute())
     return located
 
 
 def _list_dependencies(path: str, suffix: str) -> list[str]:
     from closedloop.tabular.sources import list_files
 
+    if DAY in path:  # the folder above the days: DVC notices new and changed ones
+        return [str(Path(re.split(r"[*{]", path)[0] + "day").parent)]
     return [path] if Path(path).exists() else [str(file) for file in list_files(path, f".{suffix}")]
 
 

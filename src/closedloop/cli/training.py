@@ -7,7 +7,8 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,12 +107,30 @@ def _tell_refusal(context: Any, stage: str, message: str) -> None:
     build_webhook(context).tell("gate.failed", " ".join([*told.values(), params.digest_md5()]), told, now=now)
 
 
+@contextmanager
+def _show_days() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's standard error, for sources that are divided by day."""
+    from closedloop.stages.ingest import tell_nothing
+
+    if not sys.stderr.isatty():
+        yield tell_nothing
+        return
+    from rich.console import Console
+
+    from closedloop.waiting import build_bar
+
+    with build_bar(Console(stderr=True)) as progress:
+        bar = progress.add_task("days", visible=False)
+        yield lambda done, days: progress.update(bar, completed=done, total=days, visible=True)
+
+
 @_stage
 def ingest(context: Any, layout: Layout) -> str:
     """Read the data set's source into tables of one form (Parquet)."""
     from closedloop.stages.ingest import ingest as run
 
-    report = run(context.params, context.dataset, layout)
+    with _show_days() as tell_progress:
+        report = run(context.params, context.dataset, layout, tell_progress)
     read, customers = count_noun(report["rows_read"], "row"), count_noun(report["customers"], "customer")
     return f"{read} read, {report['rows_kept']:,} kept, {customers}"
 
@@ -138,7 +157,8 @@ def features(context: Any, layout: Layout) -> str:
     with build_engine(context) as engine:
         report = compute_features(context.params, context.dataset, engine, layout)
     rows, snapshots = count_noun(report["rows"], "row"), count_noun(report["snapshots"], "snapshot")
-    return f"{rows} in {snapshots}, {count_noun(report['features'], 'feature')}"
+    computed = f", {report['snapshots_written']} computed" if "snapshots_written" in report else ""
+    return f"{rows} in {snapshots}{computed}, {count_noun(report['features'], 'feature')}"
 
 
 @_stage

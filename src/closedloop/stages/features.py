@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +25,10 @@ from closedloop.core.features.windows import (
     select_past,
 )
 from closedloop.errors import ConfigError, DataError, count_noun
-from closedloop.files import replace_folder, write_text
-from closedloop.stages.parts.daily import list_daily, update_daily
+from closedloop.files import keep_file, replace_folder, write_text
+from closedloop.stages.parts.daily import digest_file, list_daily, update_daily
 from closedloop.stages.parts.snapshots import ROW_KEY, list_feature_snapshots
-from closedloop.tabular.tables import build_schema, read_table, write_batches, write_table
+from closedloop.tabular.tables import build_schema, count_rows, read_footer, read_table, write_batches, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.duckdb import Engine, Session
 
 logger = logging.getLogger(__name__)
+BASIS_KEY = b"closedloop.basis"
 
 
 def compute_features(
@@ -85,10 +87,12 @@ def write_window_features(
     (float64), then ``attributes`` (numeric: float64, categorical: string), null for customers not in
     ``customers.parquet``. ``since_column`` there is where tenure counts from; without it, from the first event.
 
+    A file carries the digest of what it is computed from, and is kept as it is where that did not change.
+
     Returns
     -------
     dict
-        ``daily_files`` and ``daily_files_written``, ``snapshots``, ``rows``.
+        ``daily_files`` and ``daily_files_written``, ``snapshots`` and ``snapshots_written``, ``rows``.
 
     Raises
     ------
@@ -102,19 +106,17 @@ def write_window_features(
     files = list_daily(layout.daily)
     plan = _Plan(spec, attributes, since_column, engine)
 
-    def write(session: Session, snapshot: dt.datetime) -> int:
-        reach = snapshot - dt.timedelta(days=spec.lookback_days), snapshot
-        plan.bind(session, list_daily(layout.daily, *reach), customers_path)
-        batches = session.read_batches(plan.define(session, snapshot))
-        rows = write_batches(folder / f"{snapshot:%Y-%m-%d}.parquet", batches, plan.schema)
-        logger.info("snapshot %s, customers: %d", snapshot.date(), rows)
-        return rows
-
     with replace_folder(layout.features) as folder:
         with engine.open_session() as session:
             plan.bind(session, files, customers_path)
             plan.store_origins(session, customers_path)
-        rows = sum(engine.map(write, snapshots))
+            basis = plan.digest_basis(session, snapshots, events_dir, customers_path)
+
+        def write(session: Session, snapshot: dt.datetime) -> tuple[int, bool]:
+            return plan.write(session, snapshot, basis[snapshot], layout, folder)
+
+        done = list(engine.map(write, snapshots))
+        rows, computed = (sum(column) for column in zip(*done, strict=True))
         if not rows:
             raise DataError(
                 f"{events_dir}: no customer has an event of type {spec.label_event_type!r} "
@@ -125,6 +127,7 @@ def write_window_features(
         "daily_files": len(files),
         "daily_files_written": written,
         "snapshots": len(snapshots),
+        "snapshots_written": computed,
         "rows": rows,
     }
 
@@ -174,14 +177,53 @@ class _Plan:
             )
         session.store("origins", self.engine.compile(self._first_days))
 
-    def define(self, session: Session, snapshot: dt.datetime) -> str:
-        """Define the views of a snapshot; returns the query of its rows."""
-        session.define("past", self.engine.compile(select_past(self.daily, snapshot, self.spec)))
+    def digest_basis(
+        self, session: Session, snapshots: Sequence[dt.datetime], events_dir: Path, customers_path: Path
+    ) -> dict[dt.datetime, bytes]:
+        """What each snapshot is computed from: the days in its reach, first days before it, and attributes.
+
+        A customer whose first day is later changes none of it, unless customers have attributes.
+        """
+        frame = session.read_frame(self.engine.compile(self.origins), build_schema(ORIGINS_COLUMNS))
+        frame = frame.sort_values(["origin_day", "customer_id"], ignore_index=True)
+        lines = frame["customer_id"].astype(str) + frame["origin_day"].astype(str)
+        days = {path.stem: digest_file(path) for path in sorted(events_dir.glob("*.parquet"))}
+        digest, found, done = hashlib.sha256(), {}, 0
+        if self.attributes:
+            digest.update(digest_file(customers_path))
+        for snapshot in sorted(snapshots):
+            until = int((frame["origin_day"] < snapshot.date()).sum())
+            digest.update("\n".join(lines[done:until]).encode())
+            first, done = snapshot - dt.timedelta(days=self.spec.lookback_days), until
+            reach = [day.encode() + key for day, key in days.items() if f"{first:%F}" <= day < f"{snapshot:%F}"]
+            found[snapshot] = digest.digest() + b"".join(reach)
+        return found
+
+    def write(
+        self, session: Session, snapshot: dt.datetime, basis: bytes, layout: Layout, folder: Path
+    ) -> tuple[int, bool]:
+        """Write the file of a snapshot, or keep it; returns its rows, and whether they were computed."""
+        reach, name = (snapshot - dt.timedelta(days=self.spec.lookback_days), snapshot), f"{snapshot:%Y-%m-%d}.parquet"
+        self.bind(session, list_daily(layout.daily, *reach), layout.raw / "customers.parquet")
+        query, asked = self.define(session, snapshot)
+        digest = hashlib.sha256(asked + basis).hexdigest().encode()
+        if read_footer(layout.features / name, BASIS_KEY) == digest:
+            keep_file(layout.features / name, folder / name)
+            return count_rows(folder / name), False
+        rows = write_batches(folder / name, session.read_batches(query), self.schema, {BASIS_KEY: digest})
+        logger.info("snapshot %s, customers: %d", snapshot.date(), rows)
+        return rows, True
+
+    def define(self, session: Session, snapshot: dt.datetime) -> tuple[str, bytes]:
+        """Define the views of a snapshot; returns the query of its rows, and the digest of all that it asks."""
+        past = self.engine.compile(select_past(self.daily, snapshot, self.spec))
+        session.define("past", past)
         session.define("windows", self._windows_sql)
         dated = date_windows(self.windows, self.origins, snapshot, self.spec)
         known = self.customers.select("customer_id", *self.attributes)
         joined = dated.left_join(known, "customer_id").order_by("customer_id")
-        return self.engine.compile(joined.select(*self.schema.names))
+        query = self.engine.compile(joined.select(*self.schema.names))
+        return query, hashlib.sha256(f"{past}\n{self._windows_sql}\n{query}".encode()).digest()
 
 
 def _write_table_rows(params: Params, layout: Layout, schema: pa.Schema) -> dict[str, int]:

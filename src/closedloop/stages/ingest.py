@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from closedloop.core.features.cleaning import count_broken_rules
 from closedloop.core.features.parsing import parse_ids
 from closedloop.errors import DataError, count_noun
 from closedloop.files import replace_folder, write_json
+from closedloop.stages.parts.source_days import find_pattern, list_customers, read_days
 from closedloop.stages.parts.source_rows import (
     Findings,
     Place,
@@ -32,10 +34,20 @@ logger = logging.getLogger(__name__)
 TYPES_SHOWN = 20
 
 
-def ingest(params: Params, dataset: DatasetConfig, layout: Layout) -> dict[str, Any]:
+def tell_nothing(done: int, days: int) -> None:
+    """Show no progress."""
+
+
+def ingest(
+    params: Params,
+    dataset: DatasetConfig,
+    layout: Layout,
+    tell_progress: Callable[[int, int], None] = tell_nothing,
+) -> dict[str, Any]:
     """Write ``layout.raw`` (customers, events by day, dropped rows) and the report; return the report.
 
-    Rows at or after ``params.as_of`` are left out: for the workflow they have not happened yet.
+    Rows at or after ``params.as_of`` are left out: for the workflow they have not happened yet. Of a source that is
+    divided by day only new and changed days are read; ``tell_progress`` gets the days done, and their number.
 
     Raises
     ------
@@ -45,6 +57,8 @@ def ingest(params: Params, dataset: DatasetConfig, layout: Layout) -> dict[str, 
     with replace_folder(layout.raw) as folder:
         if isinstance(dataset.source, SimulatorSource):
             report = _ingest_simulated(params, folder)
+        elif dataset.kind == "events" and (pattern := find_pattern(params, dataset)):
+            report = _ingest_days(params, dataset, pattern, folder, layout.raw, tell_progress)
         elif dataset.kind == "events":
             report = _ingest_events(params, dataset, folder)
         else:
@@ -82,18 +96,39 @@ def _ingest_events(params: Params, dataset: DatasetConfig, folder: Path) -> dict
             f"data.source: no event before as_of {params.as_of} is left "
             f"({count_noun(read.rows_read, 'row')} read, {later} at or after as_of)"
         )
-    customers = _read_customers(params, dataset, events, read.findings)
+    ids = np.sort(events["customer_id"].dropna().unique())
+    customers = _read_customers(params, dataset, ids, read.findings)
     write_table(folder / "customers.parquet", customers)
     (folder / "events").mkdir()
     days = write_event_days(folder / "events", events)
     _write_dropped(folder / "dropped.parquet", read)
     counts = {"customers": len(customers), "events": len(events), "days": days, "rows_at_or_after_as_of": later}
-    return {**_count_rows(read), **counts, **_count_event_types(dataset, events), **read.findings.report()}
+    types = {str(name): int(count) for name, count in events["event_type"].value_counts().items()}
+    return {**_count_rows(read), **counts, **_count_event_types(dataset, types), **read.findings.report()}
 
 
-def _count_event_types(dataset: DatasetConfig, events: pd.DataFrame) -> dict[str, Any]:
+def _ingest_days(
+    params: Params,
+    dataset: DatasetConfig,
+    pattern: str,
+    folder: Path,
+    before: Path,
+    tell_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    (folder / "events").mkdir()
+    read, types, days_read = read_days(params, dataset, pattern, folder, before, tell_progress)
+    if not types:
+        raise DataError(f"data.source: no event is left ({count_noun(read.rows_read, 'row')} read)")
+    customers = _read_customers(params, dataset, list_customers(folder / "events"), read.findings)
+    write_table(folder / "customers.parquet", customers)
+    _write_dropped(folder / "dropped.parquet", read)
+    days = len(list((folder / "events").glob("*.parquet")))
+    counts = {"customers": len(customers), "events": types.total(), "days": days, "days_read": days_read}
+    return {**_count_rows(read), **counts, **_count_event_types(dataset, types), **read.findings.report()}
+
+
+def _count_event_types(dataset: DatasetConfig, found: Mapping[str, int]) -> dict[str, Any]:
     """Count events whose type the config does not list; log a warning of listed types without events."""
-    found = {str(name): int(count) for name, count in events["event_type"].value_counts().items()}
     absent = [name for name in dataset.event_types if name not in found]
     ignored = {name: count for name, count in found.items() if name not in dataset.event_types}
     if absent:
@@ -121,11 +156,11 @@ def _ingest_table(params: Params, dataset: DatasetConfig, folder: Path) -> dict[
     return {**_count_rows(read), **counts, **read.findings.report()}
 
 
-def _read_customers(params: Params, dataset: DatasetConfig, events: pd.DataFrame, findings: Findings) -> pd.DataFrame:
-    """Read the customers from their own source if the data set has one, else take the ids in the events."""
+def _read_customers(params: Params, dataset: DatasetConfig, ids: np.ndarray, findings: Findings) -> pd.DataFrame:
+    """Read the customers from their own source if the data set has one, else take the ids of the events."""
     source, columns = dataset.customers_source, dataset.columns
     if source is None:
-        return pd.DataFrame({"customer_id": np.sort(events["customer_id"].dropna().unique())})
+        return pd.DataFrame({"customer_id": ids})
     parts = []
     needed = [name for name in (columns.entity_id, *columns.attributes, columns.sensitive, columns.since) if name]
     for name, first, rows in read_chunks(

@@ -131,6 +131,11 @@ def read_footer(path: Path, key: bytes) -> bytes | None:
     return value
 
 
+def count_rows(path: Path) -> int:
+    """The rows of a Parquet file, from its footer."""
+    return int(pq.read_metadata(path).num_rows)
+
+
 def delete_rows(path: Path, column: str, values: Sequence[str]) -> int:
     """Delete the rows of a Parquet file with one of these values in a column; returns how many there were.
 

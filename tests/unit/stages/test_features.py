@@ -237,7 +237,8 @@ def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, e
     files = sorted((tmp_path / "features").iterdir())
     assert [path.name for path in files] == ["2024-03-11.parquet", "2024-04-10.parquet"]
     tables = [pq.read_table(path) for path in files]
-    assert report == {"daily_files": 12, "daily_files_written": 12, "snapshots": 2, "rows": sum(map(len, tables))}
+    counts = {"daily_files": 12, "daily_files_written": 12, "snapshots": 2, "snapshots_written": 2}
+    assert report == {**counts, "rows": sum(map(len, tables))}
     schema = tables[1].schema
     assert schema.names == ["customer_id", "event_timestamp", *feature_names(SPEC), "age", "plan"]
     assert schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
@@ -276,6 +277,7 @@ def test_same_bytes_whatever_the_threads_and_whatever_was_there(
     build(events_dir, customers_path, engine)
     assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first
     shutil.rmtree(tmp_path / "daily")
+    shutil.rmtree(tmp_path / "features")  # else its files would be kept
     with Engine(memory_limit="300MB", threads=1, temp_directory=tmp_path / "spill") as other:
         build(events_dir, customers_path, other)
     assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first

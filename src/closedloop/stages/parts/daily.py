@@ -97,11 +97,11 @@ def _compile_types(engine: Engine, *event_types: str, has_amounts: bool = True) 
 def _digest_sources(paths: Sequence[Path]) -> bytes:
     digest = hashlib.sha256(DAILY_FORMAT)
     for path in paths:
-        digest.update(f"{path.name}:".encode() + _digest_file(path))
+        digest.update(f"{path.name}:".encode() + digest_file(path))
     return digest.hexdigest().encode()
 
 
-def _digest_file(path: Path) -> bytes:
+def digest_file(path: Path) -> bytes:
     """The digest that ingest put into the footer of a Parquet file, else that of its bytes; and its size."""
     try:
         digest = read_footer(path, CONTENT_KEY) or hashlib.sha256(path.read_bytes()).digest()

@@ -45,6 +45,15 @@ class Findings:
                 words = self.missing_words.setdefault(column, {})
                 words[word] = words.get(word, 0) + count
 
+    def add(self, other: Findings) -> None:
+        """Count what another part of the source held."""
+        for column, blank in other.blank.items():
+            self.blank[column] = self.blank.get(column, 0) + blank
+        for column, words in other.missing_words.items():
+            own = self.missing_words.setdefault(column, {})
+            for word, count in words.items():
+                own[word] = own.get(word, 0) + count
+
     def report(self) -> dict[str, Any]:
         """The counts; the words are warned of as well."""
         for column, words in self.missing_words.items():
