@@ -60,13 +60,14 @@ def decide(
     """Judge a check by its evidence and that of the checks before.
 
     So does the policy ``own``; another one (`MonitoringPolicy`) heeds less of the evidence, and the rest still alerts.
-    While the outcomes of the drifted rows are open, drift retrains after ``breaches`` in the last ``of_checks``
-    checks and in the newest, with the estimated performance falling too; a fall alone alerts. Once they are closed,
-    realised loss and calibration decide, and drift that did no harm is only watched. After a challenger that won, the
-    next one is tried, until two in a row do not win. A retraining that is due waits,
-    as an alert, while another is open, in its cooldown, beyond the month's budget or backing off, never longer than a
-    horizon. Without any of this a check `cannot tell` once the checks had too little to judge for two horizons, or
-    where all that is known are outcomes of a campaign without a hold-out (``actions``).
+    Drift retrains after ``breaches`` in the last ``of_checks`` checks and in the newest, with the estimated performance
+    falling too, but not while all outcomes of the drifted rows are open: such a training would learn nothing of the
+    drift, and delay the one that does. A fall alone alerts. Once outcomes of these rows are judged, realised loss and
+    calibration decide, and drift that did no harm is only watched. After a challenger that won, the next one is tried,
+    until two in a row do not win. A retraining that is due waits, as an alert, while another is open, in its cooldown,
+    beyond the month's budget or backing off, never longer than a horizon. Without any of this a check `cannot tell`
+    once the checks had too little to judge for two horizons, or where all that is known are outcomes of a campaign
+    without a hold-out (``actions``).
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def decide(
     Decision(verdict='watch', reasons=('drift in 1 of the last 1 check: fee (0.40)',))
     """
     checks = [PastCheck(since, evidence), *previous]
-    due, reasons = _find_due(checks, policy)
+    due, reasons = _find_due(checks, policy, None if horizon_days is None else as_of - dt.timedelta(days=horizon_days))
     age_days = (as_of - model_as_of).days
     if policy.policy == "own" and policy.model_age_days_max is not None and age_days > policy.model_age_days_max:
         due.append(f"the model is {count_noun(age_days, 'day')} old, at most {policy.model_age_days_max} are allowed")
@@ -182,8 +183,10 @@ def _find_follow_up(retrainings: Sequence[PastRetraining]) -> str | None:
     return f"the challenger of {ended[lost].as_of:%Y-%m-%d} won: what changed may not be learnt to its end"
 
 
-def _find_due(checks: Sequence[PastCheck], policy: MonitoringPolicy) -> tuple[list[str], list[str]]:
-    """Reasons to retrain, and what else there is to say."""
+def _find_due(
+    checks: Sequence[PastCheck], policy: MonitoringPolicy, closed_until: dt.datetime | None
+) -> tuple[list[str], list[str]]:
+    """Reasons to retrain, and what else there is to say; ``closed_until`` is the newest snapshot with outcomes."""
     due: list[str] = []
     reasons: list[str] = []
     newest = checks[0].evidence
@@ -200,8 +203,11 @@ def _find_due(checks: Sequence[PastCheck], policy: MonitoringPolicy) -> tuple[li
         drifting = [_breaches(check.evidence, "drift") for check in judged[: policy.of_checks]]
         share = f"{sum(drifting)} of the last {count_noun(len(drifting), 'check')}"
         said = f"drift in {share}: {_describe_drift(newest['drift'])}"
+        is_open = closed_until is not None and closed_until < _find_drift_start(judged) and policy.policy != "drift"
         if harmless and policy.policy != "drift":
             reasons.append(f"{said}; {_describe_harmless(closed[0].evidence['realised'], newest, policy)}")
+        elif is_due and is_open:
+            reasons.append(f"{said}; no outcome of the drifted rows is known yet: no training would learn of it")
         elif is_due and sum(drifting) >= policy.breaches:
             fall = f"; {_describe_fall(newest['estimate'])}" if _breaches(newest, "estimate") else ""
             due.append(f"{said}{fall}")
@@ -216,13 +222,18 @@ def _find_due(checks: Sequence[PastCheck], policy: MonitoringPolicy) -> tuple[li
 
 def _covers(closed: PastCheck, judged: Sequence[PastCheck]) -> bool:
     """Whether the outcomes of this check are of rows from within the unbroken run of drift that goes on now."""
+    until = closed.evidence.get("outcomes_until")
+    return until is not None and dt.datetime.fromisoformat(until) > _find_drift_start(judged)
+
+
+def _find_drift_start(judged: Sequence[PastCheck]) -> dt.datetime:
+    """Since when drift has gone on without a break."""
     first = judged[0].since
     for check in judged:
         if not _breaches(check.evidence, "drift"):
             break
         first = check.since
-    until = closed.evidence.get("outcomes_until")
-    return until is not None and dt.datetime.fromisoformat(until) > first
+    return first
 
 
 def _find_waits(

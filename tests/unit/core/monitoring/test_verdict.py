@@ -33,12 +33,18 @@ def evidence(*, drift: bool = False, falls: bool = False, loss: bool | None = No
 
 
 def judge(
-    newest: dict[str, Any], *before: dict[str, Any], asked: tuple[PastRetraining, ...] = (), **changes: Any
+    newest: dict[str, Any],
+    *before: dict[str, Any],
+    asked: tuple[PastRetraining, ...] = (),
+    horizon_days: int = 60,
+    **changes: Any,
 ) -> Any:
-    previous = [PastCheck(NOW - (place + 2) * DAY, found) for place, found in enumerate(before)]
-    policy = POLICY.model_copy(update=changes)
+    """Of checks 20 days apart: three of them reach back as far as the horizon."""
+    previous = [PastCheck(NOW - (place + 2) * 20 * DAY, found) for place, found in enumerate(before)]
+    policy, model_as_of = POLICY.model_copy(update=changes), NOW - 100 * DAY
+    since = NOW - 20 * DAY
     return decide(
-        newest, previous, asked, policy, as_of=NOW, since=NOW - DAY, model_as_of=NOW - 100 * DAY, horizon_days=60
+        newest, previous, asked, policy, as_of=NOW, since=since, model_as_of=model_as_of, horizon_days=horizon_days
     )
 
 
@@ -82,7 +88,17 @@ def test_drift_that_did_no_harm_never_retrains() -> None:
 
 
 def test_outcomes_from_before_the_drift_do_not_excuse_it() -> None:
-    assert judge(evidence(drift=True, falls=True, loss=False, days=30), BAD, BAD).verdict == "retrain"
+    assert judge(evidence(drift=True, falls=True, loss=False, days=61), BAD, BAD).verdict == "retrain"
+
+
+def test_drift_waits_until_a_training_can_learn_of_it() -> None:
+    """All outcomes of the drifted rows are open: the training would use up the month's, and know nothing of them."""
+    found = judge(BAD, BAD, BAD, horizon_days=61)
+    assert found.verdict == "alert"
+    assert "no outcome of the drifted rows is known yet" in found.reasons[0]
+    assert judge(BAD, BAD, BAD, BAD, horizon_days=61).verdict == "retrain"
+    assert judge(BAD, BAD, BAD, horizon_days=61, policy="drift").verdict == "retrain"
+    assert judge(evidence(drift=True, loss=True), BAD, BAD, horizon_days=61).verdict == "retrain"
 
 
 def test_outcomes_may_be_asked_to_breach_more_than_once() -> None:
