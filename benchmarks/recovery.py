@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=ALL)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--customers", type=int, default=6_000, help="of the shop")
     parser.add_argument("--every", type=int, default=7, help="days between ticks, and between snapshots")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
@@ -152,7 +153,7 @@ def main() -> int:
         wall = time.perf_counter()
         work = partial(run_seed, part=part, every=options.every, customers=options.customers)
         with open_pool(options.jobs) as pool:
-            rows = list(pool.map(work, range(1, options.seeds + 1)))
+            rows = list(pool.map(work, range(options.first_seed, options.first_seed + options.seeds)))
         columns = ["seed", "frozen", "monthly", "loop", "oracle", "avoided", "days", "asked", "promoted"]
         show(f"{part}: log loss from the change on", columns, {str(row["seed"]): describe(row) for row in rows})
         if options.events:
@@ -162,7 +163,7 @@ def main() -> int:
         print(f"{part}: {figures[part]['wall_s']:.0f} s")
         targets += judge(part, rows)
     show_targets(targets)
-    return finish(options, ("seeds", "customers", "every"), figures, targets)
+    return finish(options, ("seeds", "first_seed", "customers", "every"), figures, targets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from closedloop.core.evaluation.metrics import list_log_losses
 from closedloop.loop.backtest.models import Model, Trainer
-from closedloop.stages.parts.fitting import fit
+from closedloop.stages.parts.challengers import fit_best
 from parts.recovery_logs import Log
 from parts.worlds import DAY
 
@@ -34,7 +34,7 @@ def serve_oracle(log: Log) -> list[np.ndarray]:
         own = rows[side]
         held = hash_shares(own["customer_id"], "validation") < 0.2
         parts = {"train": own[~held], "validation": own[held], "test": own[held]}
-        fitted = fit(log.params, log.features, dict(log.params.model.params), parts)
+        fitted = fit_best(log.params, log.features, dict(log.params.model.params), parts)
         models.append(Model(log, parts, after[0], fitted))
     found = []
     for at in log.ticks:

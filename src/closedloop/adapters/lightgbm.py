@@ -74,6 +74,7 @@ MODEL_TYPE = ModelType(
         "force_row_wise": True,
         "verbosity": -1,
     },
+    {"n_estimators": 80, "learning_rate": 0.05, "num_leaves": 7, "min_child_samples": 60},
     also_allowed=("max_bin", "scale_pos_weight"),
     refused=("boosting_type", "importance_type", "objective", "verbosity"),
     takes_missing=True,

@@ -65,6 +65,7 @@ def _check(model: Any) -> None:
 MODEL_TYPE = ModelType(
     lambda: XGBoost,
     {"n_estimators": 150, "learning_rate": 0.08, "max_depth": 5, "min_child_weight": 10, "tree_method": "hist"},
+    {"n_estimators": 80, "learning_rate": 0.05, "max_depth": 3, "min_child_weight": 12},
     refused=(
         "base_score",
         "booster",

@@ -19,9 +19,9 @@ from closedloop.config.params import Params
 from closedloop.contract import Lineage, digest_folder
 from closedloop.errors import GateFailed, count_noun
 from closedloop.files import read_json, replace_folder, write_json
-from closedloop.stages.parts.challengers import choose_challenger, list_newest, recalibrate
+from closedloop.stages.parts.challengers import choose_challenger, fit_best, list_newest, recalibrate
 from closedloop.stages.parts.draw_cost import measure_draw
-from closedloop.stages.parts.fitting import Fitted, build_unfitted, fit
+from closedloop.stages.parts.fitting import Fitted, build_unfitted
 from closedloop.stages.parts.model_folder import write_model
 from closedloop.stages.parts.next_period import measure_next_period
 from closedloop.tabular.tables import read_table
@@ -67,7 +67,7 @@ def train(
         found = search_parameters(params, dataset, feature_set, tracking, rows["train"], use_wandb=use_wandb)
         tracking.log_params({"hyper_parameters": found})
         logger.info("fitting %s, rows: %d", params.model.type, len(rows["train"]))
-        fitted = fit(params, feature_set, found, rows)
+        fitted = fit_best(params, feature_set, found, rows)
         if params.model.recalibrates is not None:
             newest = list_newest(rows["train"], by_day=dataset.label is None)
             other = recalibrate(tracking, params.model, newest, feature_set)

@@ -175,13 +175,15 @@ def assign_parts(params: Params, dataset: DatasetConfig, labels: pd.DataFrame) -
             times, validation_fraction=split.validation_fraction, test_fraction=split.test_fraction
         )
     if split.by == "customer":
+        # of snapshots that are close together several are of the same time: more than half of their horizons is one
+        alike = times[times > times.max() - pd.Timedelta(days=dataset.label.horizon_days) / 2].nunique()
         return split_held_out(
             ids,
             times,
             fractions=fractions,
             salt=salt,
             validation_snapshots=split.validation_snapshots,
-            test_snapshots=split.test_snapshots,
+            test_snapshots=max(split.test_snapshots, alike),
             train_snapshots_max=split.train_snapshots_max,
         )
     snapshots = [time.to_pydatetime() for time in labels[TIMESTAMP].drop_duplicates()]

@@ -14,6 +14,7 @@ from closedloop.config.layout import Layout
 from closedloop.config.params import SplitParams, parse_params
 from closedloop.errors import ConfigError, DataError
 from closedloop.stages.training_set import (
+    assign_parts,
     draw_parts,
     read_labels,
     require_classes,
@@ -21,7 +22,7 @@ from closedloop.stages.training_set import (
     split_table_by_time,
 )
 
-TELCO = load_dataset("telco", Path(__file__).parents[3] / "configs/datasets")
+TELCO, SHOP = (load_dataset(name, Path(__file__).parents[3] / "configs/datasets") for name in ("telco", "shop"))
 MONTHS = [dt.datetime(2024, month, 1, tzinfo=dt.UTC) for month in range(1, 7)]
 
 
@@ -86,6 +87,19 @@ def test_the_split_by_time_does_not_depend_on_the_order_of_the_rows():
     parts = split_table_by_time(days, validation_fraction=0.2, test_fraction=0.2)
     assert split_table_by_time(shuffled, validation_fraction=0.2, test_fraction=0.2).sort_index().equals(parts)
     assert np.isclose((parts == "test").mean(), 0.2)
+
+
+@pytest.mark.parametrize(("every", "ages"), [(30, [0]), (14, [0, 14]), (7, [0, 7, 14]), (15, [0])])
+def test_customers_held_out_are_tested_on_the_snapshots_within_half_a_horizon(every, ages):
+    days = pd.date_range("2024-12-02", periods=6, freq=f"-{every}D", tz="UTC")
+    labels = pd.DataFrame({"customer_id": [str(one) for one in range(200)] * 6, "event_timestamp": days.repeat(200)})
+    params = params_with()
+    parts = assign_parts(
+        params.model_copy(update={"split": params.split.model_copy(update={"by": "customer"})}), SHOP, labels
+    )
+    for part, expected in (("test", ages), ("validation", [0]), ("train", [every * place for place in range(6)])):
+        found = labels.loc[parts == part, "event_timestamp"]
+        assert sorted({(days[0] - day).days for day in found}) == expected
 
 
 @pytest.mark.parametrize(("churned", "found"), [([True, True], "2 rows, all of one class"), ([], "no rows")])

@@ -27,6 +27,9 @@ class ModelType:
         export needs a converter of skl2onnx, or the methods of `closedloop.core.training.trees.GrownTrees`.
     defaults
         Hyper-parameters that differ from the library's own defaults.
+    small
+        Those of a smaller model, for few rows or few customers; empty: there is none. It is tried beside the defaults
+        where ``model.params`` and the search say nothing.
     also_allowed
         Hyper-parameters that ``get_params`` does not list.
     refused
@@ -45,6 +48,7 @@ class ModelType:
 
     load: Callable[[], type[Any]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    small: Mapping[str, Any] = field(default_factory=dict)
     also_allowed: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     is_linear: bool = False
@@ -105,6 +109,7 @@ SCIKIT_LEARN: Mapping[str, ModelType] = {
     "hist_gradient_boosting": ModelType(
         _of_ensemble("HistGradientBoostingClassifier"),
         {"max_iter": 150, "learning_rate": 0.08, "min_samples_leaf": 50, "early_stopping": False},
+        {"max_iter": 80, "learning_rate": 0.05, "max_leaf_nodes": 7, "min_samples_leaf": 60},
         # skl2onnx 1.20 converts native categoricals without a warning, and the graph is wrong on most rows
         refused=("categorical_features",),
         takes_missing=True,

@@ -22,11 +22,12 @@ from closedloop.loop.retrain import plan_retraining
 from closedloop.stages.parts.challengers import (
     choose_best,
     complete_recalibration,
+    fit_best,
     fit_recent,
     list_newest,
     refit,
 )
-from closedloop.stages.parts.fitting import Fitted, fit
+from closedloop.stages.parts.fitting import Fitted
 from closedloop.stages.parts.judge import Champion, excuse, judge_scores
 from closedloop.stages.parts.measure import choose_bootstrap, measure_scores
 from closedloop.stages.parts.money import judge_profit, read_stake
@@ -72,14 +73,14 @@ class Trainer:
         """The model that `closedloop run` makes at the first tick."""
         at, params = self.history.ticks[0], self.history.params
         parts = self._split(at, retraining=False)
-        return Model(self.history, parts, at, fit(params, self.history.features, dict(params.model.params), parts))
+        return Model(self.history, parts, at, fit_best(params, self.history.features, dict(params.model.params), parts))
 
     def list_trained(self, at: dt.datetime) -> list[Model]:
         """What a retraining at ``at`` trains: on all its snapshots, and on the newest alone."""
         if at not in self._trained:
             params, features = self.history.params, self.history.features
             parts = self._split(at, retraining=True)
-            whole = fit(params, features, dict(params.model.params), parts)
+            whole = fit_best(params, features, dict(params.model.params), parts)
             found = [whole, *fit_recent(params, features, whole, parts)]
             self._trained[at] = [Model(self.history, parts, at, one) for one in found]
         return self._trained[at]
