@@ -84,12 +84,16 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None, 
         if until in (None, "register", "package"):
             print_summary(console, folder)
         else:
-            console.print(f"Ended after {until}. Its runs: {name_call('ui')}. More: docs/levels.md.", soft_wrap=True)
+            console.print(f"Ended after {until}. Its runs: {_name_ui(folder)}. More: docs/levels.md.", soft_wrap=True)
     except GateFailed as error:
         write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
         raise GateFailed(f"{error}; figures and pictures so far are in {folder / Layout().card.parent}") from error
     finally:
         os.chdir(here)
+
+
+def _name_ui(folder: Path) -> str:
+    return name_call("ui" if folder == Path() else f"--dataset {folder.name} ui")
 
 
 def _reproduce(until: str | None, *, force_from: str | None = None) -> list[str]:

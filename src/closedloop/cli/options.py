@@ -182,9 +182,15 @@ def tell(name: str, text: str) -> None:
 
 def fold(text: str, width: int, indent: int = 14) -> str:
     """A text behind a heading of ``indent`` columns, in lines of that width with the heading; a word is left whole."""
-    import textwrap
+    from rich.cells import cell_len  # a Chinese or Japanese sign takes two columns
 
-    lines = textwrap.wrap(text, max(width - indent, 20), break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and cell_len(longer) > max(width - indent, 20):
+            lines.append(word)
+        else:
+            lines[-1] = longer
     return f"\n{'':{indent}}".join(lines)
 
 

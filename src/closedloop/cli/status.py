@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,6 +80,7 @@ def look(context: RunContext, *, as_of: str | None, service: str | None) -> tupl
         registered=ran.registered,
         stopped_by=ran.stopped_by,
         is_replayed=simulated.is_file(),
+        others=tuple(sorted(path.parent.name for path in Path("workspaces").glob(f"*/{PARAMS}"))),
     )
     return read_overview(context, now, clock), around
 

@@ -66,7 +66,7 @@ def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     from closedloop.config.project import init_project
 
     files = init_project(folder)
-    typer.echo(f"{folder}: project files written: {len(files)}. Next: cd {folder}, git init, closedloop describe FILE")
+    typer.echo(f"{folder}: project files written: {len(files)}.\nNext: cd {folder}, git init, closedloop describe FILE")
 
 
 @app.command("plots-template", rich_help_panel=TOOLS)

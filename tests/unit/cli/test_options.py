@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from closedloop import waiting
 from closedloop.cli.main import StepHandler
-from closedloop.cli.options import Commands, enter_workspace, locate_given, shorten, tell, with_json
+from closedloop.cli.options import Commands, enter_workspace, fold, locate_given, shorten, tell, with_json
 from tests.http_service import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -81,6 +81,10 @@ def test_a_command_gets_json_beside_its_own_options() -> None:
     assert (json.loads(shown.stdout), shown.stderr) == ({"rows": 5, "file": "a.csv"}, "5 rows\n")
     assert "--json" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
     assert CliRunner().invoke(app, ["--json"]).exit_code == 2  # --input is still required
+
+
+def test_signs_of_two_columns_are_counted_as_two() -> None:
+    assert fold("'解約理由' is left out", 22, 2) == "'解約理由' is left\n  out"
 
 
 def test_a_step_is_folded_on_a_terminal_and_whole_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:

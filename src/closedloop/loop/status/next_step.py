@@ -42,6 +42,8 @@ class Surroundings:
         The gates that stopped the last run; "" for none.
     is_replayed
         Whether a replay ran here: its records are of a simulated clock.
+    others
+        The data sets that have results in workspaces of this project.
     """
 
     address: str
@@ -50,6 +52,7 @@ class Surroundings:
     registered: str | None = None
     stopped_by: str = ""
     is_replayed: bool = False
+    others: tuple[str, ...] = ()
 
 
 def find_next_step(view: Overview, around: Surroundings) -> NextStep:
@@ -74,6 +77,9 @@ def _find_first_step(around: Surroundings) -> NextStep:
         return NextStep("release the version that the last run registered", f"release promote {around.registered}")
     if around.stopped_by:
         return NextStep(f"the last run was stopped by {around.stopped_by}: correct data or parameters, then", "run")
+    if around.others:
+        name = around.others[0]
+        return NextStep(f"nothing ran for this data set yet; {name} has results", f"--dataset {name} status")
     return NextStep("train a first model", "run")
 
 

@@ -298,3 +298,11 @@ def test_a_monitor_that_cannot_tell_is_shown_and_sends_to_its_page(view):
     assert text.startswith("cannot tell, ")
     assert style == LOOK
     assert "too little to judge by: docs/runbook.md#monitorblind" in find_next_step(shown, AROUND).text
+
+
+def test_where_another_data_set_has_results_its_status_is_the_next_step() -> None:
+    """Whoever brought data of their own need not train the shop first."""
+    around = Surroundings(SERVICE, None, others=("members", "telco"))
+    nothing = describe_nothing(NAME, horizon_days=HORIZON_DAYS, now=NOW, as_of=TODAY)
+    assert find_next_step(nothing, around).command == "--dataset members status"
+    assert find_next_step(nothing, Surroundings(SERVICE, None)).command == "run"
