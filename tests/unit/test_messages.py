@@ -76,6 +76,7 @@ PRINTED_BY = {
     "loop/monitor/outcomes.py: --input": ("outcomes",),
     "loop/status/doctor.py: --as-of": ("refresh",),
     "loop/status/next_step.py: --as-of": ("monitor", "outcomes"),
+    "loop/status/next_step.py: --dataset": ("",),
     "loop/status/next_step.py: --metrics-port": ("serve",),
     "loop/status/next_step.py: --port": ("serve",),
     "loop/status/next_step.py: --trigger-id": ("retrain",),
@@ -89,6 +90,7 @@ PRINTED_BY = {
     "stages/register.py: --model-name": ("register",),
     "stages/register.py: --stage": ("register",),
     "tabular/rows.py: --resume": ("score",),
+    "workflow.py: --dataset": ("",),
     "workflow.py: --until": ("run",),
 }
 # What is handed to other programs, or read by scripts of their own.
