@@ -12,7 +12,7 @@ from closedloop.bootstrap import load_run
 from closedloop.config.params import merge_values, parse_params
 from closedloop.config.yaml import read_yaml
 from closedloop.core.training.estimators import require_hyper_parameters
-from closedloop.core.training.model_types import MODEL_TYPES
+from closedloop.core.training.model_types import MODEL_TYPES, find_model_type
 from closedloop.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,8 @@ def test_the_least_params_and_their_defaults():
 def test_every_model_type_has_an_estimator():
     for kind in MODEL_TYPES:
         assert parse_params(merge_values(LEAST, {"model": {"type": kind}}), "params.yaml").model.type == kind
-        require_hyper_parameters(kind, {})
+        for size in ({}, find_model_type(kind).small):
+            require_hyper_parameters(kind, size)
 
 
 def test_the_shipped_file_says_every_value_in_full():
