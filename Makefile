@@ -3,7 +3,7 @@
 # is taken as it stands and exported, and recipes name the shell's variable, quoted: "$$SOURCE". This comes before any
 # $(shell ...), since make expands the variables of its command line for each of those from version 4.4 on.
 GIVEN := AS_OF BASE BASE_IMAGE CLUSTER COMMIT CUSTOMER DATASET EVERY FROM HORIZON IMAGE INPUT JOB METRICS_PORT MODEL_VERSION \
-	OUTPUT PORT PROFILE PYTHON REGISTRY RUN SOURCE TAG TO
+	OUTPUT PORT PROFILE PYTHON REGISTRY REQUESTS_MIN RUN SHARE SOURCE TAG TO
 define take
 override $(1) := $$(value $(1))
 export $(1)
@@ -117,8 +117,8 @@ install: .venv/installed  ## make .venv from the hash-locked requirements
 run: install  ## the whole training workflow (DATASET=name SOURCE=path AS_OF=date for other data)
 	@closedloop run $(if $(DATASET),--dataset="$$DATASET") $(if $(SOURCE),--source="$$SOURCE") $(if $(AS_OF),--as-of="$$AS_OF")
 
-loop: install  ## the whole loop over the data's history, beside a frozen model (DATASET=name SOURCE=path FROM=date TO=date EVERY=days HORIZON=days VERBOSE=1)
-	@closedloop$(if $(VERBOSE), -v) replay $(if $(DATASET),--dataset="$$DATASET") $(if $(SOURCE),--source="$$SOURCE") $(if $(FROM),--from="$$FROM") $(if $(TO),--to="$$TO") $(if $(EVERY),--every="$$EVERY") $(if $(HORIZON),--horizon-days="$$HORIZON")
+loop: install  ## the whole loop over the data's history, beside a frozen model (DATASET=name SOURCE=path FROM=date TO=date EVERY=days HORIZON=days SHARE=part REQUESTS_MIN=number VERBOSE=1)
+	@closedloop$(if $(VERBOSE), -v) replay $(if $(DATASET),--dataset="$$DATASET") $(if $(SOURCE),--source="$$SOURCE") $(if $(FROM),--from="$$FROM") $(if $(TO),--to="$$TO") $(if $(EVERY),--every="$$EVERY") $(if $(HORIZON),--horizon-days="$$HORIZON") $(if $(SHARE),--share="$$SHARE") $(if $(REQUESTS_MIN),--requests-min="$$REQUESTS_MIN")
 
 ui: install  ## the MLflow UI on http://127.0.0.1:5000 (DATASET=name PORT=...)
 	@closedloop$(of) ui $(if $(PORT),--port="$$PORT")

@@ -32,6 +32,8 @@ USES = {
     "TO": ("loop", "closedloop", "--to={}"),
     "EVERY": ("loop", "closedloop", "--every={}"),
     "HORIZON": ("loop", "closedloop", "--horizon-days={}"),
+    "SHARE": ("loop", "closedloop", "--share={}"),
+    "REQUESTS_MIN": ("loop", "closedloop", "--requests-min={}"),
     "PORT": ("ui", "closedloop", "--port={}"),
     "TAG": ("images", "docker", "closedloop-serving:{}"),
     "COMMIT": ("images", "docker", "COMMIT={}"),
