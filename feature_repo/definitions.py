@@ -5,7 +5,7 @@ Views of earlier definitions are kept: a model that may be rolled back to still 
 
 from pathlib import Path
 
-from closedloop.bootstrap import build_repo_objects
+from closedloop.bootstrap import build_features, load_run
 
 root = Path(__file__).absolute().parent.parent  # not resolved: a workspace has its own params.yaml
-globals().update(build_repo_objects(root))
+globals().update(build_features(load_run(root / "params.yaml", root=root)).list_objects())

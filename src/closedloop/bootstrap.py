@@ -104,11 +104,6 @@ def build_features(run: RunContext) -> Features:
     )
 
 
-def build_repo_objects(root: Path) -> dict[str, Any]:
-    """Objects for ``feast apply`` in the folder ``feature_repo`` of ``root``."""
-    return build_features(load_run(root / "params.yaml", root=root)).list_objects()
-
-
 def build_engine(run: RunContext) -> Engine:
     """DuckDB, within the limits of the settings."""
     from closedloop.adapters.duckdb import Engine
@@ -196,8 +191,7 @@ def read_overview(run: RunContext, now: dt.datetime, clock: dt.datetime) -> Over
     try:
         return build_overview(run)(now, clock)
     except NothingDeployed:
-        name, horizon_days = run.dataset.model_name, run.dataset.horizon_days
-        return describe_nothing(name, horizon_days=horizon_days, now=now, as_of=clock)
+        return describe_nothing(run.dataset.model_name, horizon_days=run.dataset.horizon_days, now=now, as_of=clock)
 
 
 def write_start_page(run: RunContext, now: dt.datetime) -> Path:
@@ -470,8 +464,3 @@ def _hand_over(run: RunContext, name: str, config: WorkerConfig) -> Path:
     path = locate_serving_state(run) / name
     write_text(path, config.model_dump_json(indent=2) + "\n", private=True)
     return path
-
-
-def with_accuracy_min(dataset: DatasetConfig, accuracy_min: float) -> DatasetConfig:
-    """Return the config with another minimum accuracy."""
-    return dataset.model_copy(update={"gates": dataset.gates.model_copy(update={"accuracy_min": accuracy_min})})

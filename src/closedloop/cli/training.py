@@ -199,10 +199,10 @@ def evaluate(
     ] = None,
 ) -> str:
     """Judge the model by every gate, and compare it with the champion."""
-    from closedloop.bootstrap import build_features, build_tracking, with_accuracy_min
+    from closedloop.bootstrap import build_features, build_tracking
     from closedloop.stages.evaluate import evaluate as run
 
-    dataset = context.dataset if threshold is None else with_accuracy_min(context.dataset, threshold)
+    dataset = context.dataset if threshold is None else context.dataset.with_accuracy_min(threshold)
     tools = build_tracking(context), build_features(context)
     settings = context.settings
     told = {"auto_promote": settings.release.auto_promote, "policy": settings.monitoring.policy}

@@ -189,6 +189,10 @@ class DatasetConfig(_Frozen):
         """After how many days the label rule tells what a customer did; None without one."""
         return self.label.horizon_days if self.label else None
 
+    def with_accuracy_min(self, accuracy_min: float) -> DatasetConfig:
+        """The config with another minimum accuracy."""
+        return self.model_copy(update={"gates": self.gates.model_copy(update={"accuracy_min": accuracy_min})})
+
     @field_validator("timezone")
     @classmethod
     def _timezone_exists(cls, name: str | None) -> str | None:
