@@ -34,6 +34,12 @@ def test_every_room_is_described_and_every_file_is_there() -> None:
     assert {f"{room}/" for room in rooms} - set(named) == set()
 
 
+def test_unit_tests_lie_in_the_rooms_of_what_they_test() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests/unit") for path in (ROOT / "tests/unit").rglob("test_*.py")}
+    assert len(folders) > 10
+    assert [str(folder) for folder in folders if not (PACKAGE / folder).is_dir()] == []
+
+
 def test_the_names_that_an_addition_goes_to_are_in_their_files() -> None:
     found = re.findall(r"`([A-Z]\w+)` in `([\w/]+\.py)`", PAGE)
     assert len(found) >= 3
