@@ -90,7 +90,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export GX_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo loop ui serve score monitor backtest status plots test test-all test-long check format bench soak soak-hostile soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job rooms options lock release-check clean
+.PHONY: help install install-spark run demo loop ui serve score monitor backtest status plots test test-all test-long check format bench soak soak-hostile soak-serving pipeline manifests scan workflows images push-images registry-login cluster-login data-remote metrics-diff cluster-job rooms options lock release-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## +' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -235,11 +235,15 @@ rooms: install  ## draw the rooms of the package into docs/architecture.md
 options: install  ## write every option and key, with its default, into docs/options.md
 	@python docs/options.py
 
+install-spark: install  ## add PySpark (430 MB) to the environment, for engine.kind spark
+	@$(uv) pip install --quiet --require-hashes -r spark.lock
+
 lock: install  ## resolve the lock file again
 	$(uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(foreach extra,$(locked),--extra $(extra)) --no-header pyproject.toml -o requirements.lock
 	@printf 'hatchling\nuv\n' > .venv/build.in
 	$(subset) .venv/build.in -o docker/build.lock
 	$(subset) --extra all --extra cluster --extra kafka --extra postgres --extra redis --extra s3 pyproject.toml -o docker/jobs.lock
+	$(subset) --extra spark pyproject.toml -o spark.lock
 	@echo checkov > .venv/checkov.in
 	$(uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header .venv/checkov.in -o k8s/checkov.lock
 	@python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['serving'], sep='\n')" > .venv/serving.in

@@ -19,7 +19,7 @@ from closedloop.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.adapters.feast import Features
     from closedloop.adapters.kfp import ClusterRunner, LocalRunner
     from closedloop.adapters.mlflow import Tracking
@@ -105,11 +105,15 @@ def build_features(run: RunContext) -> Features:
 
 
 def build_engine(run: RunContext) -> Engine:
-    """DuckDB, within the limits of the settings."""
-    from closedloop.adapters.duckdb import Engine
-
+    """DuckDB within the limits of the settings, or Spark where they say so."""
     engine = run.settings.engine
-    return Engine(
+    if engine.kind == "spark":
+        from closedloop.adapters import spark
+
+        return spark.Engine(run.settings.spark, threads=engine.threads)
+    from closedloop.adapters import duckdb
+
+    return duckdb.Engine(
         memory_limit=engine.memory_limit,
         threads=engine.threads,
         temp_directory=run.settings.locate(engine.temp_directory),

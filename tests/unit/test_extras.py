@@ -52,6 +52,7 @@ def test_every_import_is_in_the_base_or_in_an_extra_that_a_message_can_name(monk
         ("feast", "features"),
         ("evidently", "monitor"),
         ("kfp", "kfp"),
+        ("pyspark", "spark"),
         ("xgboost", "boost"),
     ],
 )

@@ -20,6 +20,7 @@ from closedloop.adapters.feast_store import (
 from closedloop.config.featureset import FeatureSet
 from closedloop.config.settings import Settings
 from closedloop.contract import JOIN_KEY
+from closedloop.core.features.as_of import ROW
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable, count_noun
 from closedloop.files import replace_file
 
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 ENTITY = "customer"
 TIMESTAMP = "event_timestamp"
-ROW = "__row"
 CHUNK_ROWS = 1_000
 
 
@@ -99,15 +99,10 @@ class Features:
         """
         import pandas as pd
 
-        with quiet():
-            store = open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
-            store.apply(self.build_objects(str(features_dir.resolve() / "*.parquet")))
-            asked = entity_rows.reset_index(drop=True)
-            asked[ROW] = range(len(asked))
-            service = store.get_feature_service(self.features.service)
-            joined = store.get_historical_features(
-                entity_df=asked[[JOIN_KEY, TIMESTAMP, ROW]], features=service
-            ).to_df()
+        asked = entity_rows.reset_index(drop=True)
+        asked[ROW] = range(len(asked))
+        join = self._join_on_spark if self._settings.engine.kind == "spark" else self._join
+        joined = join(asked[[JOIN_KEY, TIMESTAMP, ROW]], features_dir)
         # offline stores differ: one drops rows without a match, one keeps them, and none keeps the order
         if len(joined) != len(asked) or joined[ROW].nunique() != len(asked):
             raise DataError(
@@ -118,6 +113,23 @@ class Features:
         joined = joined.sort_values(ROW, ignore_index=True)[names]
         rows: pd.DataFrame = pd.concat([asked.drop(columns=ROW), joined], axis=1)
         return rows
+
+    def _join(self, asked: pd.DataFrame, features_dir: Path) -> pd.DataFrame:
+        with quiet():
+            store = open_store({**self._config, "registry": {"registry_type": "sql", "path": "sqlite://"}})
+            store.apply(self.build_objects(str(features_dir.resolve() / "*.parquet")))
+            service = store.get_feature_service(self.features.service)
+            joined: pd.DataFrame = store.get_historical_features(entity_df=asked, features=service).to_df()
+        return joined
+
+    def _join_on_spark(self, asked: pd.DataFrame, features_dir: Path) -> pd.DataFrame:
+        """As Feast's own Spark store does it, but for any name of a feature (decision record 17)."""
+        from closedloop.adapters.spark import Engine
+
+        kinds = dict.fromkeys(self.features.numeric, "float64") | dict.fromkeys(self.features.categorical, "string")
+        engine = Engine(self._settings.spark)  # not closed here: it is the application that the process has already
+        files = sorted(features_dir.glob("*.parquet"))
+        return engine.join_as_of(asked, files, kinds, max_age_days=self.max_age_days)
 
     def read_published(self, entity_rows: pd.DataFrame) -> pd.DataFrame | None:
         """Join as `read_historical` does, from the published rows; None unless all these snapshots are published.

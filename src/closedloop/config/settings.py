@@ -68,11 +68,26 @@ class FeatureStoreSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """DuckDB's limits; it spills to ``temp_directory`` beyond them."""
+    """What computes features, labels and the training set's join, and scores batches: DuckDB here, or Spark.
 
+    DuckDB spills to ``temp_directory`` beyond its ``memory_limit``. ``threads`` are DuckDB's, those that score, or
+    Spark's queries side by side.
+    """
+
+    kind: Literal["duckdb", "spark"] = "duckdb"
     memory_limit: str = Field(default="2GB", pattern=r"^\d+(\.\d+)?\s?[KMG]i?B$")
     threads: int = Field(default=2, ge=1, le=1024)
     temp_directory: str = "state/duckdb"
+
+
+class SparkSettings(_Section):
+    """The cluster for ``engine.kind: spark``, as Spark names it; its machines see the project under the same path.
+
+    ``properties`` are Spark's own, such as ``spark.executor.memory``; one that is a secret belongs in the environment.
+    """
+
+    master: str = Field(default="local[*]", min_length=1)
+    properties: dict[str, str] = Field(default={}, repr=False)
 
 
 JOURNAL_KEY_LENGTH_MIN = 32
@@ -328,6 +343,7 @@ class Settings(_FromEnvironment):
     tracking: TrackingSettings = TrackingSettings()
     features: FeatureStoreSettings = FeatureStoreSettings()
     engine: EngineSettings = EngineSettings()
+    spark: SparkSettings = SparkSettings()
     release: ReleaseSettings = ReleaseSettings()
     operations: OperationsSettings = OperationsSettings()
     serving: ServingSettings = ServingSettings()

@@ -33,7 +33,7 @@ from closedloop.tabular.tables import build_schema, count_rows, read_footer, rea
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from closedloop.adapters.duckdb import Engine, Session
+    from closedloop.adapters.engines import Engine, Session
 
 logger = logging.getLogger(__name__)
 BASIS_KEY = b"closedloop.basis"

@@ -15,7 +15,7 @@ from closedloop.stages.parts.online import check_freshness, find_newest_snapshot
 from closedloop.stages.validate import validate
 
 if TYPE_CHECKING:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.adapters.feast import Features
 
 

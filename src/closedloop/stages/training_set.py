@@ -29,7 +29,7 @@ from closedloop.stages.parts.online import CUSTOMER, check_freshness, find_newes
 from closedloop.tabular.tables import read_table, write_table
 
 if TYPE_CHECKING:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.adapters.feast import Features
 
 logger = logging.getLogger(__name__)

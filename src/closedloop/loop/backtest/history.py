@@ -27,7 +27,7 @@ from closedloop.stages.training_set import LABEL, assign_parts
 from closedloop.tabular.tables import read_table
 
 if TYPE_CHECKING:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
 
 DAY = dt.timedelta(days=1)
 TABLE_EVERY_DAYS = 30

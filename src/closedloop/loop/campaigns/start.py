@@ -29,7 +29,7 @@ from closedloop.tabular.rows import require_file, require_suffix
 from closedloop.tabular.tables import read_table, write_table
 
 if TYPE_CHECKING:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.adapters.feast import Features
     from closedloop.contract import ModelContract
     from closedloop.serving.slots.slots import Slot

@@ -20,7 +20,7 @@ from closedloop.stages.refresh import ingest_tables, locate_work
 from closedloop.tabular.tables import list_event_days
 
 if TYPE_CHECKING:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.store.predictions import Predictions
     from closedloop.store.samples import Samples
 

@@ -19,7 +19,7 @@ from closedloop.tabular.tables import CONTENT_KEY, build_schema, list_event_days
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from closedloop.adapters.duckdb import Engine, Session
+    from closedloop.adapters.engines import Engine, Session
 
 logger = logging.getLogger(__name__)
 SOURCES_KEY = b"closedloop.sources"

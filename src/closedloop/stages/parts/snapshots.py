@@ -17,7 +17,7 @@ from closedloop.tabular.tables import build_schema, list_event_days
 if TYPE_CHECKING:
     import pandas as pd
 
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.engines import Engine
     from closedloop.config.dataset import DatasetConfig
     from closedloop.config.params import Params
 
