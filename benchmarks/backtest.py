@@ -54,14 +54,14 @@ def time_command(every: int | None) -> dict[str, Any]:
 
 
 def make_history(seed: int, customers: int, every: int | None) -> History:
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.duckdb import DuckEngine
     from closedloop.config.dataset import load_dataset
     from closedloop.config.params import merge_values, parse_params
     from closedloop.config.yaml import read_yaml
 
     values = merge_values(read_yaml(Path("params.yaml")), {"seed": seed, "simulator": {"customers": customers}})
     dataset = load_dataset("shop", Path("configs/datasets"))
-    with tempfile.TemporaryDirectory() as folder, Engine(memory_limit="1GB", threads=1) as engine:
+    with tempfile.TemporaryDirectory() as folder, DuckEngine(memory_limit="1GB", threads=1) as engine:
         params = parse_params(values, "benchmark")
         return read_history(params, dataset, engine, work_dir=Path(folder), every_days=every)
 

@@ -137,7 +137,7 @@ def run_pandas(data: Path, out: Path) -> None:
 
 def run_engine(data: Path, daily: Path, out: Path, snapshots: list[dt.datetime], memory: str, threads: int) -> None:
     """Bring the daily aggregates up to date, then compute the features."""
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.duckdb import DuckEngine
     from closedloop.config.layout import Layout
     from closedloop.core.features.windows import AGGREGATIONS, WindowSpec
     from closedloop.stages.features import write_window_features
@@ -153,7 +153,7 @@ def run_engine(data: Path, daily: Path, out: Path, snapshots: list[dt.datetime],
         recency_cap_days=RECENCY_CAP_DAYS,
         tenure_cap_days=TENURE_CAP_DAYS,
     )
-    with Engine(memory_limit=memory, threads=threads, temp_directory=out.parent / "spill") as engine:
+    with DuckEngine(memory_limit=memory, threads=threads, temp_directory=out.parent / "spill") as engine:
         if not snapshots:
             update_daily(data / "events", daily, engine=engine)
             return

@@ -39,7 +39,7 @@ def make_world(name: str, overrides: dict[str, Any], snapshots: Sequence[dt.date
     """Ingest and compute features as the workflow does, in a temporary folder."""
     import json
 
-    from closedloop.adapters.duckdb import Engine
+    from closedloop.adapters.duckdb import DuckEngine
     from closedloop.config.dataset import load_dataset
     from closedloop.config.featureset import build_window_spec
     from closedloop.config.layout import Layout
@@ -53,7 +53,7 @@ def make_world(name: str, overrides: dict[str, Any], snapshots: Sequence[dt.date
     values = merge_values(read_yaml(root / "params.yaml"), dataset.params, {"dataset": name}, overrides)
     params = parse_params(values, "benchmark")
     spec, columns = build_window_spec(params, dataset), dataset.columns
-    with tempfile.TemporaryDirectory() as made, Engine(memory_limit="2GB", threads=1) as engine:
+    with tempfile.TemporaryDirectory() as made, DuckEngine(memory_limit="2GB", threads=1) as engine:
         raw, daily, features = (Path(made) / part for part in ("raw", "daily", "features"))
         layout = Layout(raw=raw, ingest_metrics=Path(made) / "ingest.json", daily=daily, features=features)
         ingest(params, dataset, layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,14 +110,27 @@ def build_engine(run: RunContext) -> Engine:
     if engine.kind == "spark":
         from closedloop.adapters import spark
 
-        return spark.Engine(run.settings.spark, threads=engine.threads)
+        return spark.SparkEngine(run.settings.spark, threads=engine.threads)
     from closedloop.adapters import duckdb
 
-    return duckdb.Engine(
+    return duckdb.DuckEngine(
         memory_limit=engine.memory_limit,
         threads=engine.threads,
         temp_directory=run.settings.locate(engine.temp_directory),
     )
+
+
+@contextmanager
+def spread_batch(run: RunContext, options: BatchOptions) -> Iterator[BatchOptions]:
+    """The options of a batch that is scored where the settings say: here, or with all the cores of a cluster."""
+    if run.settings.engine.kind != "spark":
+        yield options
+        return
+    from closedloop.adapters.spark import SparkEngine
+    from closedloop.scoring.remote import spread_chunks
+
+    with SparkEngine(run.settings.spark) as engine:
+        yield replace(options, spread=partial(spread_chunks, engine), threads=engine.cores)
 
 
 def build_predictions(run: RunContext) -> Predictions:

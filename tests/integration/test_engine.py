@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from closedloop.adapters.duckdb import Engine, Session
+from closedloop.adapters.duckdb import DuckEngine, DuckSession
 from closedloop.errors import ConfigError, DataError
 from closedloop.tabular.tables import GROUP_ROWS, write_batches
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64())])
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Any:
-    with Engine(memory_limit="200MB", threads=2, temp_directory=tmp_path / "spill") as made:
+    with DuckEngine(memory_limit="200MB", threads=2, temp_directory=tmp_path / "spill") as made:
         yield made
 
 
@@ -32,13 +32,13 @@ def write_rows(path: Path, rows: int, seed: int = 0) -> Path:
     return path
 
 
-def read_setting(engine: Engine, name: str) -> Any:
+def read_setting(engine: DuckEngine, name: str) -> Any:
     with engine.open_session() as session:
         batch = next(session.read_batches(f"SELECT current_setting('{name}') AS value"))
         return batch.to_pylist()[0]["value"]
 
 
-def test_settings_reach_duckdb(engine: Engine, tmp_path: Path) -> None:
+def test_settings_reach_duckdb(engine: DuckEngine, tmp_path: Path) -> None:
     assert read_setting(engine, "memory_limit") == "190.7 MiB"
     assert read_setting(engine, "threads") == 2
     assert read_setting(engine, "temp_directory") == str(tmp_path / "spill")
@@ -47,13 +47,13 @@ def test_settings_reach_duckdb(engine: Engine, tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"memory_limit": "a lot"}, {"threads": 0}])
 def test_settings_that_duckdb_refuses_are_config_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="engine"):
-        Engine(**settings)
+        DuckEngine(**settings)
 
 
 def test_more_than_memory_holds_is_spilled(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", 1_500_000)
     spilled = []
-    with Engine(memory_limit="60MB", threads=1, temp_directory=tmp_path / "spill") as engine:
+    with DuckEngine(memory_limit="60MB", threads=1, temp_directory=tmp_path / "spill") as engine:
         table = ibis.table(COLUMNS, name="rows")
         sql = engine.compile(table.order_by("key", "value"))
         with engine.open_session() as session:
@@ -71,7 +71,7 @@ def test_more_than_memory_holds_is_spilled(tmp_path: Path) -> None:
 
 def test_too_little_memory_names_the_setting(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", 300_000)
-    with Engine(memory_limit="1MB", threads=1, temp_directory=tmp_path / "spill") as engine:
+    with DuckEngine(memory_limit="1MB", threads=1, temp_directory=tmp_path / "spill") as engine:
         sql = engine.compile(ibis.table(COLUMNS, name="rows").order_by("key"))
         with engine.open_session() as session:
             session.bind("rows", [path], COLUMNS)
@@ -79,7 +79,7 @@ def test_too_little_memory_names_the_setting(tmp_path: Path) -> None:
                 list(session.read_batches(sql))
 
 
-def test_no_files_are_no_rows(engine: Engine) -> None:
+def test_no_files_are_no_rows(engine: DuckEngine) -> None:
     with engine.open_session() as session:
         session.bind("rows", [], COLUMNS)
         frame = session.read_frame(engine.compile(ibis.table(COLUMNS, name="rows")), SCHEMA)
@@ -87,7 +87,7 @@ def test_no_files_are_no_rows(engine: Engine) -> None:
     assert frame.columns.tolist() == ["key", "value"]
 
 
-def test_times_lose_their_zone_and_keep_their_moment(engine: Engine, tmp_path: Path) -> None:
+def test_times_lose_their_zone_and_keep_their_moment(engine: DuckEngine, tmp_path: Path) -> None:
     zone = pa.timestamp("us", tz="America/New_York")
     pq.write_table(pa.table({"time": pa.array([-1, 1_700_000_000_123_456], zone)}), tmp_path / "times.parquet")
     with engine.open_session() as session:
@@ -98,7 +98,7 @@ def test_times_lose_their_zone_and_keep_their_moment(engine: Engine, tmp_path: P
     assert [str(row["day"]) for row in rows] == ["1969-12-31", "2023-11-14"]
 
 
-def test_names_with_quotes_are_names(engine: Engine, tmp_path: Path) -> None:
+def test_names_with_quotes_are_names(engine: DuckEngine, tmp_path: Path) -> None:
     path = tmp_path / "it's.parquet"
     pq.write_table(pa.table({'a "b"': [1, 2]}), path)
     with engine.open_session() as session:
@@ -107,7 +107,7 @@ def test_names_with_quotes_are_names(engine: Engine, tmp_path: Path) -> None:
         assert next(session.read_batches(engine.compile(table))).to_pydict() == {'a "b"': [1, 2]}
 
 
-def test_what_cannot_be_read_is_a_data_error(engine: Engine, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_a_data_error(engine: DuckEngine, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", 10)
     with engine.open_session() as session:
         with pytest.raises(DataError, match="missing_column"):
@@ -119,12 +119,12 @@ def test_what_cannot_be_read_is_a_data_error(engine: Engine, tmp_path: Path) -> 
             list(session.read_batches('SELECT "key" FROM "rows"'))
 
 
-def test_map_runs_side_by_side_in_order_with_views_of_their_own(engine: Engine, tmp_path: Path) -> None:
+def test_map_runs_side_by_side_in_order_with_views_of_their_own(engine: DuckEngine, tmp_path: Path) -> None:
     paths = [write_rows(tmp_path / f"{number}.parquet", 10 + number, number) for number in range(5)]
     both = threading.Barrier(2, timeout=180)
     sql = engine.compile(ibis.table(COLUMNS, name="rows"))
 
-    def count(session: Session, path: Path) -> int:
+    def count(session: DuckSession, path: Path) -> int:
         session.bind("rows", [path], COLUMNS)
         if path.stem in ("0", "1"):
             both.wait()  # breaks unless two run at the same time
@@ -135,10 +135,10 @@ def test_map_runs_side_by_side_in_order_with_views_of_their_own(engine: Engine, 
     assert read_setting(engine, "threads") == 2
 
 
-def test_map_stops_at_a_failure(engine: Engine) -> None:
+def test_map_stops_at_a_failure(engine: DuckEngine) -> None:
     started = []
 
-    def fail(session: Session, item: int) -> None:
+    def fail(session: DuckSession, item: int) -> None:
         started.append(item)
         if item == 0:
             raise DataError("item 0")
@@ -150,7 +150,7 @@ def test_map_stops_at_a_failure(engine: Engine) -> None:
     assert read_setting(engine, "threads") == 2
 
 
-def test_a_stored_result_is_seen_by_every_session(engine: Engine) -> None:
+def test_a_stored_result_is_seen_by_every_session(engine: DuckEngine) -> None:
     with engine.open_session() as session:
         session.store("answer", "SELECT 42::BIGINT AS value")
     with engine.open_session() as session:

@@ -30,7 +30,7 @@ SQL_TYPES = {
 }
 
 
-class Engine:
+class DuckEngine:
     """An in-memory DuckDB that reads Parquet and spills what does not fit.
 
     Parameters
@@ -61,7 +61,7 @@ class Engine:
             raise ConfigError(f"engine: {error}") from error
         self.threads = threads
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> DuckEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,21 +76,21 @@ class Engine:
         return str(self._backend.compile(expression))
 
     @contextmanager
-    def open_session(self) -> Iterator[Session]:
+    def open_session(self) -> Iterator[DuckSession]:
         """A connection of its own to the same database; sessions may run in different threads."""
         cursor = self._backend.con.cursor()
         try:
-            yield Session(cursor)
+            yield DuckSession(cursor)
         finally:
             cursor.close()
 
-    def map(self, work: Callable[[Session, Item], Result], items: Sequence[Item]) -> list[Result]:
+    def map(self, work: Callable[[DuckSession, Item], Result], items: Sequence[Item]) -> list[Result]:
         """Run ``work`` on each item, as many at a time as there are threads; results in the order of the items.
 
         Threads are split between the items: whole queries side by side cost less than many threads in one query.
         """
         workers = max(1, min(self.threads, len(items)))
-        idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        idle: queue.SimpleQueue[DuckSession] = queue.SimpleQueue()
 
         def run(item: Item) -> Result:
             session = idle.get()
@@ -114,7 +114,7 @@ class Engine:
         self._backend.con.execute(f"SET threads = {threads}")
 
 
-class Session:
+class DuckSession:
     """One connection: binds names to Parquet files, and runs SQL over them."""
 
     def __init__(self, connection: Any) -> None:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from closedloop.adapters import duckdb, spark
 
-Engine = duckdb.Engine | spark.Engine
-Session = duckdb.Session | spark.Session
+Engine = duckdb.DuckEngine | spark.SparkEngine
+Session = duckdb.DuckSession | spark.SparkQueries

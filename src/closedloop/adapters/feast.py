@@ -123,11 +123,11 @@ class Features:
         return joined
 
     def _join_on_spark(self, asked: pd.DataFrame, features_dir: Path) -> pd.DataFrame:
-        """As Feast's own Spark store does it, but for any name of a feature (decision record 17)."""
-        from closedloop.adapters.spark import Engine
+        """As Feast's own Spark store does it, but for any name of a feature (decision record 18)."""
+        from closedloop.adapters.spark import SparkEngine
 
         kinds = dict.fromkeys(self.features.numeric, "float64") | dict.fromkeys(self.features.categorical, "string")
-        engine = Engine(self._settings.spark)  # not closed here: it is the application that the process has already
+        engine = SparkEngine(self._settings.spark)  # stays open: it is the process' application
         files = sorted(features_dir.glob("*.parquet"))
         return engine.join_as_of(asked, files, kinds, max_age_days=self.max_age_days)
 

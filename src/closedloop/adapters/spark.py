@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from closedloop.core.features.as_of import ASKED_COLUMNS, KEYS, join_as_of
-from closedloop.errors import ConfigError, DataError, ServiceUnavailable
+from closedloop.errors import ClosedloopError, ConfigError, DataError, ServiceUnavailable
 
 if TYPE_CHECKING:
     import ibis
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Shared = TypeVar("Shared")
 SQL_TYPES = {
     "string": "STRING",
     "date": "DATE",
@@ -49,7 +50,7 @@ def list_properties(settings: SparkSettings) -> dict[str, str]:
     return {**DEFAULTS, "spark.master": settings.master, **settings.properties, **FIXED}
 
 
-class Engine:
+class SparkEngine:
     """A Spark application on a cluster; its machines read the same paths as this one.
 
     Parameters
@@ -86,7 +87,7 @@ class Engine:
         self.threads = threads
         self._stored: list[str] = []
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> SparkEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,11 +102,11 @@ class Engine:
         return str(self._backend.compile(expression))
 
     @contextmanager
-    def open_session(self) -> Iterator[Session]:
+    def open_session(self) -> Iterator[SparkQueries]:
         """A session with names of its own; sessions may run in different threads."""
-        yield Session(self.spark.newSession(), self._stored)
+        yield SparkQueries(self.spark.newSession(), self._stored)
 
-    def map(self, work: Callable[[Session, Item], Result], items: Sequence[Item]) -> list[Result]:
+    def map(self, work: Callable[[SparkQueries, Item], Result], items: Sequence[Item]) -> list[Result]:
         """Run ``work`` on each item, ``threads`` at a time; results in the order of the items."""
 
         def run(item: Item) -> Result:
@@ -114,6 +115,40 @@ class Engine:
 
         with ThreadPoolExecutor(self.threads) as pool:
             return list(pool.map(run, items))
+
+    @property
+    def cores(self) -> int:
+        """How many tasks the cluster runs at once, as far as its executors have reported."""
+        return int(self.spark.sparkContext.defaultParallelism)
+
+    def spread(self, work: Callable[[Shared, int], bytes], shared: Shared) -> Callable[[int], bytes]:
+        """Return a function that runs ``work(shared, item)`` on a machine of the cluster; for any number of threads.
+
+        Each machine gets ``shared`` once, and a process there keeps the same object for all its items. An error of
+        ours that ``work`` raises is raised here again, as a `DataError`; after any other the item is tried elsewhere.
+        """
+        sent = self.spark.sparkContext.broadcast(shared)
+
+        def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            import pyarrow as pa
+
+            for item in (item for batch in batches for item in batch.column(0).to_pylist()):
+                found, error = b"", ""
+                try:
+                    found = work(sent.value, item)
+                except ClosedloopError as ours:
+                    error = str(ours)
+                yield pa.RecordBatch.from_pydict({"found": [found], "error": [error]})
+
+        def call(item: int) -> bytes:
+            with explain_errors():
+                one = self.spark.range(item, item + 1, numPartitions=1)
+                [answer] = one.mapInArrow(run, "found binary, error string").collect()
+            if answer.error:
+                raise DataError(answer.error)
+            return bytes(answer.found)
+
+        return call
 
     def join_as_of(
         self, asked: pd.DataFrame, files: Sequence[Path], features: Mapping[str, str], *, max_age_days: int
@@ -131,8 +166,8 @@ class Engine:
         return frame
 
 
-class Session:
-    """As `closedloop.adapters.duckdb.Session`; ``stored`` are the names that all sessions share."""
+class SparkQueries:
+    """As `closedloop.adapters.duckdb.DuckSession`; ``stored`` are the names that all sessions share."""
 
     def __init__(self, spark: Any, stored: list[str]) -> None:
         self._spark, self._stored = spark, stored

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +115,7 @@ def score(
     ] = 0,
 ) -> Any:
     """Score a file, a database table, or all who are active at a date, with the released model."""
-    from closedloop.bootstrap import build_batch_options, load_run, locate_serving_state, open_slot
+    from closedloop.bootstrap import build_batch_options, load_run, locate_serving_state, open_slot, spread_batch
     from closedloop.scoring.batch import score_batch
 
     if source is None and as_of is None:
@@ -123,16 +124,15 @@ def score(
     context = load_run(params, overrides={"as_of": as_of} if source is None else None)
     if log:
         context.database.upgrade()
-    clock = read_now if day is None else lambda: dt.datetime.combine(day, dt.time(), dt.UTC)
+    clock = read_now if day is None else partial(dt.datetime.combine, day, dt.time(), dt.UTC)
     chosen: dict[str, Any] = {"resume": resume, "show_progress": True, "clock": clock, "reasons": reasons}
-    if source is None:
-        chosen |= {"as_of": day}
-    else:
-        columns = context.dataset.columns
-        chosen |= {"id_column": columns.entity_id, "source": context.dataset.source, "rename": columns.rename}
-    options = build_batch_options(context, log=log, **chosen)
-    with open_slot(context, check_model(model)) as slot, _find_rows(context, source) as rows:
-        found = score_batch(rows, locate_given(target), slot, options, state_dir=locate_serving_state(context))
+    columns = context.dataset.columns
+    own = {"id_column": columns.entity_id, "source": context.dataset.source, "rename": columns.rename}
+    chosen |= {"as_of": day} if source is None else own
+    options, state_dir = build_batch_options(context, log=log, **chosen), locate_serving_state(context)
+    slots, cluster = open_slot(context, check_model(model)), spread_batch(context, options)
+    with slots as slot, _find_rows(context, source) as rows, cluster as spread:
+        found = score_batch(rows, locate_given(target), slot, spread, state_dir=state_dir)
     rejected = f", {found.rejected:,} rejected: {found.rejects}" if found.rejects else ""
     typer.echo(f"{found.scored:,} of {count_noun(found.rows, 'row')} scored{rejected}", err=True)
     return found

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ from closedloop.adapters.fsspec import put_file
 from closedloop.config.sources import DataSource
 from closedloop.contract import NumericFeature, digest_file
 from closedloop.errors import ConfigError, DataError, count_noun
-from closedloop.records import seal_id
-from closedloop.scoring.chunks import DATE_COLUMN, ID_COLUMN, ROW_COLUMN, ChunkScorer, ScoredChunk
+from closedloop.records import Prediction, seal_id
+from closedloop.scoring.chunks import DATE_COLUMN, ID_COLUMN, ROW_COLUMN, ChunkScorer, FinishedChunk
 from closedloop.scoring.columns import CUSTOMER_COLUMN, ColumnChecker, describe_columns
 from closedloop.scoring.jobs import Job, open_work, require_same_job
 from closedloop.scoring.reasons import describe_reasons
@@ -63,7 +64,8 @@ class BatchOptions:
     in the data set's own files; ``threads`` score at once; a run is stopped when more than ``rejected_share_max`` of
     its rows break the contract; ``clock`` gives the time of a prediction; ``reasons`` is how many each score has.
     A file may be written as the data set's ``source``, with names as before ``rename``. ``as_of`` is a date that the
-    output has in a column; a table's earlier rows of that date are replaced.
+    output has in a column; a table's earlier rows of that date are replaced. ``spread`` is what a cluster scores
+    chunks with, ``threads`` at a time (`closedloop.scoring.remote`); None: they are scored here.
     """
 
     range_margin: float
@@ -80,6 +82,11 @@ class BatchOptions:
     source: DataSource | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     as_of: dt.date | None = None
+    spread: Spread | None = None
+
+
+# from the input's path, model, options and the input's digest: a function that scores the chunk of a number
+Spread = Callable[[Path, LoadedModel, BatchOptions, str], Callable[[int], FinishedChunk | None]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
             _copy_table(source_table, path, model, options.id_column)
             rows = RowFile(path)
         else:
-            rows = _open_file(Path(source), model, options)
+            rows = open_file(Path(source), model, options)
         result = _Run(rows, model, options, work_dir).write(output, rejects)
         if target_table is not None:
             _fill_table(target_table, output, OUTPUT_TYPES | describe_reasons(options.reasons), options.as_of)
@@ -159,16 +166,6 @@ class _Run:
 
     def __init__(self, source: RowFile, model: LoadedModel, options: BatchOptions, work_dir: Path) -> None:
         self._source, self._options, self._work_dir = source, options, work_dir
-        checker = ColumnChecker(
-            model.contract,
-            options.range_margin,
-            source.schema,
-            is_text=source.is_text,
-            place=str(source.path),
-            id_column=options.id_column,
-        )
-        if checker.ignored:
-            logger.info("columns that the model does not take: %s", ", ".join(checker.ignored))
         job = Job(
             input_sha256=digest_file(source.path),
             model_sha256=model.folder_sha256,
@@ -181,17 +178,12 @@ class _Run:
             reasons=options.reasons,
             as_of=options.as_of,
         )
+        self._scorer = open_scorer(source, model, options, job.input_sha256)
+        if self._scorer.ignored:
+            logger.info("columns that the model does not take: %s", ", ".join(self._scorer.ignored))
         require_same_job(work_dir / "job.json", job)
-        self._columns = checker.columns
-        self._scorer = ChunkScorer(
-            model,
-            checker,
-            input_sha256=job.input_sha256,
-            id_key=options.id_key,
-            clock=options.clock,
-            reasons=options.reasons,
-            as_of=options.as_of,
-        )
+        spread = options.spread
+        self._score_there = None if spread is None else spread(source.path, model, options, job.input_sha256)
         self._rows = self._scored = self._resumed = 0
 
     def write(self, output: Path, rejects: Path) -> BatchResult:
@@ -231,38 +223,77 @@ class _Run:
 
     def _score_parts(self) -> Generator[pa.Table]:
         """The parts in order; each of them is logged and on disk."""
-        waiting: deque[tuple[Path, Future[ScoredChunk] | None]] = deque()
+        waiting: deque[tuple[Path, Future[FinishedChunk | None] | None]] = deque()
         pool = ThreadPoolExecutor(self._options.threads, thread_name_prefix="score")
-        first_row = 1
         try:
-            for number, rows in enumerate(self._source.read_chunks(self._columns, self._options.chunk_rows)):
+            for number, score in enumerate(self._list_chunks()):
                 path = self._work_dir / f"{number:08d}.part"
-                waiting.append((path, None if path.exists() else pool.submit(self._scorer.score, first_row, rows)))
-                first_row += rows.num_rows
+                waiting.append((path, None if path.exists() else pool.submit(score)))
                 if len(waiting) > self._options.threads + 1:
-                    yield self._finish(*waiting.popleft())
+                    yield from self._finish(*waiting.popleft())
             while waiting:
-                yield self._finish(*waiting.popleft())
+                yield from self._finish(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _finish(self, path: Path, future: Future[ScoredChunk] | None) -> pa.Table:
-        """Log a chunk and give its part its name, unless an earlier run did."""
+    def _list_chunks(self) -> Iterator[Callable[[], FinishedChunk | None]]:
+        """What scores each chunk: here, with the rows that were read, or on a cluster, whose machines read them."""
+        chunk_rows, logs = self._options.chunk_rows, self._options.store is not None
+        if self._score_there is not None:
+            for number in range(-(-self._source.rows_max // chunk_rows)):
+                yield partial(self._score_there, number)
+            return
+        first_row = 1
+        for rows in self._source.read_chunks(self._scorer.columns, chunk_rows):
+            yield partial(self._scorer.finish, first_row, rows, logs=logs)
+            first_row += rows.num_rows
+
+    def _finish(self, path: Path, future: Future[FinishedChunk | None] | None) -> Iterator[pa.Table]:
+        """Log a chunk and give its part its name, unless an earlier run did; there is none after a file's end."""
         if future is None:
             part = read_part(path)
             self._resumed += int(part.schema.metadata[b"rows"])
-            return part
-        chunk = future.result()
-        if self._options.store is not None:
-            for predictions in self._scorer.list_predictions(chunk):
-                refused = self._options.store.insert(predictions).refused
-                if refused:
-                    raise DataError(f"the operations store refuses prediction {refused[0][0]}: {refused[0][1]}")
-        part = chunk.table.replace_schema_metadata({"rows": str(chunk.rows), "rejects": chunk.rejects})
-        beside = path.with_suffix(".partial")
-        write_part(beside, part)
-        beside.replace(path)
-        return part
+            yield part
+        elif (chunk := future.result()) is not None:
+            for predictions in chunk.predictions:
+                self._log(predictions)
+            beside = path.with_suffix(".partial")
+            write_part(beside, chunk.part)
+            beside.replace(path)
+            yield chunk.part
+
+    def _log(self, predictions: list[Prediction]) -> None:
+        assert self._options.store is not None  # noqa: S101 - nothing else asks for predictions
+        refused = self._options.store.insert(predictions).refused
+        if refused:
+            raise DataError(f"the operations store refuses prediction {refused[0][0]}: {refused[0][1]}")
+
+
+def open_scorer(source: RowFile, model: LoadedModel, options: BatchOptions, input_sha256: str) -> ChunkScorer:
+    """What checks and scores a file's chunks.
+
+    Raises
+    ------
+    DataError
+        If the file lacks a column that the model takes, or one has another type.
+    """
+    checker = ColumnChecker(
+        model.contract,
+        options.range_margin,
+        source.schema,
+        is_text=source.is_text,
+        place=str(source.path),
+        id_column=options.id_column,
+    )
+    return ChunkScorer(
+        model,
+        checker,
+        input_sha256=input_sha256,
+        id_key=options.id_key,
+        clock=options.clock,
+        reasons=options.reasons,
+        as_of=options.as_of,
+    )
 
 
 def _name(place: str) -> str:
@@ -270,7 +301,8 @@ def _name(place: str) -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
-def _open_file(path: Path, model: LoadedModel, options: BatchOptions) -> RowFile:
+def open_file(path: Path, model: LoadedModel, options: BatchOptions) -> RowFile:
+    """The rows to score, as the data set's own file where they are written so."""
     features = model.contract.features
     numeric = [one.name for one in features if isinstance(one, NumericFeature)]
     needed = model.contract.feature_names

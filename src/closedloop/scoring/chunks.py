@@ -38,6 +38,13 @@ class ScoredChunk(NamedTuple):
     seconds: float
 
 
+class FinishedChunk(NamedTuple):
+    """What becomes of a chunk: the part that is kept, with its rows and rejects, and what is logged of it."""
+
+    part: pa.Table
+    predictions: Iterable[list[Prediction]]
+
+
 class ChunkScorer:
     """Scores the chunks of one input with one model, from any number of threads at once.
 
@@ -69,6 +76,7 @@ class ChunkScorer:
         self._model, self._checker, self._id_key, self._clock = model, checker, id_key, clock
         self._reasons, self._as_of = reasons, as_of
         self._input_sha256 = input_sha256
+        self.columns, self.ignored = checker.columns, checker.ignored
         key = (CUSTOMER_COLUMN, pa.string()) if checker.id_column is not None else (ROW_COLUMN, pa.int64())
         others = [("score", pa.float64()), ("decision", pa.int8()), ("model_version", pa.string())]
         types = {str: pa.string(), float: pa.float64()}
@@ -117,6 +125,12 @@ class ChunkScorer:
         for row in np.flatnonzero(np.abs(scores - threshold) <= SCORE_TOLERANCE):
             scores[row] = self._model.scorer.score(matrix[row : row + 1])[0]
         return scores, (scores >= threshold).astype(np.int8)
+
+    def finish(self, first_row: int, table: pa.Table, *, logs: bool) -> FinishedChunk:
+        """As `score`, ready to be written; with ``logs`` its predictions, built when they are asked for."""
+        chunk = self.score(first_row, table)
+        part = chunk.table.replace_schema_metadata({"rows": str(chunk.rows), "rejects": chunk.rejects})
+        return FinishedChunk(part, self.list_predictions(chunk) if logs else ())
 
     def list_predictions(self, chunk: ScoredChunk) -> Iterator[list[Prediction]]:
         """What is logged of a chunk, some at a time; a row's share of its seconds is the latency."""

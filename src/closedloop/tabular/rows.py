@@ -115,10 +115,11 @@ class RowFile:
         with _explain_errors(self.path):
             return int(pq.read_metadata(self.path).num_rows)
 
-    def read_chunks(self, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
+    def read_chunks(self, columns: list[str], chunk_rows: int, skip: int = 0) -> Iterator[pa.Table]:
         """These columns, ``chunk_rows`` rows at a time, each column in one piece; the last chunk may be shorter.
 
-        Texts of ``na_values`` are null, and a whole number has no decimal comma.
+        Texts of ``na_values`` are null, and a whole number has no decimal comma. ``skip`` rows are left out at the
+        beginning; row groups of Parquet that lie among them are not even read.
 
         Raises
         ------
@@ -129,20 +130,34 @@ class RowFile:
         if twice := sorted(name for name in set(columns) if self.schema.names.count(name) > 1):
             named = ", ".join(map(repr, twice))
             raise DataError(f"{self.path}: more than one column {named}; rename all but one of them")
-        for table in rechunk(self._read([self._written[name] for name in columns], chunk_rows), chunk_rows):
+        batches = self._read([self._written[name] for name in columns], chunk_rows, skip)
+        for table in rechunk(batches, chunk_rows):
             yield _translate(table.rename_columns(columns), self._source, self._numeric)
 
-    def _read(self, columns: list[str], chunk_rows: int) -> Iterator[pa.RecordBatch]:
+    def _read(self, columns: list[str], chunk_rows: int, skip: int) -> Iterator[pa.RecordBatch]:
         if self._source.type == "excel":
-            yield from workbooks.read_batches(self.path, self._source.sheet, columns)
+            yield from _skip(workbooks.read_batches(self.path, self._source.sheet, columns), skip)
         elif self.is_text:
-            yield from read_batches(self.path, self._source, columns)
+            yield from _skip(read_batches(self.path, self._source, columns), skip)
         else:
             with (
                 _explain_errors(self.path),
                 pq.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
             ):
-                yield from file.iter_batches(chunk_rows, columns=columns, use_threads=False)
+                groups = list(range(file.num_row_groups))
+                while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
+                    skip -= file.metadata.row_group(groups.pop(0)).num_rows
+                batches = file.iter_batches(chunk_rows, row_groups=groups, columns=columns, use_threads=False)
+                yield from _skip(batches, skip)
+
+
+def _skip(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """All but the first rows."""
+    for batch in batches:
+        left = batch.slice(min(rows, batch.num_rows))
+        rows -= batch.num_rows - left.num_rows
+        if left.num_rows:
+            yield left
 
 
 def open_rows(
@@ -282,6 +297,20 @@ def write_part(path: Path, table: pa.Table) -> None:
     """Write a table that only `read_part` reads, quickly."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
+
+
+def encode_part(table: pa.Table) -> bytes:
+    """A table for `decode_part`, on another machine."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def decode_part(content: bytes) -> pa.Table:
+    """What `encode_part` made."""
+    with pa.ipc.open_stream(content) as reader:
+        return reader.read_all()
 
 
 def read_part(path: Path) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from closedloop.adapters.duckdb import Engine
+from closedloop.adapters.duckdb import DuckEngine
 from closedloop.config.layout import Layout
 from closedloop.core.features.windows import AGGREGATIONS, WindowSpec, feature_names
 from closedloop.errors import ConfigError, DataError
@@ -37,8 +37,8 @@ SNAPSHOTS = [AS_OF - dt.timedelta(days=30), AS_OF]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(memory_limit="500MB", threads=2, temp_directory=tmp_path_factory.mktemp("spill")) as made:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DuckEngine]:
+    with DuckEngine(memory_limit="500MB", threads=2, temp_directory=tmp_path_factory.mktemp("spill")) as made:
         yield made
 
 
@@ -80,14 +80,14 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def aggregate_anew(events_dir: Path, engine: Engine) -> dict[str, bytes]:
+def aggregate_anew(events_dir: Path, engine: DuckEngine) -> dict[str, bytes]:
     folder = events_dir.parent / "anew"
     shutil.rmtree(folder, ignore_errors=True)
     update_daily(events_dir, folder, engine=engine)
     return read_bytes(folder)
 
 
-def build(events_dir: Path, customers_path: Path, engine: Engine, **changes: Any) -> dict[str, int]:
+def build(events_dir: Path, customers_path: Path, engine: DuckEngine, **changes: Any) -> dict[str, int]:
     root = events_dir.parent
     arguments: dict[str, Any] = {
         "spec": SPEC,
@@ -100,7 +100,7 @@ def build(events_dir: Path, customers_path: Path, engine: Engine, **changes: Any
     return write_window_features(layout, engine, **arguments)
 
 
-def test_layout_months_then_days_of_the_newest_month(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
+def test_layout_months_then_days_of_the_newest_month(events_dir: Path, tmp_path: Path, engine: DuckEngine) -> None:
     update_daily(events_dir, tmp_path / "daily", engine=engine)
     names = sorted(path.stem for path in (tmp_path / "daily").iterdir())
     april = [f"2024-04-{day:02d}" for day in range(1, 10)]
@@ -153,7 +153,7 @@ def _keep(folder: Path) -> None:
     ],
 )
 def test_an_update_equals_aggregates_from_scratch(
-    change: Any, computed: list[str], events_dir: Path, tmp_path: Path, engine: Engine
+    change: Any, computed: list[str], events_dir: Path, tmp_path: Path, engine: DuckEngine
 ) -> None:
     daily = tmp_path / "daily"
     update_daily(events_dir, daily, engine=engine)
@@ -166,7 +166,7 @@ def test_an_update_equals_aggregates_from_scratch(
 
 
 def test_a_file_that_ingest_did_not_write_is_compared_by_content(
-    events_dir: Path, tmp_path: Path, engine: Engine
+    events_dir: Path, tmp_path: Path, engine: DuckEngine
 ) -> None:
     path = events_dir / "2024-02-05.parquet"
     table = pq.read_table(path).replace_schema_metadata(None).to_pandas()
@@ -181,7 +181,7 @@ def test_a_file_that_ingest_did_not_write_is_compared_by_content(
     assert read_bytes(tmp_path / "daily") == aggregate_anew(events_dir, engine)
 
 
-def test_whatever_a_kill_leaves_is_made_good(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
+def test_whatever_a_kill_leaves_is_made_good(events_dir: Path, tmp_path: Path, engine: DuckEngine) -> None:
     daily = tmp_path / "daily"
     update_daily(events_dir, daily, engine=engine)
     whole = (daily / "2024-01.parquet").read_bytes()
@@ -194,14 +194,14 @@ def test_whatever_a_kill_leaves_is_made_good(events_dir: Path, tmp_path: Path, e
     assert read_bytes(daily) == aggregate_anew(events_dir, engine)
 
 
-def test_the_events_own_folder_is_refused(events_dir: Path, engine: Engine) -> None:
+def test_the_events_own_folder_is_refused(events_dir: Path, engine: DuckEngine) -> None:
     before = read_bytes(events_dir)
     with pytest.raises(ConfigError, match="need one of their own"):
         update_daily(events_dir, events_dir, engine=engine)
     assert read_bytes(events_dir) == before
 
 
-def test_foreign_files_are_left_alone(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
+def test_foreign_files_are_left_alone(events_dir: Path, tmp_path: Path, engine: DuckEngine) -> None:
     daily = tmp_path / "daily"
     daily.mkdir()
     (daily / "notes.parquet").write_bytes(b"not ours")
@@ -211,13 +211,13 @@ def test_foreign_files_are_left_alone(events_dir: Path, tmp_path: Path, engine: 
     assert len(labels)
 
 
-def test_no_events_are_refused(tmp_path: Path, engine: Engine) -> None:
+def test_no_events_are_refused(tmp_path: Path, engine: DuckEngine) -> None:
     (tmp_path / "events").mkdir()
     with pytest.raises(DataError, match="holds no events"):
         update_daily(tmp_path / "events", tmp_path / "daily", engine=engine)
 
 
-def test_a_damaged_day_is_named_and_leaves_nothing(events_dir: Path, tmp_path: Path, engine: Engine) -> None:
+def test_a_damaged_day_is_named_and_leaves_nothing(events_dir: Path, tmp_path: Path, engine: DuckEngine) -> None:
     (events_dir / "2024-02-05.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(DataError, match="2024-02-05"):
         update_daily(events_dir, tmp_path / "daily", engine=engine)
@@ -225,14 +225,14 @@ def test_a_damaged_day_is_named_and_leaves_nothing(events_dir: Path, tmp_path: P
     assert not list((tmp_path / "daily").glob(".*"))
 
 
-def test_an_infinite_amount_is_refused(tmp_path: Path, engine: Engine) -> None:
+def test_an_infinite_amount_is_refused(tmp_path: Path, engine: DuckEngine) -> None:
     events = make_events(rows=50)
     events.loc[events["event_type"] == "purchase", "amount"] = np.inf
     with pytest.raises(DataError, match="engine"):
         update_daily(write_events(tmp_path / "events", events), tmp_path / "daily", engine=engine)
 
 
-def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine) -> None:
+def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine) -> None:
     report = build(events_dir, customers_path, engine)
     files = sorted((tmp_path / "features").iterdir())
     assert [path.name for path in files] == ["2024-03-11.parquet", "2024-04-10.parquet"]
@@ -258,7 +258,7 @@ def test_feature_files(events_dir: Path, customers_path: Path, tmp_path: Path, e
 
 
 def test_without_a_since_column_tenure_counts_from_the_first_event(
-    events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine
+    events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine
 ) -> None:
     build(events_dir, customers_path, engine, since_column=None, attributes={}, snapshots=SNAPSHOTS[:1])
     frame = pq.read_table(tmp_path / "features" / "2024-03-11.parquet").to_pandas().set_index("customer_id")
@@ -269,7 +269,7 @@ def test_without_a_since_column_tenure_counts_from_the_first_event(
 
 
 def test_same_bytes_whatever_the_threads_and_whatever_was_there(
-    events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine
+    events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine
 ) -> None:
     build(events_dir, customers_path, engine)
     first = read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")
@@ -278,13 +278,13 @@ def test_same_bytes_whatever_the_threads_and_whatever_was_there(
     assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first
     shutil.rmtree(tmp_path / "daily")
     shutil.rmtree(tmp_path / "features")  # else its files would be kept
-    with Engine(memory_limit="300MB", threads=1, temp_directory=tmp_path / "spill") as other:
+    with DuckEngine(memory_limit="300MB", threads=1, temp_directory=tmp_path / "spill") as other:
         build(events_dir, customers_path, other)
     assert (read_bytes(tmp_path / "features"), read_bytes(tmp_path / "daily")) == first
 
 
 def test_a_failure_leaves_the_features_as_they_were(
-    events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine
+    events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine
 ) -> None:
     build(events_dir, customers_path, engine)
     before = read_bytes(tmp_path / "features")
@@ -300,14 +300,14 @@ def test_a_failure_leaves_the_features_as_they_were(
     }  # fmt: skip
 
 
-def test_a_customer_that_stands_twice_is_refused(events_dir: Path, customers_path: Path, engine: Engine) -> None:
+def test_a_customer_that_stands_twice_is_refused(events_dir: Path, customers_path: Path, engine: DuckEngine) -> None:
     customers = pq.read_table(customers_path).to_pandas()
     write_table(customers_path, pd.concat([customers, customers[:1]]))
     with pytest.raises(DataError, match="found 39 ids in 40 rows"):
         build(events_dir, customers_path, engine)
 
 
-def test_labels_of_the_population(events_dir: Path, customers_path: Path, tmp_path: Path, engine: Engine) -> None:
+def test_labels_of_the_population(events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine) -> None:
     build(events_dir, customers_path, engine)
     arguments: dict[str, Any] = {"spec": SPEC, "horizon_days": 3, "as_of": AS_OF, "engine": engine}
     labels = build_labels(tmp_path / "daily", snapshots=SNAPSHOTS[:1], **arguments)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from closedloop.adapters.duckdb import Engine
+from closedloop.adapters.duckdb import DuckEngine
 from closedloop.config.dataset import DatasetConfig
 from closedloop.config.layout import Layout
 from closedloop.config.params import Params, parse_params
@@ -51,8 +51,8 @@ VISITS = DatasetConfig.model_validate(
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(threads=1, temp_directory=tmp_path_factory.mktemp("spilled")) as made:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DuckEngine]:
+    with DuckEngine(threads=1, temp_directory=tmp_path_factory.mktemp("spilled")) as made:
         yield made
 
 
@@ -68,7 +68,7 @@ def write_day(folder: Path, day: dt.date, seed: int, rows: int = 12) -> None:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> tuple[Path, dict[str, Any]]:
+def built(tmp_path_factory: pytest.TempPathFactory, engine: DuckEngine) -> tuple[Path, dict[str, Any]]:
     """A source and what was built of it; read only."""
     folder = tmp_path_factory.mktemp("built")
     for number in range(DAYS):
@@ -97,7 +97,7 @@ def make_params(source: Path, as_of: dt.date = AS_OF) -> Params:
     )
 
 
-def build(folder: Path, source: Path, engine: Engine, as_of: dt.date = AS_OF) -> tuple[Layout, dict[str, Any]]:
+def build(folder: Path, source: Path, engine: DuckEngine, as_of: dt.date = AS_OF) -> tuple[Layout, dict[str, Any]]:
     layout, params = locate_work(folder), make_params(source, as_of)
     report = ingest(params, VISITS, layout)
     return layout, report | {"features": compute_features(params, VISITS, engine, layout)}
@@ -125,7 +125,7 @@ def list_first_days(layout: Layout) -> pd.Series:
 
 
 def test_a_late_and_a_corrected_day_give_what_a_clean_build_gives_and_compute_nothing_else(
-    tmp_path: Path, source: Path, engine: Engine
+    tmp_path: Path, source: Path, engine: DuckEngine
 ) -> None:
     shutil.move(source / f"day={LATE}", tmp_path / "late")
     layout, _ = build(tmp_path / "work", source, engine)
@@ -147,7 +147,7 @@ def test_a_late_and_a_corrected_day_give_what_a_clean_build_gives_and_compute_no
 
 
 def test_nothing_new_reads_and_computes_nothing(
-    tmp_path: Path, source: Path, engine: Engine, built: tuple[Path, dict[str, Any]]
+    tmp_path: Path, source: Path, engine: DuckEngine, built: tuple[Path, dict[str, Any]]
 ) -> None:
     before, tables = built[1], read_all(locate_work(tmp_path / "work"))
     layout, found = build(tmp_path / "work", source, engine)
@@ -158,7 +158,7 @@ def test_nothing_new_reads_and_computes_nothing(
     assert found["dropped"] == before["dropped"]
 
 
-def test_the_next_days_read_themselves_alone(tmp_path: Path, source: Path, engine: Engine) -> None:
+def test_the_next_days_read_themselves_alone(tmp_path: Path, source: Path, engine: DuckEngine) -> None:
     build(tmp_path / "work", source, engine, as_of=AS_OF - dt.timedelta(days=10))  # takes the last ten days out
     layout, found = build(tmp_path / "work", source, engine)
     clean, _ = build(tmp_path / "clean", source, engine)
@@ -167,7 +167,7 @@ def test_the_next_days_read_themselves_alone(tmp_path: Path, source: Path, engin
     assert read_all(layout) == read_all(clean)
 
 
-def test_a_day_that_is_gone_is_taken_out(tmp_path: Path, source: Path, engine: Engine) -> None:
+def test_a_day_that_is_gone_is_taken_out(tmp_path: Path, source: Path, engine: DuckEngine) -> None:
     shutil.rmtree(source / f"day={LATE}")
     layout, found = build(tmp_path / "work", source, engine)
     clean, _ = build(tmp_path / "clean", source, engine)
@@ -182,14 +182,14 @@ def test_a_changed_rule_reads_every_day_again(tmp_path: Path, source: Path) -> N
     assert len(found["days_read"]) == DAYS
 
 
-def test_a_changed_definition_computes_every_snapshot_again(tmp_path: Path, source: Path, engine: Engine) -> None:
+def test_a_changed_definition_computes_every_snapshot_again(tmp_path: Path, source: Path, engine: DuckEngine) -> None:
     params, layout = make_params(source), locate_work(tmp_path / "work")
     other = params.model_copy(update={"features": params.features.model_copy(update={"tenure_cap_days": 30})})
     found = compute_features(other, VISITS, engine, layout)
     assert (found["daily_files_written"], found["snapshots_written"]) == (0, SNAPSHOTS)
 
 
-def test_a_file_that_a_kill_left_beside_is_no_day(tmp_path: Path, source: Path, engine: Engine) -> None:
+def test_a_file_that_a_kill_left_beside_is_no_day(tmp_path: Path, source: Path, engine: DuckEngine) -> None:
     (source / "day=2024-01-05" / "part-1.csv.partial").write_text("nonsense", encoding="utf-8")
     (source / "day=2024-13-01").mkdir()
     (source / "day=2024-13-01" / "part-0.csv").write_text("nonsense", encoding="utf-8")
@@ -225,7 +225,7 @@ def test_progress_counts_the_days(tmp_path: Path, source: Path) -> None:
 
 
 def test_without_links_files_are_copied(
-    tmp_path: Path, source: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Path, engine: DuckEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_all(locate_work(tmp_path / "work"))
 
