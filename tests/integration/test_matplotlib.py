@@ -35,6 +35,10 @@ def test_long_names_are_not_cut(tmp_path: Path, length: int) -> None:
     assert (long[1] > short[1]) == (length > 40)
 
 
+def test_a_name_in_signs_that_no_font_has_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    assert draw(tmp_path / "importance.png", "月額料金", "age") > (0, 0)
+
+
 def test_a_promotion_in_the_loop_is_told_by_its_shape_and_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

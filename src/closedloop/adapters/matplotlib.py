@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from closedloop.core.actions.effect import Effect
 
 NAME_WIDTH = 40
+# For names whose signs Matplotlib's own font lacks, where one of these is installed.
+MORE_FONTS = ("Noto Sans CJK JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic")
 INK, ACCENT, SECOND, QUIET = "#1f2933", "#0b7285", "#e8590c", "#adb5bd"
 RED, GREEN = "#c92a2a", "#2b8a3e"
 POLICY_COLOURS = (INK, SECOND, "#f08c00", ACCENT, "#862e9c", GREEN)
@@ -158,7 +161,11 @@ def _open_figure(path: Path, rows: int = 1, **options: Any) -> Iterator[Any]:
 
     style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
     style["axes.prop_cycle"] = plt.cycler(color=[ACCENT, SECOND, QUIET])
-    with plt.rc_context(style):
+    installed = matplotlib.font_manager.get_font_names()
+    style["font.family"] = ["DejaVu Sans", *(name for name in MORE_FONTS if name in installed)]
+    with plt.rc_context(style), warnings.catch_warnings():
+        # a sign that no font has is drawn as a box; docs/your-data.md names fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure, axes = plt.subplots(rows, squeeze=False, layout="constrained", **{"figsize": (5.2, 3.9), **options})
         yield tuple(axes[:, 0])
         path.parent.mkdir(parents=True, exist_ok=True)
