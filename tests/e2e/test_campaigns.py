@@ -123,3 +123,5 @@ def test_the_training_set_leaves_out_who_was_treated(shop_copy: Project) -> None
     assert len(at_newest[1]) == len(at_newest[0])
     older = [rows[rows["event_timestamp"] < newest] for rows in (before, after)]
     assert older[0].reset_index(drop=True).equals(older[1].reset_index(drop=True))
+    shop_copy.run_stages("train", "evaluate")
+    assert shop_copy.read_json("metrics/gates.json")["gates"]["feature_cutoff"]["passed"]

@@ -160,7 +160,8 @@ def judge_cutoff(params: Params, dataset: DatasetConfig, candidate: Candidate, r
     from closedloop.core.features.leak_check import choose_suspects, count_mismatches, recompute_features
 
     spec = build_window_spec(params, dataset)
-    rows = pd.concat([candidate.train, candidate.test], ignore_index=True)
+    # a customer who was held out of a campaign is there several times, the same in every column
+    rows = pd.concat([candidate.train, candidate.test]).drop_duplicates(ignore_index=True)
     events = read_table(raw_dir / "events", made_by="closedloop ingest")
     suspects = choose_suspects(events, rows, sample=CUTOFF_SAMPLE, seed=params.seed)
     recomputed = recompute_features(
