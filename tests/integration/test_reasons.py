@@ -168,6 +168,20 @@ def test_many_rows_are_explained_as_each_alone_from_several_threads(tmp_path: Pa
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-12)
 
 
+def test_a_column_that_misses_a_value_for_the_first_time_after_many_rows(tmp_path: Path) -> None:
+    """Tables are laid out for the columns that missed values so far."""
+    trained = write_trained_folder(tmp_path, "hist_gradient_boosting")
+    frame, _ = make_people(6 * shapley.TABLE_ROWS_MIN, 4)
+    matrix = encode_frame(trained.contract.features, frame)
+    is_whole = ~np.isnan(matrix[:, :3]).any(axis=1)
+    whole, others = matrix[is_whole][: shapley.TABLE_ROWS_MIN], matrix[~is_whole][: shapley.TABLE_ROWS_MIN]
+    assert min(len(whole), len(others)) == shapley.TABLE_ROWS_MIN
+    explainer = explain(trained)
+    for rows in (whole, others, whole):
+        alone = np.concatenate([explainer.weigh(part) for part in np.split(rows, 4)])
+        np.testing.assert_allclose(explainer.weigh(rows), alone, rtol=0, atol=1e-12)
+
+
 def test_reasons_are_summed_by_group_and_sorted_by_size(tmp_path: Path) -> None:
     groups = {"visits": ("visits_7d", "visits_30d")}
     trained = write_trained_folder(tmp_path, "hist_gradient_boosting", reasons=groups)

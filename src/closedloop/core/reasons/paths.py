@@ -54,6 +54,23 @@ class Paths(NamedTuple):
         return np.asarray((self.column != UNUSED).sum(axis=1))
 
 
+class Level(NamedTuple):
+    """The edges of all trees to the nodes of one level: first every inner node's "yes", then every one's "no".
+
+    ``inner`` are the places of those inner nodes among the nodes above, shape (n / 2,). ``above`` and ``own`` are what
+    the edge's column must hold before and after the edge: low, high, is missing in (see `Paths`), shape (3, n). The
+    rest has shape (n,): ``before`` and ``after`` are the ratios of the two; ``value`` is a leaf's, else 0.
+    """
+
+    inner: np.ndarray
+    column: np.ndarray
+    above: np.ndarray
+    own: np.ndarray
+    value: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
 class Bins:
     """Values as places among the ensemble's thresholds: all that its trees can tell apart."""
 
@@ -98,8 +115,8 @@ class _Front(NamedTuple):
         return _Front(self.node, self.turns, *wide)
 
 
-def list_paths(nodes: TreeNodes, bins: Bins) -> Paths:
-    """Follow every path from the roots to the leaves, all trees a level at a time."""
+def list_paths(nodes: TreeNodes, bins: Bins) -> tuple[Paths, list[Level]]:
+    """Follow every path from the roots to the leaves, all trees a level at a time; also returns the levels below."""
     place = np.zeros(len(nodes.tree), dtype=np.int64)  # of a node's threshold among its column's
     for column, thresholds in enumerate(bins.thresholds):
         here = ~nodes.is_leaf & (nodes.column == column)
@@ -109,22 +126,24 @@ def list_paths(nodes: TreeNodes, bins: Bins) -> Paths:
     whole = none.astype(np.int64)
     front = _Front(roots, np.zeros(len(roots), np.uint64), whole, whole, whole, none.astype(bool), none)
     found: list[_Front] = []
+    edges: list[Level] = []
     for depth in range(len(nodes.tree)):
         is_leaf = nodes.is_leaf[front.node]
         found.append(front.take(is_leaf))
-        front = front.take(~is_leaf)
-        if not len(front.node):
+        if is_leaf.all():
             break
-        front = _descend(nodes, place, front, depth)
+        front, level = _descend(nodes, place, front.take(~is_leaf), depth)
+        edges.append(level._replace(inner=np.flatnonzero(~is_leaf)))
     slots = max(1, *(level.column.shape[1] for level in found))
     levels = [level.widen(slots) for level in found]
     node, turns, *parts = (np.concatenate(each) for each in zip(*levels, strict=True))
     order = np.lexsort((turns, nodes.tree[node]))
-    return Paths._make([*(part[order] for part in parts), nodes.tree[node][order], nodes.value[node][order]])
+    leaves = Paths._make([*(part[order] for part in parts), nodes.tree[node][order], nodes.value[node][order]])
+    return leaves, edges
 
 
-def _descend(nodes: TreeNodes, place: np.ndarray, front: _Front, depth: int) -> _Front:
-    """The children of these nodes."""
+def _descend(nodes: TreeNodes, place: np.ndarray, front: _Front, depth: int) -> tuple[_Front, Level]:
+    """The children of these nodes, and the edges to them."""
     column = nodes.column[front.node]
     same = front.column == column[:, None]
     used = (front.column != UNUSED).sum(axis=1)
@@ -132,6 +151,7 @@ def _descend(nodes: TreeNodes, place: np.ndarray, front: _Front, depth: int) -> 
     front = front.widen(max(front.column.shape[1], int(slot.max()) + 1))
     at = np.arange(len(slot)), slot
     front.column[at] = column
+    above = [part[at] for part in front[3:]]
     children = []
     for is_yes in (True, False):
         child = (nodes.yes if is_yes else nodes.no)[front.node]
@@ -146,4 +166,15 @@ def _descend(nodes: TreeNodes, place: np.ndarray, front: _Front, depth: int) -> 
         is_missing_in[at] &= nodes.is_missing_yes[front.node] == is_yes
         ratio[at] *= nodes.cover[child] / nodes.cover[front.node]
         children.append(_Front(child, *parts[1:]))
-    return _Front(*(np.concatenate(each) for each in zip(*children, strict=True)))
+    below = _Front(*(np.concatenate(each) for each in zip(*children, strict=True)))
+    own = [part[np.arange(len(below.node)), np.tile(slot, 2)] for part in below[3:]]
+    level = Level(
+        inner=np.empty(0, dtype=np.intp),
+        column=np.tile(column, 2),
+        above=np.tile(np.stack(above[:3]).astype(np.int32), 2),
+        own=np.stack(own[:3]).astype(np.int32),
+        value=np.where(nodes.is_leaf[below.node], nodes.value[below.node], 0.0),
+        before=np.tile(above[3], 2),
+        after=own[3],
+    )
+    return below, level
