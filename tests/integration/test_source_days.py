@@ -56,11 +56,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
-def put_day(client: Any, day: dt.date, paid: float = 1.0) -> None:
+def put_day(client: Any, day: dt.date, paid: float = 1.0, key: str = "orders/day={day}/part-0.parquet") -> None:
     times = pd.Timestamp(day, tz="UTC") + pd.to_timedelta(np.arange(8), unit="h")
     content = io.BytesIO()
     pd.DataFrame({"member": [f"M{one}" for one in range(8)], "at": times, "paid": paid}).to_parquet(content)
-    client.put_object(Bucket="landing", Key=f"orders/day={day}/part-0.parquet", Body=content.getvalue())
+    client.put_object(Bucket="landing", Key=key.replace("{day}", f"{day}"), Body=content.getvalue())
 
 
 def make_params(pattern: str = PATTERN) -> Params:
@@ -84,6 +84,13 @@ def test_new_and_corrected_objects_alone_are_fetched(bucket: Any, tmp_path: Path
     assert (found["events"], found["days"]) == (8 * DAYS, DAYS)
     assert pd.read_parquet(tmp_path / "raw/events/2024-01-05.parquet")["amount"].tolist() == [3.0] * 8
     assert run(tmp_path)["days_read"] == []
+
+
+def test_objects_of_one_name_in_two_folders_are_both_read(bucket: Any, tmp_path: Path) -> None:
+    for country in ("de", "fr"):
+        put_day(bucket, FIRST, key=f"countries/{country}/{{day}}.parquet")
+    found = run(tmp_path, "s3://landing/countries/*/{day}.parquet")
+    assert found["rows_read"] == found["events"] == 16
 
 
 def test_a_bucket_without_days_and_one_that_is_not_there_are_told_apart(bucket: Any, tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ def fetch_day(pattern: str, day: dt.date, addresses: Iterable[str]) -> Iterator[
     from closedloop.adapters.fsspec import get_file
 
     with tempfile.TemporaryDirectory() as folder:
-        for address in addresses:
-            get_file(address, Path(folder) / PurePosixPath(address).name)
+        for number, address in enumerate(addresses):
+            target = Path(folder) / PurePosixPath(address).name
+            # files of several folders may be called alike
+            get_file(address, target.with_name(f"{number}-{target.name}") if target.exists() else target)
         yield folder
 
 
