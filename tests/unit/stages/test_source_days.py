@@ -175,6 +175,25 @@ def test_a_day_that_is_gone_is_taken_out(tmp_path: Path, source: Path, engine: D
     assert read_all(layout) == read_all(clean)
 
 
+@pytest.mark.parametrize("name", ["part-0.csv", "part-1.csv"])
+def test_a_day_without_rows_is_a_day_on_which_nothing_happened(tmp_path: Path, source: Path, name: str) -> None:
+    folder = source / f"day={LATE}"
+    folder.joinpath(name).write_text("member,at,paid\n", encoding="utf-8")
+    alone = name == "part-0.csv"
+    found = [ingest(make_params(source), VISITS, locate_work(tmp_path / "work")) for _ in range(2)]
+    assert [one["days_read"] for one in found] == [[f"{LATE}"], []]
+    assert found[0]["rows_read"] == found[1]["rows_read"] == (DAYS - alone) * 15
+    assert found[0]["days"] == DAYS - alone
+    assert found[0]["dropped"] == found[1]["dropped"]
+
+
+def test_days_without_any_row_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "day=2024-01-01").mkdir()
+    (tmp_path / "day=2024-01-01" / "part-0.csv").write_text("member,at,paid\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no event is left \(0 rows read\)"):
+        ingest(make_params(tmp_path), VISITS, locate_work(tmp_path / "work"))
+
+
 def test_a_changed_rule_reads_every_day_again(tmp_path: Path, source: Path) -> None:
     cleaning = VISITS.cleaning.model_copy(update={"require_positive": ()})
     changed = VISITS.model_copy(update={"cleaning": cleaning})

@@ -84,7 +84,7 @@ def read_days(
         whole.rows_read += one["rows_read"]
         whole.findings.add(Findings(one["blank"], one["missing_words"]))
         types.update(one["event_types"])
-        whole.dropped.append(dropped)
+        whole.dropped += [dropped] if one["rows_read"] else []
         tell_progress(number + 1, len(there))
     whole.broken = [rows.drop(columns=["day", "source", "row", "customer_id"]) for rows in whole.dropped]
     logger.info(
@@ -114,7 +114,9 @@ def _read_day(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     with fetch_day(pattern, day, list(keys)) as path:
         data = params.data.model_copy(update={"source": path})
-        read = read_rows(params.model_copy(update={"data": data}), dataset)
+        read = read_rows(params.model_copy(update={"data": data}), dataset, may_be_empty=True)
+    if not read.rows_read:  # a day on which nothing happened has a header all the same
+        return {"rows_read": 0, "event_types": {}, "blank": {}, "missing_words": {}}, pd.DataFrame()
     events = pd.concat(read.kept, ignore_index=True)
     other = events.loc[events["time"].dt.date != day, "time"]
     if len(other):

@@ -110,8 +110,8 @@ class Place:
         return {"place": self.name, "row_numbers": self.row_numbers}
 
 
-def read_rows(params: Params, dataset: DatasetConfig) -> SourceRows:
-    """Read, clean and convert the source chunk by chunk."""
+def read_rows(params: Params, dataset: DatasetConfig, *, may_be_empty: bool = False) -> SourceRows:
+    """Read, clean and convert the source chunk by chunk; without rows it is an error, unless it ``may_be_empty``."""
     assert not isinstance(dataset.source, SimulatorSource)
     read = SourceRows()
     columns = dataset.columns
@@ -136,7 +136,7 @@ def read_rows(params: Params, dataset: DatasetConfig) -> SourceRows:
         convert = _convert_events if dataset.kind == "events" else _convert_entities
         read.findings.count(columns.entity_id, codes[kept], blank=False)
         read.kept.append(convert(dataset, rows[kept], codes[kept], place.select(kept), read.findings))
-    if read.rows_read == 0:
+    if read.rows_read == 0 and not may_be_empty:
         raise DataError("data.source: there are column names, but no rows")
     return read
 
