@@ -146,11 +146,14 @@ def shorten(path: Path) -> Path:
 
 
 def print_json(content: Any) -> None:
-    """Print for programs: a named tuple by its names, a path as text."""
+    """Print for programs: a named tuple by its names, a path as text, a number of numpy as a number."""
     import msgspec
 
+    def translate(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else str(value)
+
     named = content._asdict() if hasattr(content, "_asdict") else content
-    typer.echo(msgspec.json.format(msgspec.json.encode(named, enc_hook=str)).decode())
+    typer.echo(msgspec.json.format(msgspec.json.encode(named, enc_hook=translate)).decode())
 
 
 def with_json(command: Callable[..., Any]) -> Callable[..., None]:

@@ -8,13 +8,14 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from closedloop import waiting
 from closedloop.cli.main import StepHandler
-from closedloop.cli.options import Commands, enter_workspace, fold, locate_given, shorten, tell, with_json
+from closedloop.cli.options import Commands, enter_workspace, fold, locate_given, print_json, shorten, tell, with_json
 from tests.http_service import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -81,6 +82,11 @@ def test_a_command_gets_json_beside_its_own_options() -> None:
     assert (json.loads(shown.stdout), shown.stderr) == ({"rows": 5, "file": "a.csv"}, "5 rows\n")
     assert "--json" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
     assert CliRunner().invoke(app, ["--json"]).exit_code == 2  # --input is still required
+
+
+def test_json_has_numbers_of_numpy_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"share": np.float64(0.5), "rows": np.int64(3), "won": np.bool_(True), "file": Path("a.csv")})
+    assert json.loads(capsys.readouterr().out) == {"share": 0.5, "rows": 3, "won": True, "file": "a.csv"}
 
 
 def test_signs_of_two_columns_are_counted_as_two() -> None:
