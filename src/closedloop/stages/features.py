@@ -26,7 +26,7 @@ from closedloop.core.features.windows import (
 )
 from closedloop.errors import ConfigError, DataError, count_noun
 from closedloop.files import keep_file, replace_folder, write_text
-from closedloop.stages.parts.daily import digest_file, list_daily, update_daily
+from closedloop.stages.parts.daily import DAILY_FORMAT, digest_file, list_daily, update_daily
 from closedloop.stages.parts.snapshots import ROW_KEY, list_feature_snapshots
 from closedloop.tabular.tables import build_schema, count_rows, read_footer, read_table, write_batches, write_table
 
@@ -182,14 +182,14 @@ class _Plan:
     ) -> dict[dt.datetime, bytes]:
         """What each snapshot is computed from: the days in its reach, first days before it, and attributes.
 
-        A customer whose first day is later changes none of it, unless customers have attributes.
+        A customer whose first day is later changes none of it, unless the customers' own table describes them.
         """
         frame = session.read_frame(self.engine.compile(self.origins), build_schema(ORIGINS_COLUMNS))
         frame = frame.sort_values(["origin_day", "customer_id"], ignore_index=True)
         lines = frame["customer_id"].astype(str) + frame["origin_day"].astype(str)
         days = {path.stem: digest_file(path) for path in sorted(events_dir.glob("*.parquet"))}
-        digest, found, done = hashlib.sha256(), {}, 0
-        if self.attributes:
+        digest, found, done = hashlib.sha256(DAILY_FORMAT), {}, 0
+        if len(self.customer_columns) > 1:
             digest.update(digest_file(customers_path))
         for snapshot in sorted(snapshots):
             until = int((frame["origin_day"] < snapshot.date()).sum())

@@ -324,3 +324,26 @@ def test_labels_of_the_population(events_dir: Path, customers_path: Path, tmp_pa
         build_labels(tmp_path / "daily", snapshots=SNAPSHOTS, **arguments)
     with pytest.raises(DataError, match="holds no daily aggregates"):
         build_labels(tmp_path / "nowhere", snapshots=SNAPSHOTS[:1], **arguments)
+
+
+def test_a_customer_who_becomes_known_later_is_computed_again(
+    events_dir: Path, customers_path: Path, tmp_path: Path, engine: DuckEngine
+) -> None:
+    customers = pd.read_parquet(customers_path)[["customer_id", "since"]]
+    customers.loc[0, "since"] = pd.Timestamp(AS_OF)  # after events of this customer, and after both snapshots
+    write_table(customers_path, customers.drop(index=0))
+    build(events_dir, customers_path, engine, attributes={})
+    write_table(customers_path, customers)
+    build(events_dir, customers_path, engine, attributes={})
+    continued = read_bytes(tmp_path / "features")
+    shutil.rmtree(tmp_path / "features")
+    build(events_dir, customers_path, engine, attributes={})
+    assert continued == read_bytes(tmp_path / "features")
+
+
+def test_another_form_of_the_daily_aggregates_computes_every_snapshot_again(
+    events_dir: Path, customers_path: Path, engine: DuckEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(events_dir, customers_path, engine)
+    monkeypatch.setattr("closedloop.stages.features.DAILY_FORMAT", b"another")
+    assert build(events_dir, customers_path, engine)["snapshots_written"] == len(SNAPSHOTS)
