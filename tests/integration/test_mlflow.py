@@ -117,6 +117,13 @@ def test_a_run_holds_every_parameter(small_shop: Any, logged: Run) -> None:
     assert logged.info.status == "FINISHED"
 
 
+def test_a_run_holds_the_hyper_parameters_of_the_size_that_was_taken(small_shop: Any, logged: Run) -> None:
+    used = small_shop.read_json("models/pipeline/choices.json")["hyper_parameters"]
+    assert used, "the small shop's rows choose the smaller model"
+    for name, value in used.items():
+        assert logged.data.params[f"hyper_parameters.{name}"] == str(value)
+
+
 def test_a_run_holds_the_figures_of_every_part(small_shop: Any, logged: Run) -> None:
     trained = small_shop.read_json("metrics/train_metrics.json")
     tested = small_shop.read_json("metrics/eval_metrics.json")

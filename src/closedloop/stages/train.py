@@ -65,13 +65,13 @@ def train(
     with tracking.start_run(f"{params.model.type} {params.as_of}", tags=lineage.list_tags()) as run_id:
         tracking.log_params(params.model_dump(exclude={"tuning": {"space"}}))
         found = search_parameters(params, dataset, feature_set, tracking, rows["train"], use_wandb=use_wandb)
-        tracking.log_params({"hyper_parameters": found})
         logger.info("fitting %s, rows: %d", params.model.type, len(rows["train"]))
         fitted = fit_best(params, feature_set, found, rows)
         if params.model.recalibrates is not None:
             newest = list_newest(rows["train"], by_day=dataset.label is None)
             other = recalibrate(tracking, params.model, newest, feature_set)
             fitted = choose_challenger(params, feature_set, fitted, rows, other)
+        tracking.log_params({"hyper_parameters": fitted.hyper_parameters})
         with replace_folder(layout.model) as folder:
             model = fitted.pipeline, fitted.features, fitted.threshold
             write_model(folder, *model, params=params, dataset=dataset, test=rows["test"], lineage=lineage)

@@ -82,8 +82,10 @@ def fit_sizes(
     What suits 20,000 customers learns 2,000 by heart, the more so where each of them has a row in a dozen snapshots.
     """
     small = find_model_type(params.model.type).small if not hyper_parameters else {}
-    sizes = [hyper_parameters, dict(small)] if small else [hyper_parameters]
-    return [fit(params, feature_set, size, dict(rows)) for size in sizes]
+    found = [fit(params, feature_set, hyper_parameters, dict(rows))]
+    if small:
+        found.append(replace(fit(params, feature_set, dict(small), dict(rows)), kind="training of a smaller model"))
+    return found
 
 
 def fit_best(
@@ -129,10 +131,10 @@ def fit_recent(
         recent = list_recent(rows["train"], share)
         if recent is None:
             continue
-        days = recent["event_timestamp"].nunique()
-        kind = f"training on the newest {count_noun(days, 'snapshot')}"
+        on = f"on the newest {count_noun(recent['event_timestamp'].nunique(), 'snapshot')}"
         made = fit_sizes(params, feature_set, fitted.hyper_parameters, {**given, "train": recent})
-        found += [replace(one, kind=kind, recent_share=share) for one in made]
+        kinds = [one.kind for one in made] if len(made) > 1 else [fitted.kind]
+        found += [replace(one, kind=f"{kind} {on}", recent_share=share) for one, kind in zip(made, kinds, strict=True)]
     return found
 
 

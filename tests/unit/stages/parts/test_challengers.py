@@ -58,3 +58,12 @@ def test_the_newest_snapshots_alone_train_small_models_where_all_of_them_do() ->
         found = fit_recent(make_params(), FEATURES, whole, rows)
         assert [one.recent_share for one in found] == [share for share in (3, 6, 12) for _ in range(trained)]
         assert [one.hyper_parameters for one in found] == ([{}, SMALL] if trained == 2 else [SMALL]) * 3
+
+
+def test_what_was_trained_is_said_with_its_size() -> None:
+    rows = {"train": draw_rows(400, 12, 1), "validation": draw_rows(400, 1, 2)}
+    default, small = fit_sizes(make_params(), FEATURES, {}, rows)
+    assert (default.kind, small.kind) == ("training", "training of a smaller model")
+    for whole, kinds in (default, (default.kind, small.kind)), (small, (small.kind,)):
+        found = [one.kind for one in fit_recent(make_params(), FEATURES, whole, rows)]
+        assert found[: len(kinds)] == [f"{kind} on the newest 4 snapshots" for kind in kinds]
