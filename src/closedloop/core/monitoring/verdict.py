@@ -203,7 +203,9 @@ def _find_due(
         drifting = [_breaches(check.evidence, "drift") for check in judged[: policy.of_checks]]
         share = f"{sum(drifting)} of the last {count_noun(len(drifting), 'check')}"
         said = f"drift in {share}: {_describe_drift(newest['drift'])}"
-        is_open = closed_until is not None and closed_until < _find_drift_start(judged) and policy.policy != "drift"
+        # where outcomes never come, a check in between that shows no drift must not make it wait for ever
+        start = _find_drift_start(judged, gap_max=0 if closed else policy.of_checks - policy.breaches)
+        is_open = closed_until is not None and closed_until < start and policy.policy != "drift"
         if harmless and policy.policy != "drift":
             reasons.append(f"{said}; {_describe_harmless(closed[0].evidence['realised'], newest, policy)}")
         elif is_due and is_open:
@@ -226,13 +228,16 @@ def _covers(closed: PastCheck, judged: Sequence[PastCheck]) -> bool:
     return until is not None and dt.datetime.fromisoformat(until) > _find_drift_start(judged)
 
 
-def _find_drift_start(judged: Sequence[PastCheck]) -> dt.datetime:
-    """Since when drift has gone on without a break."""
-    first = judged[0].since
+def _find_drift_start(judged: Sequence[PastCheck], *, gap_max: int = 0) -> dt.datetime:
+    """Since when drift has gone on, with at most so many checks in a row that show none."""
+    first, gap = judged[0].since, 0
     for check in judged:
-        if not _breaches(check.evidence, "drift"):
+        if _breaches(check.evidence, "drift"):
+            first, gap = check.since, 0
+        else:
+            gap += 1
+        if gap > gap_max:
             break
-        first = check.since
     return first
 
 

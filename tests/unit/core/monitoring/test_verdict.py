@@ -101,6 +101,14 @@ def test_drift_waits_until_a_training_can_learn_of_it() -> None:
     assert judge(evidence(drift=True, loss=True), BAD, BAD, horizon_days=61).verdict == "retrain"
 
 
+def test_drift_with_a_gap_does_not_wait_for_ever_where_outcomes_never_come() -> None:
+    """2 of the last 3 checks drift, and so it went on longer than a horizon."""
+    asked: dict[str, Any] = {"horizon_days": 61, "breaches": 2}
+    assert judge(BAD, BAD, QUIET, BAD, **asked).verdict == "retrain"
+    assert judge(BAD, BAD, QUIET, QUIET, BAD, **asked).verdict == "alert"
+    assert judge(BAD, BAD, evidence(loss=False), BAD, **asked).verdict == "alert"
+
+
 def test_outcomes_may_be_asked_to_breach_more_than_once() -> None:
     once, fine = evidence(loss=True), evidence(loss=False)
     twice = {"outcome_breaches": 2, "outcome_of_checks": 3}
