@@ -69,14 +69,15 @@ def read_batches(path: Path, source: FileSource, columns: Sequence[str]) -> Iter
 
 
 def count_lines(path: Path) -> int:
-    """The number of lines, of which a quoted value may hold several."""
+    """The number of lines, of which a quoted value may hold several; they end as PyArrow has it: by CR, LF or both."""
     last = b"\n"
     count = 0
     with pa.input_stream(path, compression="detect") as stream:
         while block := stream.read(BLOCK_BYTES):
-            count += block.count(b"\n")
+            block = last + block.replace(b"\0", b"")  # of UTF-16
+            count += block.count(b"\n", 1) + block.count(b"\r", 1) - block.count(b"\r\n")
             last = block[-1:]
-    return count + (last != b"\n")
+    return count + (last not in b"\r\n")
 
 
 def find_broken_line(path: Path, source: FileSource) -> str | None:

@@ -98,3 +98,17 @@ def test_times_are_written_as_the_source_says_in_its_own_files_alone(tmp_path):
     (tmp_path / "b.csv").write_text("fee,Stadt\n", encoding="utf-8")
     formats = [open_rows(tmp_path / name, source, RENAME, needed=NEEDED).time_format for name in ("a.csv", "b.csv")]
     assert formats == ["%d.%m.%Y", None]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("text", "rows"), [("a\r1\r2\r3\r", 3), ("a\r\n1\r\n2\r\n3", 3), ("a\n1\r2\n3", 3), ("a\n", 0)]
+)
+def test_lines_are_counted_however_they_end(text: str, rows: int, encoding: str, tmp_path, monkeypatch) -> None:
+    """A cluster scores as many chunks as there may be: rows beyond them would be left out without a word."""
+    monkeypatch.setattr("closedloop.tabular.csv_files.BLOCK_BYTES", 4)
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    file = RowFile(tmp_path / "a.csv", FileSource(type="csv", encoding=encoding))
+    assert file.rows_max == rows
+    monkeypatch.undo()
+    assert sum(table.num_rows for table in file.read_chunks(["a"], 2)) == rows
