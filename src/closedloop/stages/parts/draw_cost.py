@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def measure_draw(
     params: Params, feature_set: FeatureSet, fitted: Fitted, rows: Mapping[str, pd.DataFrame]
 ) -> dict[str, Any] | None:
-    """What all rows would gain over the draw that trained ``fitted``, in log loss of the test rows (None: no draw).
+    """What all rows would gain over the draw that trained ``fitted``, in log loss of test rows (None: all trained it).
 
     All rows are too many to train on. Where the loss that more rows would take away falls as one over their number,
     half of the draw loses to the draw what the draw loses to endless rows, so that ``cost`` is that difference times
@@ -40,9 +40,9 @@ def measure_draw(
         and the draw, with its 95% interval; ``cost``: that times the share not drawn. Or ``why`` there is no figure.
     """
     train = rows["train"]
-    if WEIGHT not in train:
+    known_rows = round(train[WEIGHT].sum()) if WEIGHT in train else len(train)
+    if known_rows == len(train):
         return None
-    known_rows = round(train[WEIGHT].sum())
     counts = {"rows": len(train), "known_rows": known_rows}
     if fitted.kind.startswith("recalibration"):
         return {**counts, "why": f"a {fitted.kind} is not trained on it"}

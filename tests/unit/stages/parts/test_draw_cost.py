@@ -63,6 +63,12 @@ def test_without_a_draw_there_is_no_cost(setting: dict[str, Any]) -> None:
     assert measure_draw(setting["params"], setting["features"], setting["fitted"], setting["all"]) is None
 
 
+def test_where_only_another_part_is_drawn_training_costs_nothing(setting: dict[str, Any]) -> None:
+    train = setting["all"]["train"]
+    rows = setting["all"] | {"train": draw_rows(train, len(train), salt="7")}
+    assert measure_draw(setting["params"], setting["features"], setting["fitted"], rows) is None
+
+
 def test_a_recalibration_is_not_trained_on_the_draw(setting: dict[str, Any]) -> None:
     recalibrated = Fitted(*[None] * 6, kind="recalibration of version 2")  # type: ignore[arg-type]
     found = measure_draw(setting["params"], setting["features"], recalibrated, setting["rows"])
