@@ -51,11 +51,12 @@ def weak_shop(small_shop, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def equal_shop(weak_shop, tmp_path_factory):
+def equal_shop(small_shop, weak_shop, tmp_path_factory):
     """After the weak version 2, a candidate that scores every row as version 1, the champion, does."""
     shop = weak_shop.copy(tmp_path_factory.mktemp("equal") / "project")
+    used = small_shop.read_json("models/pipeline/choices.json")["hyper_parameters"]  # of version 1
     shop.run("register")
-    shop.change_params({"model": {"params": {"max_iter": 150}}, "seed": 8})
+    shop.change_params({"model": {"params": used}, "seed": 8})
     shop.run("train")
     shop.run("evaluate")
     return shop

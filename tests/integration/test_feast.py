@@ -191,7 +191,11 @@ def test_states_are_told_apart_and_nothing_missing_is_a_zero(build_store: BuildS
         assert list_rows(answer.snapshot_at.to_frame()) == [(None,), (known,), (known,), (None,), (known,)]
 
 
-def test_times_are_numbers_online_whatever_else_wrote_to_sqlite(build_store: BuildStore, tmp_path: Path) -> None:
+def test_times_are_numbers_online_whatever_else_wrote_to_sqlite(
+    build_store: BuildStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, convert in sqlite3.converters.items():
+        monkeypatch.setitem(sqlite3.converters, name, convert)  # how Feast's client reads times: of the whole process
     features = build_store()
     features.publish(write_rows(tmp_path / "rows", {day: [("one", 1.0, 2.0, "")] for day in (FIRST, SECOND)}))
     features.materialize(FIRST)

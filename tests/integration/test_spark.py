@@ -37,7 +37,7 @@ from closedloop.stages.refresh import locate_work
 from closedloop.store.database import Database
 from closedloop.store.predictions import Predictions
 from closedloop.tabular.tables import write_event_days, write_table
-from tests.conftest import Project
+from tests.conftest import SOURCE_ROOT, Project
 from tests.integration.test_batch import make_rows
 from tests.model_folders import write_model_folder
 from tests.spark import LOCAL, SMALL, require_spark
@@ -48,8 +48,9 @@ pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1800)]
 FOREIGN = {"spark.sql.session.timeZone": "America/New_York", "spark.sql.ansi.enabled": "false"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine() -> Iterator[spark.SparkEngine]:
+    """An application of each test's own: a process has one, and commands end it."""
     require_spark()
     with spark.SparkEngine(SparkSettings(master=LOCAL.master, properties=SMALL | FOREIGN), threads=2) as made:
         yield made
@@ -220,6 +221,8 @@ def test_the_simulators_training_set_is_the_same(small_shop, shop_copy, monkeypa
 def test_online_retails_training_set_is_the_same(real_data, make_project, tmp_path, monkeypatch):
     require_spark()
     made = make_project(tmp_path / "project")
+    made.add_sources(".dvc")
+    (made.root / "src").symlink_to(SOURCE_ROOT / "src")
     source = ["--dataset", "online_retail", "--source", str(real_data / "online-retail"), "--until", "training_set"]
     made.run("run", *source)
     expected = Project(made.root / "workspaces/online_retail").copy(tmp_path / "expected")

@@ -77,12 +77,12 @@ class SparkEngine:
         try:
             self.spark = SparkSession.builder.appName("closedloop").config(map=list_properties(settings)).getOrCreate()
             self._backend = ibis.pyspark.connect(self.spark)
-        except PySparkException as error:
-            raise ConfigError(
-                f"engine: Spark at {settings.master} does not start ({_shorten(error)}); it needs Java 17 or 21, and "
-                "spark.master as Spark has it: local[2], spark://HOST:PORT, yarn"
-            ) from error
-        except Exception as error:  # py4j's, and Python's own where the driver's connection breaks
+        except Exception as error:  # PySpark's, py4j's, and Python's own where the driver's connection breaks
+            if isinstance(error, PySparkException) or "Could not parse Master URL" in str(error):
+                raise ConfigError(
+                    f"engine: Spark at {settings.master} does not start ({_shorten(error)}); it needs Java 17 or 21, "
+                    "and spark.master as Spark has it: local[2], spark://HOST:PORT, yarn"
+                ) from error
             raise ServiceUnavailable(f"engine: Spark at {settings.master}: {_shorten(error)}") from error
         self.threads = threads
         self._stored: list[str] = []
@@ -242,4 +242,5 @@ def _quote(name: str) -> str:
 
 
 def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    """What it says, without the places in Java."""
+    return " ".join(str(error).split("\n\tat ")[0].split())[:500]
