@@ -175,6 +175,8 @@ class Features:
         The online rows themselves decide this. The registry's intervals may end later than their newest row
         (`feast materialize-incremental` ends them at the wall clock), and another machine may have written rows.
         """
+        from closedloop.adapters.online_writer import is_plain_redis
+
         times = self._read_online_times(snapshot_at)
         if any(time > snapshot_at for time in times):
             return False
@@ -186,8 +188,21 @@ class Features:
             second = dt.timedelta(seconds=1)
             store = open_store({**self._config, "online_store": online})
             span = snapshot_at - second, snapshot_at + second
-            wait_while_locked(lambda: store.materialize(*span, feature_views=[self.features.service]))
+            if is_plain_redis(online):
+                self._write_rows(snapshot_at)
+                view = store.get_feature_view(self.features.service)
+                wait_while_locked(lambda: store.registry.apply_materialization(view, self.project, *span))
+            else:
+                wait_while_locked(lambda: store.materialize(*span, feature_views=[self.features.service]))
         return True
+
+    def _write_rows(self, snapshot_at: dt.datetime) -> None:
+        """As `feast materialize` does, which takes nine times as long (decision record 19)."""
+        from closedloop.adapters.online_writer import write_snapshot
+
+        file = self.offline_dir / f"{snapshot_at:%Y-%m-%d}.parquet"
+        place = self._config["online_store"]["connection_string"], self.project, self.features.service
+        write_snapshot(*place, file, self.features.numeric, self.features.categorical)
 
     def _read_online_times(self, snapshot_at: dt.datetime) -> set[dt.datetime]:
         """The snapshot times of the online rows of a published snapshot's customers."""

@@ -21,7 +21,8 @@ KEY_START = struct.pack("<III", 1, STRING_TYPE, len(JOIN_KEY)) + JOIN_KEY.encode
 # A message's first byte holds field number and wire type; these are the fields of a ValueProto
 TEXT, INT32, INT64, DOUBLE, FLOAT, BOOL = 0x12, 0x18, 0x20, 0x29, 0x35, 0x38
 NULL = b"\x98\x01"
-SECONDS = b"\x08"  # of a Timestamp
+SECONDS, NANOSECONDS = b"\x08", b"\x10"  # of a Timestamp
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _unpack_double, _unpack_float = struct.Struct("<xd").unpack, struct.Struct("<xf").unpack
 
 
@@ -43,6 +44,19 @@ def encode_key(customer_id: str) -> bytes:
     """Feast's entity key; an id that is not valid Unicode gets a key that no customer has."""
     encoded = customer_id.encode("utf-8", "surrogatepass")
     return KEY_START + struct.pack("<I", len(encoded)) + encoded
+
+
+def encode_text(value: str) -> bytes:
+    """A ``ValueProto`` of a text."""
+    encoded = value.encode()
+    return bytes([TEXT]) + _write_varint(len(encoded)) + encoded
+
+
+def encode_time(at: dt.datetime) -> bytes:
+    """A ``Timestamp`` of a time from 1970 on; nothing stands for a number that is 0."""
+    whole, parts = divmod(at - EPOCH, dt.timedelta(seconds=1))
+    fields = ((SECONDS, whole), (NANOSECONDS, parts // dt.timedelta(microseconds=1) * 1_000))
+    return b"".join(tag + _write_varint(number) for tag, number in fields if number)
 
 
 def decode_row(values: Sequence[bytes | None], stamp: int | bytes) -> OnlineRow:
@@ -87,3 +101,12 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
         position, shift = position + 1, shift + 7
         if byte < 0x80:
             return value - (1 << 64 if value >> 63 else 0), position
+
+
+def _write_varint(number: int) -> bytes:
+    """Encode a number that is not negative, as `_read_varint` reads it."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

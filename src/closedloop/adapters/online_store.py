@@ -196,8 +196,8 @@ class RedisReader:
         self._key_end = project.encode()
         fields = [mmh3.mmh3_32_digest(f"{view}:{name}".encode()) for name in feature_names]
         fields.append(f"_ts:{view}".encode())
-        self._command_start = b"*%d\r\n" % (len(fields) + 2) + _pack_bulk(b"HMGET")
-        self._command_end = b"".join(_pack_bulk(field) for field in fields)
+        self._command_start = b"*%d\r\n" % (len(fields) + 2) + pack_bulk(b"HMGET")
+        self._command_end = b"".join(pack_bulk(field) for field in fields)
         # redis-py would otherwise wait for seconds between attempts to connect
         self._client = Redis(**parse_address(connection_string), retry=Retry(NoBackoff(), 0))
 
@@ -239,7 +239,7 @@ class RedisReader:
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.send_packed_command(
-                [self._command_start + _pack_bulk(key) + self._command_end for key in keys]
+                [self._command_start + pack_bulk(key) + self._command_end for key in keys]
             )
             return [await connection.read_response(disable_decoding=True) for _ in keys]
         except BaseException:
@@ -272,5 +272,6 @@ def parse_address(connection_string: str) -> dict[str, Any]:
     return arguments
 
 
-def _pack_bulk(value: bytes) -> bytes:
+def pack_bulk(value: bytes) -> bytes:
+    """A string of the Redis protocol."""
     return b"$%d\r\n%s\r\n" % (len(value), value)
