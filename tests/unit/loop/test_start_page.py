@@ -85,7 +85,7 @@ def test_it_says_what_to_type_next_in_the_projects_folder(folder):
     with contextlib.chdir(workspace):
         told = write(folder)[0].partition("in the project's folder: ")[2]
     assert told == (
-        "Serve: make serve DATASET=members Score: make score DATASET=members "
+        "MLflow: make ui DATASET=members Serve: make serve DATASET=members Score: make score DATASET=members "
         "INPUT=workspaces/members/data/features/2024-01-01.parquet OUTPUT=workspaces/members/data/scores.parquet "
         "Watch: make demo DATASET=members; make status DATASET=members "
         "Release: closedloop --dataset members release history"
