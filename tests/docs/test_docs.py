@@ -17,6 +17,7 @@ from closedloop.cli.main import app
 from closedloop.config.environment import TELEMETRY_OFF
 from closedloop.config.params import Params
 from closedloop.config.settings import Settings
+from closedloop.core.evaluation.excuses import EXCUSABLE
 from closedloop.core.evaluation.gates import REMEDIES
 from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.metrics import measure_classification
@@ -135,6 +136,14 @@ def test_every_gate_has_a_remedy_and_the_reference_says_when_it_blocks():
     judged = {gate for cell in re.findall(r"\| `([\w, ]+)`: ", limits) for gate in cell.split(", ")}
     blocking = set(re.findall(r"`(\w+)`", rest.split("\n\n")[0]))
     assert judged <= set(REMEDIES) <= blocking
+
+
+def test_the_reference_names_the_gates_that_a_champion_excuses():
+    sentence = re.search(
+        r"Where there is a champion and a retrained model wins against it, (.*?) are \*\*excused", REFERENCE, re.DOTALL
+    )
+    assert sentence is not None
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == EXCUSABLE
 
 
 @pytest.mark.parametrize("name", list(ReleasePolicy.model_fields))
