@@ -148,7 +148,7 @@ def build_actions(run: RunContext) -> Actions:
 
 
 def read_actions(run: RunContext) -> pd.DataFrame | None:
-    """What campaigns did by ``as_of``, for rows to train on; None where the store has no tables yet.
+    """The actions of campaigns by ``as_of``, for rows to train on; None where the store has no tables yet.
 
     A stage may read it though DVC does not know it: an action touches no label that is known by its own date, and
     another ``as_of`` runs the stage again.
@@ -262,7 +262,7 @@ def build_releases(run: RunContext) -> Releases:
 
 
 def build_webhook(run: RunContext) -> Webhook:
-    """Who is told about verdicts, gates and releases; nobody, where no address is set."""
+    """The webhook for verdicts, gates and releases; without an address it sends nothing."""
     from closedloop.adapters.webhook import Webhook
 
     return Webhook(**run.settings.webhook.model_dump())
@@ -330,7 +330,7 @@ def build_release_evidence(run: RunContext) -> Evidence:
 
 
 def read_worth(run: RunContext) -> ValueSource | None:
-    """What a kept customer is worth, for the monitor; None without a value in the data set's config."""
+    """The worth of a kept customer, for the monitor; None without a value in the data set's config."""
     from closedloop.config.featureset import list_value_columns
     from closedloop.loop.monitor.monitor import ValueSource
 

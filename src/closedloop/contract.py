@@ -55,7 +55,7 @@ Feature = Annotated[NumericFeature | CategoricalFeature, Field(discriminator="ki
 
 
 class ReferenceStatistics(_Frozen):
-    """What a feature looked like in the reference rows (numeric only: mean, standard deviation, quantiles)."""
+    """A feature's distribution in the reference rows (numeric only: mean, standard deviation, quantiles)."""
 
     rows: int
     missing_share: float
@@ -95,7 +95,7 @@ class Lineage(_Frozen):
 
 
 class ModelContract(_Frozen):
-    """What a model takes, returns and comes from; ``reasons`` has features that are summed into one reason."""
+    """A model's inputs, outputs and origin; ``reasons`` has features that are summed into one reason."""
 
     contract_version: str = CONTRACT_VERSION
     model_name: str
@@ -116,7 +116,7 @@ class ModelContract(_Frozen):
         return tuple(feature.name for feature in self.features)
 
     def read_rules(self, range_margin: float = 0.0, *, explains: bool = False) -> Rules:
-        """What rows must hold, and how they are packed; the parameters are those of `closedloop.rules.Rules`."""
+        """The rules for a row, and how rows are packed; the parameters are those of `closedloop.rules.Rules`."""
         from closedloop.rules import Rules
 
         return Rules([feature.model_dump() for feature in self.features], range_margin, explains=explains)

@@ -169,7 +169,7 @@ def _end_once(is_over: Callable[[], bool]) -> None:
 
 
 def _prepare_end(parent: int) -> Callable[[], None] | None:
-    """What a new process calls before its command; it may call little, since it is a copy of one of our threads."""
+    """The function that a new process, a copy of one of our threads, calls before its command; it may call little."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

@@ -65,7 +65,7 @@ class ScoringRequest:
 
 
 class FeatureRule:
-    """What one feature may hold.
+    """The rule for the values of one feature.
 
     ``codes`` has each category's code, which is its place in the contract, and is None for a number; ``low`` and
     ``high`` are the least and largest number that is accepted, both finite in float32.
@@ -311,7 +311,7 @@ def list_unknown(body: Mapping[str, Any], known: frozenset[str], prefix: str = "
 
 
 def shorten(value: Any) -> Any:
-    """What was found, in at most 80 characters of JSON, so that an answer never repeats a large body."""
+    """The value that was found, in at most 80 characters of JSON, so that an answer never repeats a large body."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, _FLOATS):

@@ -1,4 +1,4 @@
-"""What the terminal shows while something takes long: a moving clock with the usual time, or a bar that counts."""
+"""A line on the terminal while something takes long: a moving clock with the usual time, or a bar that counts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ClockLine:
             self._is_shown = False
 
     def write(self, stream: TextIO, text: str) -> int:
-        """Write what somebody else has to say in place of the line."""
+        """Write the text of another part of the program in place of the line."""
         with self._lock:
             self.clear()
             if text:

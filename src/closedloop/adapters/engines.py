@@ -1,4 +1,4 @@
-"""What evaluates expressions: one of two, and no code asks which."""
+"""The engines that evaluate expressions: callers need not ask which one they have."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 2.0
 
 
 class ServiceHealth(NamedTuple):
-    """What a service says it has loaded: version "" is nothing, and None means that no service of ours answers.
+    """The model that a service says it has loaded: version "" is none, and None means that no service of ours answers.
 
     ``model_name`` and ``folder_sha256`` are "" where the service does not say.
     """
@@ -23,7 +23,7 @@ class ServiceHealth(NamedTuple):
 
 
 def read_health(address: str) -> ServiceHealth | None:
-    """What answers at this address; None if nothing listens there."""
+    """The health of the service at this address; None if nothing listens there."""
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - the operator's
             found = json.load(answer)

@@ -242,5 +242,5 @@ def _quote(name: str) -> str:
 
 
 def _shorten(error: Exception) -> str:
-    """What it says, without the places in Java."""
+    """Its message, without the places in Java."""
     return " ".join(str(error).split("\n\tat ")[0].split())[:500]

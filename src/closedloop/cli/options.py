@@ -175,7 +175,7 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
 
 
 def tell(name: str, text: str) -> None:
-    """What a stage has to say to people, behind its name, on standard error; further lines stand below the first."""
+    """Write a stage's message, behind its name, on standard error; further lines stand below the first."""
     from rich.console import Console
     from rich.text import Text
 

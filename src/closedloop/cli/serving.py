@@ -201,7 +201,7 @@ def serve_agent(
     params: ParamsOption = PARAMS,
     parent: Annotated[int | None, typer.Option(help="End when this process has.")] = None,
 ) -> None:
-    """What `serve` runs beside its workers."""
+    """Run the agent; `serve` starts it beside its workers."""
     import logging.config
 
     from closedloop.bootstrap import build_agent, load_run

@@ -79,7 +79,7 @@ def erase(
 
 
 def _attempt(step: Callable[[], Any], unfinished: list[str]) -> Any:
-    """What a step returns; one that cannot be finished, or tidied up after, keeps no other from being done."""
+    """Return a step's result; one that cannot be finished, or tidied up after, does not keep others from running."""
     try:
         return step()
     except ServiceUnavailable as error:

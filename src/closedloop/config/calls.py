@@ -17,7 +17,7 @@ def name_call(words: str) -> str:
 
 
 def list_calls(dataset: str | None, features: Path, *, by_make: bool) -> dict[str, str]:
-    """What to type after a training run, as targets of make or as commands of ours.
+    """The commands to type after a training run, as targets of make or as commands of ours.
 
     Parameters
     ----------

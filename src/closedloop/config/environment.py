@@ -1,4 +1,4 @@
-"""What a process sets in its environment before it imports anything heavy."""
+"""Environment variables that a process sets before it imports anything heavy."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _list_reasons(dataset: DatasetConfig, names: tuple[str, ...]) -> dict[str, t
 
 
 def describe_reading(dataset: DatasetConfig) -> dict[str, object]:
-    """What decides which rows count, and what their times and amounts mean: only what is set and applies.
+    """The settings that decide which rows count and what their times and amounts mean: those that are set and apply.
 
     Another amount column, zone or rule of cleaning makes other values under the same names.
     """

@@ -1,4 +1,4 @@
-"""What is wrong in a config, in words: each wrong key with its rule and what was found."""
+"""The faults of a config in words: each wrong key with its rule and what was found."""
 
 from __future__ import annotations
 

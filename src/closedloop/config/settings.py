@@ -68,7 +68,7 @@ class FeatureStoreSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """What computes features, labels and the training set's join, and scores batches: DuckDB here, or Spark.
+    """The engine that computes features, labels and the training set's join, and scores batches: DuckDB here, or Spark.
 
     DuckDB spills to ``temp_directory`` beyond its ``memory_limit``. ``threads`` are DuckDB's, those that score, or
     Spark's queries side by side.

@@ -1,1 +1,1 @@
-"""What happens after deployment: monitor, retrain, release, replay."""
+"""The loop after deployment: monitor, retrain, release, replay."""

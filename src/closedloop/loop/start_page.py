@@ -55,7 +55,7 @@ def write_start_page(view: Overview, *, root: Path, monitoring: Path, replay: Pa
 
 
 def list_next_calls(layout: Layout, root: Path) -> dict[str, str]:
-    """What to type in the project's folder to serve, score, watch and release the last run's model."""
+    """The commands, typed in the project's folder, that serve, score, watch and release the last run's model."""
     serving, here = _read(layout.training_set_metrics).get("serving"), Path.cwd()
     if not serving or not here.is_relative_to(root.resolve()):
         return {}
@@ -84,7 +84,7 @@ def list_links(layout: Layout, monitoring: Path, replay: Path) -> list[ReportLin
 
 
 def describe(view: Overview, layout: Layout) -> list[str]:
-    """What stands, in sentences."""
+    """The state of the model, in sentences."""
     ran, row, check = read_last_run(view.model_name, layout), view.row, view.check
     figures = _read(layout.eval_metrics)
     told = []

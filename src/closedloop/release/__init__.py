@@ -1,1 +1,1 @@
-"""What serves, and how it changes."""
+"""The version that serves, and how it changes."""

@@ -1,4 +1,4 @@
-"""What people do to a release: promote a version by hand, take one back, and prove the journal."""
+"""Moves of a release by hand: promote a version by hand, take one back, and prove the journal."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def find_service(entries: list[Entry], version: str) -> str | None:
 
 
 class Proof(NamedTuple):
-    """What `verify` proved: how many entries, how many of the newest are signed, and whether there is a key."""
+    """The result of `verify`: how many entries, how many of the newest are signed, and whether there is a key."""
 
     entries: int
     signed: int
@@ -159,7 +159,7 @@ def verify(releases: Releases) -> Proof:
 
 
 def describe_proof(proof: Proof) -> list[str]:
-    """What was proved, and what was not."""
+    """The facts that were proved, and those that were not."""
     lines = [
         f"the journal holds: {proof.entries} {'entry' if proof.entries == 1 else 'entries'}, {proof.signed} signed"
     ]

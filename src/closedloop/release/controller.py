@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pass(NamedTuple):
-    """What a pass of the controller decided, and the state that it left; None: nothing is being released."""
+    """The decision of a pass of the controller, and the state that it left; None: nothing is being released."""
 
     decision: StepDecision | None
     state: ReleaseState
@@ -133,7 +133,7 @@ def find_obstacle(releases: Releases, version: str, champion: str) -> str | None
 
 
 def describe_version(releases: Releases, version: str) -> str:
-    """What a version is, a training or a recalibration of an earlier version, and which of its gates were excused."""
+    """Say whether a version is a training or a recalibration of an earlier one, and which of its gates were excused."""
     tags = releases.tracking.read_version(version).tags
     excused = [name for name in tags.get(EXCUSED_TAG, "none").split(", ") if name != "none"]
     return "; ".join(filter(None, [f"a {tags.get(KIND_TAG, 'training')}", describe_excused(excused)]))

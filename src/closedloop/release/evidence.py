@@ -1,4 +1,4 @@
-"""What a step of a release is decided on, gathered: customers, failures and outcomes since the step began."""
+"""The evidence for a step of a release: customers, failures and outcomes since the step began."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _sum_by_client(paired: pd.DataFrame | None, add_up: Callable[[pd.DataFrame],
 
 
 def _leave_out(found: ByClient, client: str | None) -> PairedLosses:
-    """The sum of what all others said; None leaves nobody out."""
+    """The sum over all other clients; None leaves no client out."""
     return sum((one for who, one in found.items() if client is None or who != client), PairedLosses())
 
 

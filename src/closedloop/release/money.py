@@ -1,4 +1,4 @@
-"""What is at stake in a release, in money: fixed as it begins, and paired on customers with closed outcomes."""
+"""The money at stake in a release: fixed as it begins, and paired on customers with closed outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT_QUANTILE = 0.99
 
 
 def fix_stake(value: CustomerValue, reference: pd.DataFrame, places: Sequence[int]) -> OfferTerms | None:
-    """What offers cost and bring in a release; None if nothing can be won or lost.
+    """Costs and returns of offers in a release; None if nothing can be won or lost.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def pair_profits(stake: OfferTerms, paired: pd.DataFrame) -> PairedLosses:
 
 
 def read_values(stake: OfferTerms, predictions: Predictions, model_name: str, ids: Sequence[str]) -> Floats:
-    """What the customers of these predictions are worth if kept, shape (n,), from the features that were scored."""
+    """The worth, if kept, of the customers of these predictions, shape (n,), from the features that were scored."""
     found = {}
     if stake.places:
         chunks = predictions.read_predictions(model_name, ids=ids)

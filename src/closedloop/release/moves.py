@@ -29,7 +29,7 @@ Challenger = tuple[str, Literal["shadow", "canary"], float]  # version, mode, we
 
 
 class ReleaseState(NamedTuple):
-    """What serves, the journal's newest entry, and the rollout that it says is under way.
+    """The version that serves, the journal's newest entry, and the rollout that is under way.
 
     ``routed``: a proxy had to be told its weights. ``journaled``: the entry wrote the row; else a person changed it.
     """
@@ -43,7 +43,7 @@ class ReleaseState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """What is to serve from now on, and why: ``champion``, and beside it ``challenger`` (version, mode, weight).
+    """The versions to serve from now on, and why: ``champion``, and beside it ``challenger`` (version, mode, weight).
 
     ``rejected`` is the version that lost with this move. ``deal_anew`` deals customers to variants by a new salt: as
     each step begins, so that no client knows beforehand which customers will be the challenger's.
@@ -63,7 +63,7 @@ class Move:
 
 @dataclasses.dataclass(frozen=True)
 class Releases:
-    """What a release is written to: journal and deployment row in one transaction, and then what mirrors them.
+    """Writes a release to journal and deployment row in one transaction, and then to the mirrors of both.
 
     A proxy's weights, the registry's aliases and its tag with the journal's head follow the row; the next pass
     completes (`mirror`) what a killed process left of them. Of processes that release at once one writes the next
@@ -85,7 +85,7 @@ class Releases:
         return self.tracking.model_name
 
     def read_state(self, *, overrule: bool = False) -> ReleaseState:
-        """What is in force, by the store alone.
+        """The state that is in force, by the store alone.
 
         Parameters
         ----------

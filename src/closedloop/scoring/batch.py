@@ -237,7 +237,7 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def _list_chunks(self) -> Iterator[Callable[[], FinishedChunk | None]]:
-        """What scores each chunk: here, with the rows that were read, or on a cluster, whose machines read them."""
+        """One function a chunk: it scores rows that were read here, or on a cluster, whose machines read them."""
         chunk_rows, logs = self._options.chunk_rows, self._options.store is not None
         if self._score_there is not None:
             for number in range(-(-self._source.rows_max // chunk_rows)):
@@ -270,7 +270,7 @@ class _Run:
 
 
 def open_scorer(source: RowFile, model: LoadedModel, options: BatchOptions, input_sha256: str) -> ChunkScorer:
-    """What checks and scores a file's chunks.
+    """Open the scorer that checks and scores a file's chunks.
 
     Raises
     ------

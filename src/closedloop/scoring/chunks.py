@@ -39,7 +39,7 @@ class ScoredChunk(NamedTuple):
 
 
 class FinishedChunk(NamedTuple):
-    """What becomes of a chunk: the part that is kept, with its rows and rejects, and what is logged of it."""
+    """The result of a chunk: the part that is kept, with its rows and rejects, and what is logged of it."""
 
     part: pa.Table
     predictions: Iterable[list[Prediction]]
@@ -133,7 +133,7 @@ class ChunkScorer:
         return FinishedChunk(part, self.list_predictions(chunk) if logs else ())
 
     def list_predictions(self, chunk: ScoredChunk) -> Iterator[list[Prediction]]:
-        """What is logged of a chunk, some at a time; a row's share of its seconds is the latency."""
+        """The log records of a chunk, some at a time; a row's share of its seconds is the latency."""
         moment = self._clock()
         checked = chunk.checked
         for start in range(0, chunk.table.num_rows, LOG_ROWS):

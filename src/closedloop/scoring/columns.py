@@ -138,7 +138,7 @@ class ColumnChecker:
         return numbers, values, doubtful
 
     def _judge(self, table: pa.Table, columns: Sequence[pa.Array], suspect: np.ndarray) -> list[tuple[int, Breach]]:
-        """What the service would say of the suspect rows."""
+        """The service's own words on the suspect rows."""
         breaches: list[tuple[int, Breach]] = []
         for row in np.flatnonzero(suspect).tolist():
             features: dict[str, Any] = {}

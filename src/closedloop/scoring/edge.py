@@ -91,7 +91,7 @@ class EdgeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImportResult(NamedTuple):
-    """What became of a record file's lines: (line number, reason) of those refused."""
+    """The result of importing a record file's lines: (line number, reason) of those refused."""
 
     stored: int
     duplicates: int
@@ -131,7 +131,7 @@ def import_records(
 
 
 class _Contracts:
-    """What each version's records must hold: the store takes any row, and a check would fail over it later."""
+    """The contract that a version's records must keep: the store takes any row, and a check would fail on it later."""
 
     def __init__(self, registry: VersionSource) -> None:
         self._registry = registry

@@ -18,7 +18,7 @@ LOCK_FILE = "lock"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What must be the same for a run to be resumed.
+    """The inputs that must be the same for a run to be resumed.
 
     ``key`` tells whether ids are sealed with the same key. ``prediction_log`` names the store, without its password,
     that has the predictions of what is finished ("" for none): they are not logged again.

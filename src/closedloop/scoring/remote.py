@@ -27,7 +27,7 @@ ChunkAnswer = tuple[bytes, list[list[Prediction]]]
 
 @dataclass(frozen=True, eq=False)
 class RemoteJob:
-    """What a machine must know: the input, the files of the model, and how to score; sent once to each."""
+    """A batch as a machine needs it: the input, the files of the model, and how to score; sent once to each."""
 
     path: Path
     size: int

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamConfig(WorkerConfig):
-    """What the stream worker needs to know; an agent runs beside it unless a service has the same state folder."""
+    """The config of the stream worker; an agent runs beside it unless a service has the same state folder."""
 
     stream: StreamSettings
 
@@ -59,7 +59,7 @@ class SourcePosition(msgspec.Struct, frozen=True):
 
 
 class StreamAnswer(PredictAnswer, frozen=True, kw_only=True):
-    """What ``POST /predict`` answers, and the event that it answers."""
+    """The answer of ``POST /predict``, and the event that it answers."""
 
     source: SourcePosition
 

@@ -1,4 +1,4 @@
-"""What `bentoml serve` starts: the application of `closedloop serve`, behind BentoML's stack and without an agent."""
+"""The service for `bentoml serve`: the application of `closedloop serve` behind BentoML's stack, without an agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process that answers is told by the command that starts it, in a file that only its user can read."""
+"""The config that a command gives to a process that answers, in a file that only its user can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus sees: the sum over the metrics files of all processes, living and dead.
+"""The metrics page for Prometheus: the sum over the metrics files of all processes, living and dead.
 
 The code counts under short names. A page shows each as ``closedloop_NAME`` with the label ``model_name``, since one
 Prometheus may scrape other programs, and several models.
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_registry(folder: Path) -> CollectorRegistry:
-    """What prometheus_client's HTTP server shows: the totals over all files of a folder, read at every scrape."""
+    """The page of prometheus_client's HTTP server: the totals over all files of a folder, read at every scrape."""
     return register_page(lambda: _collect_files(folder))
 
 
@@ -209,7 +209,7 @@ def _add(path: Path, dead: Path) -> None:
 
 
 def _read_file(path: Path) -> dict[str, float] | None:
-    """What a file says; None where it is damaged, or no file of this kind."""
+    """The content of a file; None where it is damaged, or no file of this kind."""
     from prometheus_client.mmap_dict import MmapedDict
 
     try:

@@ -1,4 +1,4 @@
-"""What metrics the service has: names, labels, help and buckets."""
+"""The metrics of the service: names, labels, help and buckets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class MetricDoc(NamedTuple):
-    """What a metric is; ``buckets`` are upper bounds, in the metric's unit."""
+    """The description of a metric; ``buckets`` are upper bounds, in the metric's unit."""
 
     type: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]

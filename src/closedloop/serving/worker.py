@@ -134,7 +134,7 @@ class Worker:
             self.show_slots()
 
     def describe_slots(self, serving: Serving) -> dict[str, Any]:
-        """What serves here, since which revision, and what was refused."""
+        """The versions that serve here, since which revision, and those that were refused."""
         challenger = serving.challenger
         source = "operations store" if serving.slots.revision else "bundled"
         slots: dict[str, Any] = {

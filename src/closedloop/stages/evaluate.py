@@ -103,7 +103,7 @@ def describe_verdict(
     champion: dict[str, Any] | None,
     comparison: Comparison | None,
 ) -> dict[str, Any]:
-    """What `metrics/gates.json` holds."""
+    """The content of `metrics/gates.json`."""
     return {
         "passed": not gate.failed_gates(results),
         "excused": [result.name for result in results if result.excused],

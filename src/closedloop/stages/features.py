@@ -180,7 +180,7 @@ class _Plan:
     def digest_basis(
         self, session: Session, snapshots: Sequence[dt.datetime], events_dir: Path, customers_path: Path
     ) -> dict[dt.datetime, bytes]:
-        """What each snapshot is computed from: the days in its reach, first days before it, and attributes.
+        """The inputs of each snapshot: the days in its reach, first days before it, and attributes.
 
         A customer whose first day is later changes none of it, unless the customers' own table describes them.
         """

@@ -63,7 +63,7 @@ class Campaign:
 
 
 class Action(NamedTuple):
-    """What was done with one customer of a campaign; its fields are the columns of the list."""
+    """The action on one customer of a campaign; its fields are the columns of the list."""
 
     customer_id: str
     place: int
@@ -77,7 +77,7 @@ class Action(NamedTuple):
 
 
 class Actions:
-    """What was done with customers, by campaign."""
+    """The actions on customers, by campaign."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -165,7 +165,7 @@ class Actions:
         return joined[list(ACTION_COLUMNS)].sort_values(["acted_at", "customer_id"], ignore_index=True)
 
     def read_results(self, campaign: Campaign) -> pd.DataFrame:
-        """What became of its customers, by the outcome of a prediction at its snapshot; the best customer first.
+        """The outcome of each of its customers, by a prediction at its snapshot; the best customer first.
 
         Returns
         -------

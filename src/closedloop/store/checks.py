@@ -32,7 +32,7 @@ MONITOR_LOCK = 0x6D6F6E69  # any number, as long as every release takes the same
 
 
 class RetrainingChanged(ClosedloopError):
-    """Somebody else moved the retraining on: read it again and decide again."""
+    """Another process moved the retraining on: read it again and decide again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Retraining:
 
 
 class Checks:
-    """What monitors found, and the retrainings that followed."""
+    """The checks of monitors, and the retrainings that followed."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

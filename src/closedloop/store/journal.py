@@ -88,7 +88,7 @@ class Journal:
         return None if row is None else _read_row(row._mapping), None if head is None else Link(**head._mapping)
 
     def read_deployment(self, model_name: str) -> Deployment | None:
-        """What serves, with the digests that the newest entry names; None before the first release.
+        """The deployment row, with the digests that the newest entry names; None before the first release.
 
         Raises
         ------
@@ -179,7 +179,7 @@ def _read_row(values: Any) -> Deployment:
 
 
 def read_entry(link: Link) -> Entry:
-    """What an entry says.
+    """The content of an entry.
 
     Raises
     ------

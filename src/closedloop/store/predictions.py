@@ -78,7 +78,7 @@ class Removed:
 
 
 class Predictions:
-    """What was predicted, what happened, and how far spools have been read."""
+    """Predictions, outcomes, and how far spools have been read."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -1,4 +1,4 @@
-"""What each of two models did, from the operations store: customers, latency and scores, in SQL."""
+"""The record of each of two models in the operations store: customers, latency and scores, in SQL."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReleaseQueries:
         self._sticky = sticky
 
     def summarise(self, model_name: str, arm: Arm, *, since: dt.datetime, without: str | None = None) -> ArmEvidence:
-        """What a version answered, or scored in shadow, since a time; errors, which are not stored, are 0.
+        """The answers of a version, or its scores in shadow, since a time; errors, which are not stored, are 0.
 
         A customer counts once, by its first request to the version that it was dealt to; ``without`` leaves a
         client's requests out.

@@ -1,4 +1,4 @@
-"""What the monitor reads of the operations store: samples of fixed size, however many rows stand behind them."""
+"""The monitor's view of the operations store: samples of fixed size, however many rows stand behind them."""
 
 from __future__ import annotations
 

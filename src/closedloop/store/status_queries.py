@@ -1,4 +1,4 @@
-"""What `closedloop status` and Prometheus show of a model; no query reads more than a fixed number of rows."""
+"""Queries of a model for `closedloop status` and Prometheus; no query reads more than a fixed number of rows."""
 
 from __future__ import annotations
 

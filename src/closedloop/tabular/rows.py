@@ -308,7 +308,7 @@ def encode_part(table: pa.Table) -> bytes:
 
 
 def decode_part(content: bytes) -> pa.Table:
-    """What `encode_part` made."""
+    """The table that `encode_part` encoded."""
     with pa.ipc.open_stream(content) as reader:
         return reader.read_all()
 

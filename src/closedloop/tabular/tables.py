@@ -122,7 +122,7 @@ def _require_schema(file: Path, found: pa.Schema, first: pa.Schema, columns: Seq
 
 
 def read_footer(path: Path, key: bytes) -> bytes | None:
-    """What stands under a key in a Parquet file's footer; None if nothing does, or the file is no such one."""
+    """The value of a key in a Parquet file's footer; None if the key is not there, or the file is no Parquet."""
     try:
         metadata = pq.read_metadata(path).metadata
     except (OSError, pa.ArrowInvalid):

@@ -1,4 +1,4 @@
-"""Who is in a campaign: the best customers up to a capacity, and a random part of them that is left alone."""
+"""The customers of a campaign: the best customers up to a capacity, and a random part of them that is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign did: treated customers beside the random hold-out, and what that was worth."""
+"""The effect of a campaign: treated customers beside the random hold-out, and what that was worth."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Trial(NamedTuple):
 
 
 def transform_outcomes(rows: pd.DataFrame) -> tuple[Floats, Floats]:
-    """What each customer says of the effect, shape (n,), and with which weight, shape (n,).
+    """Each customer's pseudo-outcome of the effect, shape (n,), and its weight, shape (n,).
 
     The weighted mean of the first over a random part of the customers is the share of them whom the campaign keeps,
     whatever the score is worth.

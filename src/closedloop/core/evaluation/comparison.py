@@ -25,7 +25,7 @@ EXACT_BELOW_ROWS = 25
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the champion-challenger gate decided, and on what; every difference is challenger minus champion."""
+    """The decision of the champion-challenger gate, and its grounds; every difference is challenger minus champion."""
 
     verdict: ComparisonResult
     reason: str

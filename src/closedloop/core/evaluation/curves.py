@@ -26,7 +26,7 @@ def tabulate_calibration(labels: npt.ArrayLike, scores: npt.ArrayLike, bins: int
 
 
 def tabulate_lift(labels: npt.ArrayLike, scores: npt.ArrayLike) -> pd.DataFrame:
-    """What calling the customers of each score decile would catch, highest scores first.
+    """The churners that calling each score decile would catch, highest scores first.
 
     Columns: ``decile`` (1 = highest scores; ties as in `tabulate_calibration`), ``rows``, ``churners``,
     ``churn_rate``, ``lift`` (churn rate over that of all rows), ``contacted_share`` and ``captured_share`` (of all

@@ -59,7 +59,7 @@ def excuse_beside_champion(
 
 
 def describe_excused(names: Sequence[str]) -> str:
-    """What the journal says of the gates that stop nothing because of the champion; empty without any.
+    """The journal's words on the gates that stop nothing because of the champion; empty without any.
 
     >>> describe_excused(["roc_auc"])
     'roc_auc is missed and stops nothing: the champion misses it too, and loses to this version'

@@ -71,11 +71,11 @@ class GateResult:
 
     @property
     def remedy(self) -> str:
-        """What to do about a refusal; empty if there was none."""
+        """The remedy of a refusal; empty if there was none."""
         return "" if self.passed or not self.blocking else REMEDIES[self.name]
 
     def sentence(self) -> str:
-        """What the operator reads.
+        """The sentence that the operator reads.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""What each retraining policy is worth against never retraining: paired, by customer, all policies together."""
+"""The worth of each retraining policy against never retraining: paired, by customer, all policies together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIST_SHARE = 0.2  # of the customers of a snapshot: how long a list of calls is
 
 
 class Worth(NamedTuple):
-    """What a policy saves against ``never``, each figure with the interval that holds for all policies together.
+    """The savings of a policy against ``never``, each figure with the interval that holds for all policies together.
 
     ``gain`` is log loss a prediction, nats; ``found`` is the number of leavers more in the lists of the fifth with the
     highest scores.

@@ -1,4 +1,4 @@
-"""What offers bring, in money: expected from probabilities before they are made, and counted on labelled rows.
+"""The profit of offers: expected from probabilities before they are made, and counted on labelled rows.
 
 Everywhere below, ``kept`` is shape (n,), what each customer is worth if kept (`read_kept`), and ``value`` says what an
 offer costs and how often it keeps a customer who would leave. Profit is counted as in Verbraken, Verbeke and Baesens
@@ -33,7 +33,7 @@ class ProfitComparison:
 
 
 def read_kept(kept: KeptCustomer, rows: pd.DataFrame, columns: Sequence[str]) -> Floats:
-    """What each customer is worth if kept, shape (n,), in the currency of the config; missing values count as 0.
+    """The worth of each customer if kept, shape (n,), in the currency of the config; missing values count as 0.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def read_kept(kept: KeptCustomer, rows: pd.DataFrame, columns: Sequence[str]) ->
 
 
 def expected_profit(probability: npt.ArrayLike, kept: npt.ArrayLike, value: CustomerValue) -> Floats:
-    """What an offer to each customer brings on average, shape (n,), if the probabilities of churn are right.
+    """The mean profit of an offer to each customer, shape (n,), if the probabilities of churn are right.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def expected_profit(probability: npt.ArrayLike, kept: npt.ArrayLike, value: Cust
 
 
 def count_profit(labels: npt.ArrayLike, kept: npt.ArrayLike, value: CustomerValue) -> Floats:
-    """What an offer to each labelled customer would have brought, shape (n,); a stayer costs the offer alone."""
+    """The profit that an offer to each labelled customer would bring, shape (n,); a stayer costs the offer alone."""
     return expected_profit(np.asarray(labels).astype(np.float64), kept, value)
 
 
@@ -102,7 +102,7 @@ def choose_offers(
 
 
 def weigh_stake(probability: npt.ArrayLike, kept: npt.ArrayLike, value: CustomerValue) -> dict[str, float]:
-    """What customers without an outcome yet may take with them, and what offers to them are expected to bring.
+    """The value that customers without an outcome yet may take with them, and the expected profit of offers to them.
 
     Returns
     -------

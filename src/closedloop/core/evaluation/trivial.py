@@ -27,7 +27,7 @@ class RecencyRule:
 
 @dataclass(frozen=True)
 class Gains:
-    """What a model saves against a trivial rule on the same rows, each with its paired interval.
+    """The savings of a model against a trivial rule on the same rows, each with its paired interval.
 
     ``log_loss_gain`` is the share of the rule's log loss that the model saves (1: all of it; below 0: the model is
     worse); ``accuracy_lead`` is the model's accuracy minus the rule's.
@@ -46,7 +46,7 @@ def measure_gains(
     trivial_scores: Mapping[str, Floats],
     bootstrap: Bootstrap,
 ) -> dict[str, Gains]:
-    """What the model gains against each trivial rule; the resamples are the same for all.
+    """The model's gains against each trivial rule; the resamples are the same for all.
 
     Parameters
     ----------

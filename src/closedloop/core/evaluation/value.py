@@ -1,4 +1,4 @@
-"""What a kept customer is worth and an offer costs, as a data set's config says in its section ``value``."""
+"""The worth of a kept customer and the cost of an offer, as a data set's config says in its section ``value``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Frozen(BaseModel):
 
 
 class KeptCustomer(_Frozen):
-    """What a customer who is kept is worth, by one of three sources; a bare number in the config is ``number``.
+    """The worth of a customer who is kept, by one of three sources; a bare number in the config is ``number``.
 
     `closedloop.core.evaluation.profit.read_kept` reads it from feature rows.
     """
@@ -35,7 +35,7 @@ class KeptCustomer(_Frozen):
 
 
 class CustomerValue(_Frozen):
-    """What keeping a customer is worth, in the currency of the data set's amounts.
+    """The value of keeping a customer, in the currency of the data set's amounts.
 
     An offer to a customer who would leave keeps this customer with ``save_rate``; an offer to one who would stay
     changes nothing. Each offer costs ``offer_cost``.

@@ -18,7 +18,7 @@ NOTHING_SEEN = np.array([], dtype="uint64")
 
 @dataclass(frozen=True)
 class CleaningRules:
-    """What to drop: see ``dataset.Cleaning``."""
+    """The rules for rows to drop: see ``dataset.Cleaning``."""
 
     drop_missing_id: bool = True
     cancellation_column: str | None = None

@@ -1,4 +1,4 @@
-"""What the columns of a strange table hold: numbers, times or texts, and how these are written."""
+"""The content of the columns of a strange table: numbers, times or texts, and how these are written."""
 
 from __future__ import annotations
 

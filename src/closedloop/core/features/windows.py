@@ -22,7 +22,7 @@ ORIGINS_COLUMNS = {"customer_id": "string", "origin_day": "date"}
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """What is computed before a snapshot s.
+    """The features that are computed before a snapshot s.
 
     Parameters
     ----------

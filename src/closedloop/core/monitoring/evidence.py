@@ -18,7 +18,7 @@ SCORE = "score"
 
 
 class Baseline(NamedTuple):
-    """What a window is compared with: the reference rows, sketched and calibrated, and the decision threshold."""
+    """The baseline of a window: the reference rows, sketched and calibrated, and the decision threshold."""
 
     frame: pd.DataFrame
     sketches: Mapping[str, Sketch]
@@ -47,7 +47,7 @@ def build_baseline(
 
 
 def measure_window(baseline: Baseline, window: pd.DataFrame, policy: MonitoringPolicy) -> dict[str, Any]:
-    """What the scored rows of a window say without labels: ``drift`` and ``estimate``, as JSON-able evidence.
+    """The evidence of a window's scored rows without labels: ``drift`` and ``estimate``, as JSON-able evidence.
 
     Half of the false-alarm rate is drift's, a quarter the estimate's; `measure_outcomes` has the last quarter. No
     client that has less than half of the rows makes a breach, or hides one: its rows are left out (``without``).
@@ -69,7 +69,7 @@ def measure_window(baseline: Baseline, window: pd.DataFrame, policy: MonitoringP
 def _measure_for_all(
     measure: Callable[[pd.DataFrame], dict[str, Any]], rows: pd.DataFrame, column: str
 ) -> dict[str, Any]:
-    """What is measured; ``without`` the client, a minority, whose rows alone would make a breach or hide one.
+    """The figures; ``without`` the client, a minority, whose rows alone would make a breach or hide one.
 
     A breach must be one whoever is left out.
     """
@@ -115,7 +115,7 @@ def _measure_fall(baseline: Baseline, policy: MonitoringPolicy, window: pd.DataF
 
 
 def measure_outcomes(baseline: Baseline, closed: pd.DataFrame, policy: MonitoringPolicy) -> dict[str, Any]:
-    """What outcomes say: ``realised``, as JSON-able evidence, with what the same rows' scores promised.
+    """The evidence of outcomes: ``realised``, JSON-able, with the figures that the same rows' scores promised.
 
     It is a breach if a recalibration would win back log loss, by more than chance and by ``gain_min`` at least.
 
@@ -178,7 +178,7 @@ def _list_views(closed: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _leave_out(rows: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows without each client that has less than half of them; without tokens nobody can be told apart."""
+    """The rows without each client that has less than half of them; without tokens clients cannot be told apart."""
     if column not in rows:
         return
     for client, count in rows[column].value_counts().items():

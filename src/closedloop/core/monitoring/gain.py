@@ -1,4 +1,4 @@
-"""What a recalibration would win back on closed outcomes: cross-fitted, with an error that knows customers."""
+"""The log loss that a recalibration would win back on closed outcomes: cross-fitted, its error by customers."""
 
 from __future__ import annotations
 

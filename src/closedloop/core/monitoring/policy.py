@@ -27,7 +27,7 @@ def describe_policy(policy: str) -> str:
 
 
 class MonitoringPolicy(BaseModel):
-    """What the monitor judges by; the settings section ``monitoring`` embeds it.
+    """The limits of the monitor's verdict; the settings section ``monitoring`` embeds it.
 
     Attributes
     ----------

@@ -294,7 +294,7 @@ def _shows_harm(realised: Mapping[str, Any], policy: MonitoringPolicy) -> bool:
 
 
 def _describe_harmless(realised: Mapping[str, Any], newest: Mapping[str, Any], policy: MonitoringPolicy) -> str:
-    """What outcomes say that keep what the scores promised; that may be less than the reference had."""
+    """Describe outcomes that keep the promise of the scores; their accuracy may be below the reference's."""
     reference, real = newest.get("estimate", {}).get("reference", {}).get("accuracy"), realised.get("accuracy")
     if reference is None or real is None or reference - real < policy.estimate_drop_min:
         return "outcomes show no harm"

@@ -18,7 +18,7 @@ class Shapley(Protocol):
 
 
 class Reason(NamedTuple):
-    """What moved a score: ``contribution`` is in units of the raw score, above 0 towards churn.
+    """A feature's part in a score: ``contribution`` is in units of the raw score, above 0 towards churn.
 
     ``reason`` is a group of the contract or a single feature; ``feature`` is the one of the group that contributes
     most, and ``value`` is its value.

@@ -1,4 +1,4 @@
-"""What a model looks at: the mean size of each feature's contributions, and their direction."""
+"""The importance of features: the mean size of each feature's contributions, and their direction."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Tables:
         return found
 
     def _code(self, tables: Sequence[_Table], column: int, kind: type) -> np.ndarray | None:
-        """What each bin of a column adds to the cells of the tables, in shape (bins, tables); None: nothing."""
+        """The number that each bin of a column adds to the tables' cells, shape (bins, tables); None: nothing."""
         missing = self._bins.missing(column)
         code: np.ndarray = np.zeros((missing + 1, len(tables)), dtype=kind)
         for place, table in enumerate(tables):

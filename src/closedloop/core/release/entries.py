@@ -1,4 +1,4 @@
-"""What serves, and the journal's entries, as plain values.
+"""The deployment row and the journal's entries, as plain values.
 
 They stand in the core because whoever uses them may import it: the store, which lies below the room ``release``, the
 controller, and the service. They import no policy, so that the stage `register`, which writes an entry, depends on no
@@ -16,7 +16,7 @@ from closedloop.records import Version
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """What serves: ``weight`` is the challenger's share of answers (0 to 1), ``salt`` deals customers to variants.
+    """The deployment: ``weight`` is the challenger's share of answers (0 to 1), ``salt`` deals customers to variants.
 
     ``digests`` are those of the model folders by version, as the registry said them when each was first released; the
     table of rows does not hold them, the journal does.
@@ -39,7 +39,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class OfferTerms(msgspec.Struct, frozen=True):
-    """What offers cost and bring, fixed as a release began, so that no outcome of it can move the test of profit.
+    """Costs and returns of offers, fixed as a release began, so that no outcome of it can move the test of profit.
 
     ``value`` is the section of the data set's config, and ``places`` those of its features among the model's; ``limit``
     is the largest profit of a customer that counts.

@@ -30,7 +30,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class ProportionTest:
-    """What an experiment says; differences are treatment minus control.
+    """The result of an experiment; differences are treatment minus control.
 
     ``z`` and ``p_value`` (two-sided) are nan where neither arm has an event, or all units have one. ``margin_p`` is
     the one-sided p of non-inferiority, ``equivalence_p`` that of two one-sided tests; None without a margin.

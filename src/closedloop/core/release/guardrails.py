@@ -39,7 +39,7 @@ class Guardrail:
 
 
 def list_guardrails(policy: ReleasePolicy, step: Step, evidence: StepEvidence) -> list[Guardrail]:
-    """What a step is judged by; where the split is broken, that alone."""
+    """The guardrails of a step; where the split is broken, that alone."""
     split = _check_split(policy, step, evidence)
     if split.state == "failed":
         return [split]
@@ -241,7 +241,7 @@ def _judge_losses(policy: ReleasePolicy, losses: PairedLosses, *, better: bool, 
 
 
 def _check_profit(policy: ReleasePolicy, evidence: StepEvidence) -> Guardrail:
-    """What offers bring must not be proved less; that it is more is shown, and decides nothing."""
+    """The profit of offers must not be proved lower; that it is higher is shown, and decides nothing."""
     profits, unit, plan = evidence.profits, evidence.profit_unit, (policy.outcomes_planned, policy.outcomes_deviation)
     found = f"profit worse: {count_noun(profits.customers, 'customer')} with closed outcomes"
     if profits.customers < policy.outcomes_min:

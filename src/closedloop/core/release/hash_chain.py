@@ -67,7 +67,7 @@ def extend_chain(model_name: str, head: Link | None, entry: str, keys: Sequence[
 
 
 def check_link(link: Link, keys: Sequence[bytes]) -> str | None:
-    """What is wrong with a link by itself; None if its hash is that of its content, by a key that is known."""
+    """The fault of a link by itself; None if its hash is that of its content, by a key that is known."""
     key = b"" if link.key_name is None else next((one for one in keys if name_key(one) == link.key_name), None)
     if key is None:
         return f"entry {link.sequence} is signed with the key {link.key_name}, which is not among the keys given"

@@ -1,4 +1,4 @@
-"""What a release has to show: its steps, the level of each test, and the limits of each guardrail."""
+"""The rules of a release: its steps, the level of each test, and the limits of each guardrail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRETCH_HOURS, STRETCH_SHARE = 24.0 * 7, 0.7
 
 
 class ReleasePolicy(BaseModel):
-    """What a release has to show; the settings section ``release`` embeds it.
+    """The rules of a release; the settings section ``release`` embeds it.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ class ReleasePolicy(BaseModel):
         return step._replace(requests_min=min(step.requests_min, most), hours_max=hours)
 
     def describe_steps(self) -> list[str]:
-        """What each step before ``champion`` asks for, a line each, for people."""
+        """The demands of each step before ``champion``, a line each, for people."""
         return [
             f"{step.name}: {step.requests_min:,} of the challenger's requests, in at most {step.hours_max:g} h"
             for step in self.list_steps()[:-1]

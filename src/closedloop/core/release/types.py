@@ -1,4 +1,4 @@
-"""What a release is decided on, and what the decision says."""
+"""The evidence of a release, and the decision on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from closedloop.core.release.sequential import PairedLosses
 
 @dataclass(frozen=True)
 class ArmEvidence:
-    """What one model did since the step began, so counted that no client can multiply its own part.
+    """The record of one model since the step began, so counted that no client can multiply its own part.
 
     ``customers`` are different ones that were answered, each judged by its first request of the step: its latency, its
     score. ``errors`` are customers with a request that failed. ``requests`` are one a customer and day. ``scores`` is

@@ -1,4 +1,4 @@
-"""What becomes of a fitted pipeline's scores: calibrated where that helps, and cut into decisions."""
+"""A fitted pipeline's scores: calibrated where that helps, and cut into decisions."""
 
 from __future__ import annotations
 

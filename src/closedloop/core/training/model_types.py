@@ -18,7 +18,7 @@ DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 @dataclass(frozen=True)
 class ModelType:
-    """What the stages must know of a kind of classifier.
+    """A kind of classifier, as the stages need it.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def is_model_type(name: str) -> bool:
 
 
 def find_model_type(name: str) -> ModelType:
-    """What is known of a kind of classifier.
+    """Find a kind of classifier by its name.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GrownTrees(Protocol):
-    """What a classifier of another library offers beside scikit-learn's methods, so that its export is exact.
+    """The method that a classifier of another library offers beside scikit-learn's, so that its export is exact.
 
     Its raw score is the log-odds of churn: ``intercept`` and one leaf of each tree. It may have scikit-learn's
     ``staged_predict_proba``, which the learning curve shows.

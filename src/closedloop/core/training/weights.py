@@ -26,7 +26,7 @@ def has_class_weights(hyper_parameters: Mapping[str, Any]) -> bool:
 
 
 def list_fit_weights(pipeline: Pipeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What ``pipeline.fit`` takes besides rows and labels: the weights of a draw for each step that knows them.
+    """The arguments of ``pipeline.fit`` besides rows and labels: the weights of a draw for each step that knows them.
 
     Their mean is 1, so that regularisation goes by the rows that are there. A classifier that takes no weights is
     fitted without: a draw is even, and differs from all rows by chance alone.

@@ -76,7 +76,7 @@ class Trainer:
         return Model(self.history, parts, at, fit_best(params, self.history.features, dict(params.model.params), parts))
 
     def list_trained(self, at: dt.datetime) -> list[Model]:
-        """What a retraining at ``at`` trains: on all its snapshots, and on the newest alone."""
+        """The models that a retraining at ``at`` trains: on all its snapshots, and on the newest alone."""
         if at not in self._trained:
             params, features = self.history.params, self.history.features
             parts = self._split(at, retraining=True)

@@ -29,7 +29,7 @@ SHARED_STEPS = ("shadow", "champion")  # one version answers every customer
 
 
 class LoopEvent(NamedTuple):
-    """What happened on a day of the replay."""
+    """An event of the replay, at a day."""
 
     at: dt.datetime
     what: str

@@ -81,7 +81,7 @@ def run_check(
 
 
 class ValueSource(NamedTuple):
-    """What a kept customer is worth, and the features that say it."""
+    """The worth of a kept customer, and the features that it is read from."""
 
     value: CustomerValue
     columns: tuple[str, ...]

@@ -76,7 +76,7 @@ def write_report(
 
 
 class Pages(NamedTuple):
-    """What a check's pages show: its rows, and the features as `build_baseline` takes them."""
+    """The content of a check's pages: its rows, and the features as `build_baseline` takes them."""
 
     reference: pd.DataFrame
     window: pd.DataFrame

@@ -1,4 +1,4 @@
-"""What the last training run in the working directory left: a registered version, or the gate that stopped it."""
+"""The result of the last training run in the working directory: a registered version, or the gate that stopped it."""
 
 from __future__ import annotations
 

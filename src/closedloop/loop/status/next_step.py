@@ -26,7 +26,7 @@ class NextStep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """What stands beside the operations store.
+    """The facts of a project that the operations store does not hold.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ def is_foreign(view: Overview, found: ServiceHealth) -> bool:
 
 
 def describe_foreign(found: ServiceHealth) -> str:
-    """What answers instead."""
+    """The name of the service that answers instead."""
     return f"the service of {found.model_name}" if found.model_name else "another program"
 
 

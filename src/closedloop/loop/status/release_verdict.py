@@ -1,4 +1,4 @@
-"""What was decided last about a release, for tools that wait for it: read from the journal, and never decided here."""
+"""The last decision about a release, for tools that wait for it: read from the journal, and never decided here."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _describe_money(view: Overview) -> list[Line]:
 
 
 def describe_money(money: Mapping[str, Any]) -> str:
-    """What is at stake in the newest window, in a sentence.
+    """The money at stake in the newest window, in a sentence.
 
     >>> describe_money({"customers": 2000, "at_stake": 60000.0, "offers": 1, "expected_profit": 5.4})
     '60,000 is at stake with 2,000 customers; 1 offer would bring about 5'

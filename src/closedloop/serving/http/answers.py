@@ -1,4 +1,4 @@
-"""What the service answers, as types: it encodes them, and its OpenAPI description follows from them."""
+"""The service's answers as types: it encodes them, and its OpenAPI description follows from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class ReasonAnswer(msgspec.Struct, frozen=True):
-    """What moved a score: ``contribution`` in units of the raw score, above 0 towards churn.
+    """A feature's part in a score: ``contribution`` in units of the raw score, above 0 towards churn.
 
     ``feature`` is the feature of the reason that contributes most, and ``value`` is its value.
     """
@@ -87,7 +87,7 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 class OutcomeReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client reports: 1 churned, 0 stayed."""
+    """An outcome as a client reports it: 1 churned, 0 stayed."""
 
     prediction_id: str
     outcome: Literal[0, 1]

@@ -47,7 +47,7 @@ _ORDERS: WeakKeyDictionary[Any, Order] = WeakKeyDictionary()  # by the state of 
 
 
 class Connection(asyncio.BufferedProtocol):
-    """What uvicorn makes for each connection (its setting ``http``); see the module for its limits."""
+    """One connection, as uvicorn makes it (its setting ``http``); see the module for its limits."""
 
     exchange_seconds = 30.0  # cut off after once to twice as long
     connections_max = CONNECTIONS_MAX
@@ -134,7 +134,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def rest_is_small(self) -> bool:
-        """Whether what is left of a body that nobody reads can be dropped, so that the connection stays."""
+        """Whether the rest of an unread body can be dropped, so that the connection stays."""
         return self._body_left is not None and self._body_left <= READ_BYTES
 
     def go_on(self) -> None:
@@ -326,7 +326,7 @@ class Connection(asyncio.BufferedProtocol):
         self._order.remove(self)
 
     def _leave(self) -> None:
-        """Tell the application that nobody waits for its answer."""
+        """Tell the application that the client no longer waits for its answer."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None and not exchange.answered:
             exchange.gone = True

@@ -30,7 +30,7 @@ class Call(msgspec.Struct):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back; the ids of a prediction are for the access log."""
+    """The answer; the ids of a prediction are for the access log."""
 
     body: bytes
     status: int = 200

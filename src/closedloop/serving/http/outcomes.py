@@ -1,4 +1,4 @@
-"""What really happened, as clients report it: only for predictions that were given, and only so many a minute."""
+"""Outcomes that clients report: only for predictions that were given, and only so many a minute."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class DrainProgress(msgspec.Struct):
 
 
 def read_progress(root: Path) -> DrainProgress:
-    """What the drain of these spools wrote last; nothing known where it has not run yet."""
+    """The progress that the drain of these spools wrote last; empty where it has not run yet."""
     try:
         return msgspec.json.decode((root / PROGRESS_FILE).read_bytes(), type=DrainProgress)
     except (OSError, msgspec.MsgspecError):  # another release may have written another form

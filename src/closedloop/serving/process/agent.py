@@ -34,7 +34,7 @@ NICE = 10  # an answer goes before its way into the store: the spool can wait
 
 
 class OperationsStore(NamedTuple):
-    """What the agent needs of the operations store; ``upgrade`` brings its schema up to date."""
+    """The agent's access to the operations store; ``upgrade`` brings its schema up to date."""
 
     upgrade: Callable[[], None]
     records: Predictions

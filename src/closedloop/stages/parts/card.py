@@ -102,7 +102,7 @@ def render_card(
 
 
 def summarise_lists(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> dict[str, float]:
-    """What calling the highest scores finds.
+    """The churners found by calling the highest scores.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def summarise_lists(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: flo
 
 
 def measure_lists(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[dict[str, float]]:
-    """What lists of several sizes hold, the highest scores first; those below 10 customers are left out.
+    """The churners on lists of several sizes, the highest scores first; those below 10 customers are left out.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def describe_champion(verdict: dict[str, Any]) -> str:
 def describe_run(
     dataset: DatasetConfig, candidate: Candidate, measured: Measured, verdict: dict[str, Any], run_id: str
 ) -> str:
-    """What MLflow shows of the run and of its version, in Markdown: model, data, figures, pictures, card, promotion."""
+    """Describe the run and its version for MLflow, in Markdown: model, data, figures, pictures, card, promotion."""
     contract, figures = candidate.contract, measured.figures
     found = summarise_lists(candidate.labels, candidate.scores, contract.threshold)
     alarms = f"{100 * found['right'] / found['alarms']:.0f}% of the alarms are right" if found["alarms"] else "no alarm"

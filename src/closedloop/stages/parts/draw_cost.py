@@ -1,4 +1,4 @@
-"""What it costs to train on a draw of the rows: the same recipe on halves of the draw, on the same test rows."""
+"""The cost of training on a draw of the rows: the same recipe on halves of the draw, on the same test rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def measure_draw(
     params: Params, feature_set: FeatureSet, fitted: Fitted, rows: Mapping[str, pd.DataFrame]
 ) -> dict[str, Any] | None:
-    """What all rows would gain over the draw that trained ``fitted``, in log loss of test rows (None: all trained it).
+    """The gain of all rows over the draw that trained ``fitted``, in log loss of test rows (None: all trained it).
 
     All rows are too many to train on. Where the loss that more rows would take away falls as one over their number,
     half of the draw loses to the draw what the draw loses to endless rows, so that ``cost`` is that difference times

@@ -1,4 +1,4 @@
-"""What is measured of the model under evaluation, on its test rows."""
+"""Measures the model under evaluation on its test rows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ScoreFigures:
 
 @dataclass(frozen=True)
 class Measured(ScoreFigures):
-    """What else there is to say: ``columns`` and ``pairs`` say how far columns rank the label alone.
+    """Those, and more: ``columns`` and ``pairs`` say how far columns rank the label alone.
 
     ``baseline`` has the figures of a logistic regression, and how the model compares with it. ``money`` is None if the
     data set's config has no ``value``.
@@ -87,7 +87,7 @@ def measure(params: Params, dataset: DatasetConfig, candidate: Candidate) -> Mea
 def measure_scores(
     params: Params, dataset: DatasetConfig, rows: Mapping[str, pd.DataFrame], scores: np.ndarray, threshold: float
 ) -> ScoreFigures:
-    """What labels and scores of the test rows say; train rows are what trivial rules know."""
+    """The figures of the test rows' labels and scores; trivial rules know the train rows."""
     test = rows["test"]
     labels, bootstrap = test[LABEL].to_numpy(), choose_bootstrap(params, test)
     groups = None
@@ -104,7 +104,7 @@ def measure_scores(
 
 
 def open_reasons(path: Path, candidate: Candidate) -> Explainer | None:
-    """What explains the model's scores; None if its graph, in ``path``, gives no reasons."""
+    """The explainer of the model's scores; None if its graph, in ``path``, gives no reasons."""
     from closedloop.adapters.onnx_explainer import open_explainer
 
     try:
@@ -115,7 +115,7 @@ def open_reasons(path: Path, candidate: Candidate) -> Explainer | None:
 
 
 def measure_importance(explainer: Explainer, candidate: Candidate, seed: int) -> list[Importance]:
-    """What the model looks at, on at most 500 test rows."""
+    """The importance of each feature, on at most 500 test rows."""
     features, rows = candidate.contract.features, candidate.test
     if len(rows) > IMPORTANCE_ROWS:
         rows = rows.sample(IMPORTANCE_ROWS, random_state=seed)

@@ -1,4 +1,4 @@
-"""What a model's offers to the test rows bring in money, with and without a champion beside it."""
+"""The profit of a model's offers to the test rows, with and without a champion beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from closedloop.stages.parts.candidate import LABEL, Candidate
 
 
 class Stake(NamedTuple):
-    """What offers to labelled rows cost and bring; arrays have shape (n,), and ``cycles`` are the rows' snapshots."""
+    """Costs and returns of offers to labelled rows; arrays have shape (n,), and ``cycles`` are the rows' snapshots."""
 
     value: CustomerValue
     kept: Floats
@@ -36,7 +36,7 @@ class Stake(NamedTuple):
     cycles: npt.NDArray[Any]
 
     def choose(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Who gets an offer by these scores, shape (n,)."""
+        """Whether each customer gets an offer by these scores, shape (n,)."""
         return choose_offers(scores, self.kept, self.value, self.cycles)
 
 
@@ -53,7 +53,7 @@ class Money(NamedTuple):
 
 
 def read_stake(params: Params, dataset: DatasetConfig, rows: pd.DataFrame) -> Stake | None:
-    """What is at stake on labelled rows, such as the test rows; None if the data set's config has no ``value``.
+    """The money at stake on labelled rows, such as the test rows; None if the data set's config has no ``value``.
 
     Where a share of the customers is held out, it has that share of the capacity.
     """

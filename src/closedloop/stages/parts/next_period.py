@@ -1,4 +1,4 @@
-"""What a model's figures are of, and what the same recipe would have had a horizon later."""
+"""The days that a model's figures are of, and the figures of the same recipe a horizon later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Period = Literal["today", "next period", "no time"]
 
 
 def name_period(params: Params, dataset: DatasetConfig) -> Period:
-    """What the test rows stand for.
+    """The days that the test rows stand for.
 
     ``today``: customers who were held out, at the newest snapshot, on which the others train. ``next period``: no
     training label is newer than the test rows, as in service until the next model.

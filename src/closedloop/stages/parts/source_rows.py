@@ -106,7 +106,7 @@ class Place:
 
     @property
     def words(self) -> dict[str, Any]:
-        """What the functions of parsing take to name a value."""
+        """The arguments by which the functions of parsing name a value."""
         return {"place": self.name, "row_numbers": self.row_numbers}
 
 
