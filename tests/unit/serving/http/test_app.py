@@ -38,6 +38,7 @@ from closedloop.serving.worker import Worker
 from tests.model_folders import ROWS, expected_score, write_model_folder, write_online_rows, write_slots
 
 ROW = ROWS[0]
+FAILING = ROW | {"visits_30d": 21.0}  # the challenger's graph raises on it where `deploy` says so
 SNAPSHOT = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 TABLE = "test_churn_test_churn_0"
 
@@ -117,9 +118,12 @@ def service(make_service):
     return make_service()
 
 
-def deploy(service, tmp_path, *, mode: str, weight: float = 0.0, bias: float = 2.0) -> None:
-    """A challenger beside the champion."""
-    folders = {"1": write_model_folder(tmp_path / "v1"), "2": write_model_folder(tmp_path / "v2", bias=bias)}
+def deploy(
+    service, tmp_path, *, mode: str, weight: float = 0.0, bias: float = 2.0, fails_from: int | None = None
+) -> None:
+    """A challenger beside the champion; ``fails_from`` as in `write_model_folder`, of the challenger."""
+    challenger = write_model_folder(tmp_path / "v2", bias=bias, fails_from=fails_from)
+    folders = {"1": write_model_folder(tmp_path / "v1"), "2": challenger}
     one, two = (Slot(version, str(folder), digest_folder(folder)) for version, folder in folders.items())
     slots = Slots(3, "salt-3", one, two, mode, weight)
     write_slots(service.state_dir, slots)
@@ -475,8 +479,8 @@ def test_predictions_and_reports_keep_who_sent_them_by_a_digest(make_service):
 
 def test_a_forced_version_needs_an_administrator_and_is_logged_as_forced(make_service, tmp_path):
     service = make_service(tokens=TOKENS)
-    deploy(service, tmp_path, mode="canary", weight=0.0)
-    body = {"features": ROW}
+    deploy(service, tmp_path, mode="canary", weight=0.0, fails_from=21)
+    body, failing = {"features": ROW}, {"features": FAILING}
     wanted = {"x-model-version": "2"}
     assert service.post("/predict", body, headers={"authorization": "Bearer p", **wanted}).status_code == 403
     admin = {"authorization": "Bearer a"}
@@ -485,9 +489,8 @@ def test_a_forced_version_needs_an_administrator_and_is_logged_as_forced(make_se
     assert found["probability"] == pytest.approx(expected_score(ROW, 2.0), abs=1e-6)
     (logged,) = service.read_log()
     assert logged.forced
-    object.__setattr__(service.worker.slots.serving.challenger, "scorer", Broken())
-    assert service.post("/predict", body, headers={**admin, **wanted}).status_code == 500
-    service.post("/predict", body, headers={**admin, "x-model-version": "1"})
+    assert service.post("/predict", failing, headers={**admin, **wanted}).status_code == 500
+    service.post("/predict", failing, headers={**admin, "x-model-version": "1"})
     assert [record.variant for record in service.read_log()] == ["canary", "champion"]  # and nothing in shadow
     service.worker.batcher.observe()
     service.worker.metrics.flush()
@@ -551,22 +554,13 @@ def test_errors_of_what_serves_are_shown_before_there_are_any(service, tmp_path)
     assert found == [0, 0, 0, 0]
 
 
-class Broken:
-    """A scorer that cannot score any more."""
-
-    def score(self, _):
-        raise RuntimeError("out of memory")
-
-
 @pytest.mark.parametrize(("mode", "variant"), [("shadow", "shadow"), ("canary", "canary")])
-def test_a_model_that_fails_is_counted_under_its_version_and_variant(service, tmp_path, mode, variant, monkeypatch):
-    deploy(service, tmp_path, mode=mode, weight=1.0 if mode == "canary" else 0.0)
-    counted = []
-    monkeypatch.setattr(service.worker.metrics, "count", lambda *labels, by=1: counted.append((*labels, by)))
-    object.__setattr__(service.worker.slots.serving.challenger, "scorer", Broken())
-    status = service.post("/predict", {"features": ROW}).status_code
+def test_a_model_that_fails_is_counted_under_its_version_and_variant(service, tmp_path, mode, variant):
+    deploy(service, tmp_path, mode=mode, weight=1.0 if mode == "canary" else 0.0, fails_from=21)
+    assert service.post("/predict", {"features": ROW}).status_code == 200
+    status = service.post("/predict", {"features": FAILING}).status_code
     assert status == (200 if mode == "shadow" else 500)
-    assert ("model_errors_total", "2", variant, 1) in counted
+    assert service.read_metric("model_errors_total", model_version="2", variant=variant) == 1
 
 
 def test_outcomes_of_given_predictions_alone_are_taken(service):
