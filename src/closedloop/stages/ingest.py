@@ -88,14 +88,7 @@ def _ingest_simulated(params: Params, folder: Path) -> dict[str, Any]:
 
 def _ingest_events(params: Params, dataset: DatasetConfig, folder: Path) -> dict[str, Any]:
     read = read_rows(params, dataset)
-    events = pd.concat(read.kept, ignore_index=True)
-    known = events["time"] < pd.Timestamp(params.as_of_at)
-    later, events = int((~known).sum()), events[known]
-    if events.empty:
-        raise DataError(
-            f"data.source: no event before as_of {params.as_of} is left "
-            f"({count_noun(read.rows_read, 'row')} read, {later} at or after as_of)"
-        )
+    events, later = _keep_known(params, read, "event", "time")
     ids = np.sort(events["customer_id"].dropna().unique())
     customers = _read_customers(params, dataset, ids, read.findings)
     write_table(folder / "customers.parquet", customers)
@@ -105,6 +98,19 @@ def _ingest_events(params: Params, dataset: DatasetConfig, folder: Path) -> dict
     counts = {"customers": len(customers), "events": len(events), "days": days, "rows_at_or_after_as_of": later}
     types = {str(name): int(count) for name, count in events["event_type"].value_counts().items()}
     return {**_count_rows(read), **counts, **_count_event_types(dataset, types), **read.findings.report()}
+
+
+def _keep_known(params: Params, read: SourceRows, noun: str, time: str | None) -> tuple[pd.DataFrame, int]:
+    """The kept rows whose column ``time`` is before ``as_of`` (None: all of them), and how many are later."""
+    rows = pd.concat(read.kept, ignore_index=True)
+    known = rows if time is None else rows[rows[time] < pd.Timestamp(params.as_of_at)]
+    later = len(rows) - len(known)
+    if known.empty:
+        raise DataError(
+            f"data.source: no {noun} before as_of {params.as_of} is left "
+            f"({count_noun(read.rows_read, 'row')} read, {later} at or after as_of)"
+        )
+    return known, later
 
 
 def _ingest_days(
@@ -140,16 +146,8 @@ def _count_event_types(dataset: DatasetConfig, found: Mapping[str, int]) -> dict
 
 def _ingest_table(params: Params, dataset: DatasetConfig, folder: Path) -> dict[str, Any]:
     read = read_rows(params, dataset)
-    customers = pd.concat(read.kept, ignore_index=True)
-    later = 0
-    if dataset.columns.time is not None:
-        known = customers["event_timestamp"] < pd.Timestamp(params.as_of_at)
-        later, customers = int((~known).sum()), customers[known]
-    if customers.empty:
-        raise DataError(
-            f"data.source: no row before as_of {params.as_of} is left "
-            f"({count_noun(read.rows_read, 'row')} read, {later} at or after as_of)"
-        )
+    time = None if dataset.columns.time is None else "event_timestamp"
+    customers, later = _keep_known(params, read, "row", time)
     write_table(folder / "customers.parquet", customers.sort_values("customer_id", kind="stable"))
     _write_dropped(folder / "dropped.parquet", read)
     counts = {"customers": len(customers), "rows_at_or_after_as_of": later}
