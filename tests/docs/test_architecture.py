@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
@@ -18,6 +19,19 @@ PACKAGE = ROOT / "src/closedloop"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 LINES_MAX, PARAMETERS_MAX = 40, 8
 EVERYWHERE = {"msgspec", "numpy", "pandas", "pydantic"}  # what rows and records are made of
+
+
+def list_rooms() -> set[str]:
+    """The folders and files directly in the package, as the pages name them."""
+    folders = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    return folders | {path.name for path in PACKAGE.glob("[!_]*.py")}
+
+
+def read_contracts() -> list[dict[str, Any]]:
+    """The import contracts of `lint-imports`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = project["tool"]["importlinter"]["contracts"]
+    return found
 
 
 def test_the_picture_is_that_of_the_imports() -> None:
@@ -30,8 +44,22 @@ def test_every_room_is_described_and_every_file_is_there() -> None:
         name for name in named if not any((base / name).exists() for base in (PACKAGE, ROOT)) and "NAME" not in name
     ]
     assert missing == []
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-    assert {f"{room}/" for room in rooms} - set(named) == set()
+    assert list_rooms() - set(named) == set()
+
+
+def test_the_readmes_show_every_room() -> None:
+    for name in ("README.md", "README.ja.md"):
+        tree = (ROOT / name).read_text(encoding="utf-8").split("src/closedloop/")[1].split("```")[0]
+        assert list_rooms() - set(re.findall(r"\w+(?:/|\.py)", tree)) == set(), name
+
+
+def test_a_room_without_a_place_among_the_layers_breaks_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (contract for contract in contracts if contract["type"] == "layers")
+    assert layers["exhaustive"]
+    assert layers["containers"] == ["closedloop"]
 
 
 def test_unit_tests_lie_in_the_rooms_of_what_they_test() -> None:
@@ -53,8 +81,7 @@ def test_of_every_package_that_is_imported_a_contract_says_who_may() -> None:
     graph = grimp.build_graph("closedloop", include_external_packages=True, exclude_type_checking_imports=True)
     found = {name for name in graph.modules if graph.is_module_squashed(name)}
     packages = found - sys.stdlib_module_names - {"rules"}  # a file that lies beside the edge script
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    contracts = project["tool"]["importlinter"]["contracts"]
+    contracts = read_contracts()
     named = {name for contract in contracts for name in contract.get("protected_modules", ())}
     assert {"mlflow", "redis"} <= packages
     assert packages - named == EVERYWHERE
