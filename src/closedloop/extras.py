@@ -20,6 +20,8 @@ DISTRIBUTIONS = {
     "snowflake": "snowflake-sqlalchemy",
     "psycopg2": "psycopg",
 }
+# A module that our commands need from their first line on, where what they print offers one of them.
+NEEDED = {"demo": "uvicorn", "retrain": "kfp", "serve": "uvicorn"}
 COLLECTIONS = ("all", "dev", "serving")  # extras that repeat what others bring
 
 
@@ -41,6 +43,17 @@ def find_extra(module: str) -> str | None:
 def has_module(name: str) -> bool:
     """Whether a module is installed, without importing it."""
     return find_spec(name) is not None
+
+
+def find_missing() -> dict[str, str]:
+    """The commands of `NEEDED` that cannot run here, each with the extra that it needs."""
+    return {command: str(find_extra(module)) for command, module in NEEDED.items() if not has_module(module)}
+
+
+def require_module(command: str) -> None:
+    """Raise a ConfigError that names the extra, before a command does half of its work without it."""
+    if command in find_missing():
+        raise explain_missing(ModuleNotFoundError(name=NEEDED[command]))
 
 
 def explain_missing(error: ModuleNotFoundError, place: str = "this command") -> ConfigError:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from closedloop.errors import DataError
 
 logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
+VARIABLE_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
+FILE_ENDING = re.compile(r"\.(csv|parquet|xls[xm])(\.\w+)?$", re.IGNORECASE)
 
 
 @contextmanager
@@ -143,6 +146,19 @@ def read_json(path: Path, *, made_by: str) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror}); '{made_by}' writes it") from error
     except ValueError as error:
         raise DataError(f"{path}: is not JSON ({error}); run '{made_by}' again") from error
+
+
+def names_table(text: str) -> bool:
+    """Whether it is a database's table, VARIABLE#TABLE or ADDRESS#TABLE; a file may have # in its name.
+
+    >>> names_table("SHOP#public.orders"), names_table("sqlite:///a.db#b")
+    (True, True)
+    >>> names_table("Kunden #3.xlsx"), names_table("a#1.csv")
+    (False, False)
+    """
+    address, sign, _ = text.rpartition("#")
+    is_address = "://" in address or re.fullmatch(VARIABLE_PATTERN, address) is not None
+    return bool(sign) and is_address and FILE_ENDING.search(text) is None
 
 
 def locate_sqlite(address: str, folder: Path) -> str:

@@ -184,3 +184,17 @@ def _prepare_end(parent: int) -> Callable[[], None] | None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return prepare
+
+
+@contextlib.contextmanager
+def to_standard_error() -> Iterator[None]:
+    """Send to standard error what this process and its children write to standard output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

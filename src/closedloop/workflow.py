@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -23,8 +24,8 @@ from closedloop.config.sections import depend_on_sections
 from closedloop.config.sources import FileSource, SqlSource
 from closedloop.config.yaml import format_yaml, read_yaml
 from closedloop.errors import ConfigError, GateFailed, StageFailed, count_noun
-from closedloop.extras import has_module
-from closedloop.files import write_text
+from closedloop.extras import find_missing, has_module
+from closedloop.files import write_json, write_text
 from closedloop.processes import run_process
 from closedloop.tabular.day_files import DAY, REMOTE
 
@@ -34,14 +35,28 @@ if TYPE_CHECKING:
 
 WORKSPACES = Path("workspaces")
 START_PAGE = Layout().card.parent / "index.html"
+GIVEN = "given.json"  # in a workspace: what its last run was given
 WIN = "champion_challenger"
 LINKED = ("configs", "src")
 
 
-def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None, until: str | None = None) -> None:
+def recall_given(name: str, source: str | None, as_of: str | None) -> tuple[str | None, str | None, str | None]:
+    """The data set (None: the project's own), source and date of a run: those given, else those of the last run."""
+    if not (WORKSPACES / name).is_dir() and read_yaml(PARAMS_FILE).get("dataset") == name:
+        return None, source, as_of
+    try:
+        before = _read(WORKSPACES / name / GIVEN)
+    except (OSError, ValueError):
+        before = {}
+    return name, source or before.get("source"), as_of or before.get("as_of")
+
+
+def run_workflow(
+    *, dataset: str | None, source: str | None, as_of: str | None, until: str | None = None
+) -> dict[str, Any]:
     """Run the graph in the project folder, or for other data in a workspace, and print the summary.
 
-    ``until`` is the last stage to run; without BentoML the package is left out.
+    ``until`` is the last stage to run; without BentoML the package is left out. Returns what ran, and what it made.
 
     Raises
     ------
@@ -52,48 +67,55 @@ def run_workflow(*, dataset: str | None, source: str | None, as_of: str | None, 
     ConfigError
         If the working directory is no project folder, or a config is wrong.
     """
-    from rich.console import Console
-
     if until not in (None, *READS):
         raise ConfigError(f"--until {until}: a stage, one of {', '.join(READS)}")
     if not Path("dvc.yaml").is_file():
         raise ConfigError(f"{Path.cwd()}: there is no dvc.yaml; run this in the project's folder")
-    started = time.monotonic()
     folder = Path()
     if dataset is not None or source is not None or as_of is not None:
         folder = prepare_workspace(Path(), dataset=dataset, source=source, as_of=as_of)
-    console = Console(highlight=False)
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        # report a wrong config before the first stage runs
-        _require_hyper_parameters(load_run(PARAMS_FILE).params)
-        until = until or (None if has_module("bentoml") else "register")
-        ran = _reproduce(until) if has_module("dvc") else _run_stages(until)
-        stale = find_stale_stage() if has_module("dvc") else None
-        if stale is not None:
-            stage, reason = stale
-            console.print(f"{reason}; running again from '{stage}'.")
-            ran += _reproduce(until, force_from=stage)
-        seconds = time.monotonic() - started
-        if not ran:
-            console.print(f"Nothing changed: all stages are up to date (checked in {seconds:.1f} s).")
-        else:
-            console.print(f"{count_noun(len(ran), 'stage')} ran in {seconds:.0f} s: {', '.join(ran)}.")
-        write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
-        if until in (None, "register", "package"):
-            print_summary(console, folder)
-        else:
-            console.print(f"Ended after {until}. Its runs: {_name_ui(folder)}. More: docs/levels.md.", soft_wrap=True)
-    except GateFailed as error:
-        write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
-        raise GateFailed(f"{error}; figures and pictures so far are in {folder / Layout().card.parent}") from error
-    finally:
-        os.chdir(here)
+        write_json(folder / GIVEN, {"source": source, "as_of": as_of})
+    with contextlib.chdir(folder):
+        try:
+            return _run_here(folder, until or (None if has_module("bentoml") else "register"))
+        except GateFailed as error:
+            write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
+            raise GateFailed(f"{error}; figures and pictures so far are in {folder / Layout().card.parent}") from error
+
+
+def _run_here(folder: Path, until: str | None) -> dict[str, Any]:
+    """Run the graph of the working directory, which people call ``folder``."""
+    from rich.console import Console
+
+    console, started = Console(highlight=False), time.monotonic()
+    _require_hyper_parameters(load_run(PARAMS_FILE).params)  # report a wrong config before the first stage runs
+    ran = _reproduce(until) if has_module("dvc") else _run_stages(until)
+    stale = find_stale_stage() if has_module("dvc") else None
+    if stale is not None:
+        stage, reason = stale
+        console.print(f"{reason}; running again from '{stage}'.")
+        ran += _reproduce(until, force_from=stage)
+    seconds = time.monotonic() - started
+    if not ran:
+        console.print(f"Nothing changed: all stages are up to date (checked in {seconds:.1f} s).")
+    else:
+        console.print(f"{count_noun(len(ran), 'stage')} ran in {seconds:.0f} s: {', '.join(ran)}.")
+    write_start_page(load_run(PARAMS_FILE), dt.datetime.now(dt.UTC))
+    if until in (None, "register", "package"):
+        print_summary(console, folder)
+    else:
+        console.print(f"Ended after {until}. Its runs: {_name_ui(folder)}. More: docs/levels.md.", soft_wrap=True)
+    return {"folder": folder, "ran": ran, "seconds": round(seconds, 1), **_list_reports(Layout())}
+
+
+def _list_reports(layout: Layout) -> dict[str, Any]:
+    """The verdict on the model and the version that it became; None where no run came that far."""
+    files = {"gates": layout.gates, "registration": layout.registration}
+    return {name: _read(path) if path.is_file() else None for name, path in files.items()}
 
 
 def _name_ui(folder: Path) -> str:
-    return name_call("ui" if folder == Path() else f"--dataset {folder.name} ui")
+    return name_call("ui", None if folder == Path() else folder.name)
 
 
 def _reproduce(until: str | None, *, force_from: str | None = None) -> list[str]:
@@ -258,7 +280,7 @@ def print_summary(console: Console, folder: Path) -> None:
     console.print(f"[bold]Open[/bold]    {where}{START_PAGE}, which links to the others", soft_wrap=True)
     newest = folder / layout.features / f"{training['serving']['snapshot']}.parquet"
     name = None if folder == Path() else folder.name
-    for title, call in list_calls(name, newest, by_make="MAKELEVEL" in os.environ).items():
+    for title, call in list_calls(name, newest, by_make="MAKELEVEL" in os.environ, missing=find_missing()).items():
         console.print(f"[bold]{title:7}[/bold] {escape(call)}", soft_wrap=True)  # so that it can be copied
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,14 +41,24 @@ def call(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_described_file_trains_or_a_gate_says_no(project, file, name):
-    described = call(project.root, "describe", file)
+    described = call(project.root, "describe", file, "--json")
     assert described.returncode == 0, described.stderr
-    assert f"closedloop run --dataset {name}" in described.stdout
+    told = json.loads(described.stdout)
+    assert (told["name"], told["config"]) == (name, f"configs/datasets/{name}.yaml")
+    assert f"closedloop run --dataset {name}" in told["next_command"]
+    assert all(note[:30] in described.stderr for note in told["notes"])
     again = call(project.root, "describe", file)
     assert again.returncode == 1
     assert "--force" in again.stderr
-    ran = call(project.root, "run", "--dataset", name)
+    ran = call(project.root, "run", "--dataset", name, "--json")
     assert ran.returncode in (0, 2), ran.stdout + ran.stderr
+    if ran.returncode == 0:
+        made = json.loads(ran.stdout)
+        assert (made["ran"][-1], made["registration"]["version"]) == ("package", "1")
+        again = json.loads(call(project.root, "--dataset", name, "run", "--json").stdout)
+        assert (again["folder"], again["ran"]) == (f"workspaces/{name}", [])
+    else:
+        assert ran.stdout == ""
     assert (project.root / "workspaces" / name / "reports/model_card.html").is_file()
     if ran.returncode == 0 and name != "bestellungen":  # customers of a log are scored by their features
         scored = call(project.root, "--dataset", name, "score", "--input", file, "--output", "scores.csv")

@@ -13,7 +13,7 @@ import pytest
 from closedloop.cli import main as cli
 from closedloop.config.sources import SqlSource
 from closedloop.errors import ConfigError
-from closedloop.extras import COLLECTIONS, find_extra
+from closedloop.extras import COLLECTIONS, NEEDED, find_extra, find_missing, require_module
 from closedloop.tabular.sources import read_chunks
 
 ROOT = Path(__file__).parents[2]
@@ -80,3 +80,14 @@ def test_the_extras_are_in_the_page_of_levels():
     page = (ROOT / "docs/levels.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z0-9]+)`", page[page.index("## Extras") :]))
     assert set(PROJECT["optional-dependencies"]) - set(COLLECTIONS) <= named
+
+
+def test_a_command_that_is_offered_says_at_once_which_extra_it_needs(monkeypatch):
+    assert find_missing() == {}
+    monkeypatch.setitem(find_missing.__globals__, "has_module", lambda name: name not in ("uvicorn", "kfp"))
+    assert find_missing() == {"demo": "serve", "retrain": "kfp", "serve": "serve"}
+    with pytest.raises(ConfigError, match=r"install closedloop\[kfp\]"):
+        require_module("retrain")
+    monkeypatch.undo()
+    for command in NEEDED:
+        require_module(command)

@@ -92,7 +92,6 @@ PRINTED_BY = {
     "stages/register.py: --model-name": ("register",),
     "stages/register.py: --stage": ("register",),
     "tabular/rows.py: --resume": ("score",),
-    "workflow.py: --dataset": ("",),
     "workflow.py: --until": ("run",),
 }
 # What is handed to other programs, or read by scripts of their own.

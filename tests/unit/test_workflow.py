@@ -19,7 +19,15 @@ from closedloop.bootstrap import build_tracking, load_run
 from closedloop.config.params import parse_params
 from closedloop.config.settings import load_settings
 from closedloop.errors import ConfigError, DataError
-from closedloop.workflow import describe_comparison, find_stale_stage, prepare_workspace, print_summary, run_workflow
+from closedloop.workflow import (
+    GIVEN,
+    describe_comparison,
+    find_stale_stage,
+    prepare_workspace,
+    print_summary,
+    recall_given,
+    run_workflow,
+)
 
 SOURCE_ROOT = Path(__file__).parents[2]
 
@@ -92,6 +100,17 @@ def test_preparing_a_workspace_leaves_the_project_and_again_what_is_there(root: 
     # the feature repository is copied anew, with the same content
     assert {name: found[2] for name, found in again.items()} == {name: found[2] for name, found in before.items()}
     assert {name.split("/")[0] for name in again if again[name] != before[name]} <= {"feature_repo"}
+
+
+def test_a_data_set_runs_again_by_what_its_last_run_was_given(root: Path, project: Any) -> None:
+    assert recall_given("shop", None, None) == (None, None, None)  # the project's own has no workspace
+    assert recall_given("shop", None, "2024-01-01") == (None, None, "2024-01-01")
+    assert recall_given("telco", None, None) == ("telco", None, None)
+    folder = root / "workspaces/telco"
+    folder.mkdir(parents=True)
+    (folder / GIVEN).write_text('{"source": "telco.csv", "as_of": null}', encoding="utf-8")
+    assert recall_given("telco", None, None) == ("telco", "telco.csv", None)
+    assert recall_given("telco", "newer.csv", "2024-01-01") == ("telco", "newer.csv", "2024-01-01")
 
 
 def test_a_workspace_shares_code_configs_cache_and_stores(root: Path) -> None:

@@ -9,16 +9,21 @@ from typing import Annotated
 import typer
 
 from closedloop.cli.monitoring import check_fail_on, judge_end
-from closedloop.cli.options import MONITORING, AsOfOption, JsonOption, print_json, read_date, read_now
+from closedloop.cli.options import MONITORING, AsOfOption, JsonOption, locate_path, print_json, read_date, read_now
 
 app = typer.Typer()
 
 
 @app.command(rich_help_panel=MONITORING)
 def attach(
-    config: Annotated[Path, typer.Argument(help="The YAML that says where reference and window are: docs/attach.md.")],
+    config: Annotated[
+        Path,
+        typer.Argument(help="The YAML that says where reference and window are: docs/attach.md.", callback=locate_path),
+    ],
     as_of: AsOfOption,
-    output: Annotated[Path | None, typer.Option(help="Folder of report, checks and figures.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of report, checks and figures.", callback=locate_path)
+    ] = None,
     fail_on: Annotated[
         str | None, typer.Option(help="End with 2 at this verdict or a worse one, with 3 if it cannot tell.")
     ] = None,

@@ -19,6 +19,7 @@ from closedloop.cli.options import (
     JsonOption,
     ParamsOption,
     locate_given,
+    locate_path,
     print_json,
     read_date,
     read_now,
@@ -155,7 +156,7 @@ def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int
 def campaign_report(
     as_of: AsOfOption,
     started: Annotated[str | None, typer.Option(help="UTC date of the campaign; default: the newest one.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = REPORTS,
+    output: Annotated[Path, typer.Option(help="Folder for the picture.", callback=locate_path)] = REPORTS,
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
@@ -169,7 +170,7 @@ def campaign_report(
     campaign = find_campaign(store, context.dataset.model_name, as_of=clock, started=day)
     report = report_campaign(store, campaign, as_of=clock)
     folder = output / context.dataset.model_name / f"{campaign.as_of:%Y-%m-%d}"
-    picture = draw_report(report, Path(locate_given(str(folder))))
+    picture = draw_report(report, folder)
     if as_json:
         print_json(_describe(report, picture))
         return

@@ -8,6 +8,7 @@ import typer
 
 from closedloop.cli.options import PARAMS, WORKFLOW, ParamsOption, tell
 from closedloop.errors import ConfigError, count_noun
+from closedloop.extras import require_module
 
 app = typer.Typer()
 
@@ -26,6 +27,7 @@ def demo(params: ParamsOption = PARAMS) -> None:
     from closedloop.replay.demo import plan_day, send, serve_by
     from closedloop.waiting import build_bar
 
+    require_module("demo")
     context = load_run(params)
     if context.settings.profile == "production":
         raise ConfigError("demo: not with the production profile, whose store keeps real requests alone")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from closedloop.cli.options import RELEASE, Commands, JsonOption, print_json
+from closedloop.cli.options import RELEASE, Commands, JsonOption, locate_path, print_json
 from closedloop.errors import DataError, GateFailed, count_noun
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def analyze(
 
 @experiment_app.command()
 def paired(
-    scores: Annotated[Path, typer.Argument(help="CSV: label, champion, challenger; customer_id where ids repeat.")],
+    scores: Annotated[
+        Path,
+        typer.Argument(help="CSV: label, champion, challenger; customer_id where ids repeat.", callback=locate_path),
+    ],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Decisions, for McNemar's test.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     as_json: JsonOption = False,

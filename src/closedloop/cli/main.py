@@ -16,7 +16,7 @@ from closedloop.cli.campaign import app as campaign_app
 from closedloop.cli.demo import app as demo_app
 from closedloop.cli.experiment import app as experiment_app
 from closedloop.cli.monitoring import app as monitoring_app
-from closedloop.cli.options import Commands, be_verbose, enter_workspace, fold
+from closedloop.cli.options import Commands, be_verbose, fold
 from closedloop.cli.release import app as release_app
 from closedloop.cli.replay import app as replay_app
 from closedloop.cli.serving import app as serving_app
@@ -55,7 +55,7 @@ def tell_version(value: bool) -> None:
 
 @app.callback()
 def begin(
-    dataset: Annotated[
+    dataset: Annotated[  # noqa: ARG001 - `Commands` reads it, before the command's clock starts
         str | None,
         typer.Option(help="Work in the workspace that 'run --dataset NAME' made.", metavar="NAME"),
     ] = None,
@@ -66,7 +66,6 @@ def begin(
 ) -> None:
     """Train, gate, release, serve, monitor and retrain a churn model. Start with: closedloop run."""
     be_verbose(verbose)
-    enter_workspace(dataset)
 
 
 class StepHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -77,9 +76,18 @@ class StepHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def format(self, record: logging.LogRecord) -> str:
         """Format a line: folded on a terminal, whole in a log or where it is a traceback."""
         text = super().format(record)
-        if self.stream.isatty() and "\n" not in text:
-            text = fold(text, shutil.get_terminal_size().columns)
-        return f"{'':14}{text}"
+        return f"{'':14}{text if chr(10) in text else fold_on_terminal(text, 14)}"
+
+
+def fold_on_terminal(text: str, indent: int = 0) -> str:
+    """Fold each line between words where a person reads it, behind its own indent; in a log a line stays whole."""
+    if not sys.stderr.isatty():
+        return text
+    width, folded = shutil.get_terminal_size().columns, []
+    for line in text.split("\n"):
+        start = len(line) - len(line.lstrip())
+        folded.append(line[:start] + fold(line[start:], width, indent + start))
+    return "\n".join(folded)
 
 
 def configure_logging() -> None:
@@ -106,7 +114,7 @@ def main() -> None:
         error = missing_or_ours
         if isinstance(error, ModuleNotFoundError):
             error = explain_missing(error)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(fold_on_terminal(f"{type(error).__name__}: {error}"), file=sys.stderr)
         sys.exit(error.exit_status)
 
 

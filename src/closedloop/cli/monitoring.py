@@ -21,6 +21,7 @@ from closedloop.cli.options import (
     ClockOption,
     JsonOption,
     ParamsOption,
+    locate_path,
     print_json,
     read_clock_at,
     read_date,
@@ -29,6 +30,7 @@ from closedloop.cli.options import (
     with_json,
 )
 from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable, Undecided, count_noun
+from closedloop.extras import require_module
 from closedloop.processes import handle_end_signals
 
 if TYPE_CHECKING:
@@ -50,7 +52,10 @@ def outcomes(
     as_of: AsOfOption,
     params: ParamsOption = PARAMS,
     source: Annotated[
-        Path | None, typer.Option("--input", help="A Parquet or CSV file with outcomes, instead of the label rule.")
+        Path | None,
+        typer.Option(
+            "--input", help="A Parquet or CSV file with outcomes, instead of the label rule.", callback=locate_path
+        ),
     ] = None,
 ) -> Any:
     """Store outcomes of predictions whose horizon has closed, by the label rule or from a file."""
@@ -269,6 +274,7 @@ def skew(
 
 
 @app.command(rich_help_panel=WORKFLOW)
+@with_json
 def retrain(
     params: ParamsOption = PARAMS,
     trigger_id: Annotated[
@@ -282,7 +288,7 @@ def retrain(
         str | None, typer.Option(help="Last snapshot, or day of a table; default: the newest with a known label.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Reason, for the record.")] = "asked for by hand",
-) -> None:
+) -> Any:
     """Train on recent data; a model that passes its gates becomes the challenger.
 
     The command never makes a champion. It prints the version alone to standard output.
@@ -292,6 +298,7 @@ def retrain(
     from closedloop.loop.retrain import name_trigger, override_dates
     from closedloop.store.checks import Retraining
 
+    require_module("retrain")
     context = load_newest(params, override_dates(as_of, data_start_date, data_end_date))
     values, checks = context.params, build_checks(context)
     context.database.upgrade()
@@ -308,3 +315,4 @@ def retrain(
     typer.echo(f"{text}{f', version {found.model_version}' if found.model_version else ''}", err=True)
     if found.model_version:
         typer.echo(found.model_version)
+    return vars(found) | {"ran": ran}

@@ -8,7 +8,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 
 from closedloop import waiting
 from closedloop.errors import ConfigError
+from closedloop.files import names_table
+from closedloop.processes import to_standard_error
 
 if TYPE_CHECKING:
     from closedloop.bootstrap import RunContext
@@ -35,7 +37,6 @@ ClockOption = Annotated[
     str | None, typer.Option("--as-of", help="The data's clock: a UTC date, or 'now' (production's default).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
-ModelOption = Annotated[Path | None, typer.Option(help="A model folder, instead of the released version.")]
 
 
 # What a mistyped command may be taken for: nothing that a person could not want to have run.
@@ -73,7 +74,7 @@ class Commands(TyperGroup):
     """A group whose commands show a clock; it suggests only commands that change nothing for one that is mistyped."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find a command, as Typer does but for its suggestions."""
+        """Find a command, as Typer does but for its suggestions, and go where it works."""
         self.suggest_commands = False
         try:
             name, command, rest = super().resolve_command(ctx, args)
@@ -82,12 +83,17 @@ class Commands(TyperGroup):
             if args and (close := difflib.get_close_matches(args[0], offered)):
                 error.message = f"{str(error).rstrip('.')}. Did you mean {' or '.join(map(repr, close))}?"  # type: ignore[attr-defined]
             raise
+        if ctx.parent is None:  # before the clock, which reads and notes durations where the command works
+            _before[:] = [ctx.params.get("dataset")]
+            makes_workspaces = command is not None and any(one.name == "dataset" for one in command.params)
+            enter_workspace(None if makes_workspaces else _before[0])
         ends = name not in WITHOUT_CLOCK and not any(one.startswith("--every") for one in rest)
         if ends and not isinstance(command, TyperGroup):
             ctx.with_resource(show_clock(f"{ctx.info_name} {name}" if ctx.parent else str(name)))
         return name, command, rest
 
 
+_before: list[str | None] = []  # the data set that was given before the command
 _verbose = [False]
 
 
@@ -130,12 +136,26 @@ def enter_workspace(name: str | None) -> None:
     remember_dataset(name)
 
 
+def read_dataset() -> str | None:
+    """The data set that was given before a command; one that makes workspaces is not in it."""
+    return _before[0] if _before else None
+
+
 def locate_given(text: str) -> str:
     """A path that was given, as it is from the present folder; an address of a table stays as it is."""
-    is_table = "#" in text and not text.endswith((".csv", ".parquet"))
-    if not _began_in or "://" in text or is_table:
+    if not _began_in or "://" in text or names_table(text):
         return text
-    return str(_began_in[0] / text)
+    return str(_began_in[0] / Path(text).expanduser())
+
+
+def locate_path(path: Path | None) -> Path | None:
+    """`locate_given` for an option that takes a path."""
+    return path and Path(locate_given(str(path)))
+
+
+ModelOption = Annotated[
+    Path | None, typer.Option(help="A model folder, instead of the released version.", callback=locate_path)
+]
 
 
 def shorten(path: Path) -> Path:
@@ -157,11 +177,12 @@ def print_json(content: Any) -> None:
 
 
 def with_json(command: Callable[..., Any]) -> Callable[..., None]:
-    """Give a command the option ``--json``: standard output then has what the command returns."""
+    """Give a command the option ``--json``: standard output then has what the command returns, and nothing else."""
 
     @wraps(command)
     def run(as_json: bool, **given: Any) -> None:
-        found = command(**given)
+        with to_standard_error() if as_json else nullcontext():
+            found = command(**given)
         if as_json:
             print_json(found)
 
@@ -177,10 +198,10 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
 def tell(name: str, text: str) -> None:
     """Write a stage's message, behind its name, on standard error; further lines stand below the first."""
     from rich.console import Console
-    from rich.text import Text
 
-    console, heading = Console(stderr=True, highlight=False), f"{name:>12}  "
-    console.print(Text.assemble((heading, "bold"), fold(text, console.width)), soft_wrap=True)
+    # a second console would write into the line of a bar that is shown
+    heading, width = f"{name:>12}  ", Console(stderr=True).width
+    typer.echo(typer.style(heading, bold=True) + fold(text, width), err=True)
 
 
 def fold(text: str, width: int, indent: int = 14) -> str:

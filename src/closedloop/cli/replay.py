@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from closedloop.cli.options import WORKFLOW, is_verbose
+from closedloop.cli.options import WORKFLOW, is_verbose, read_dataset
 from closedloop.errors import ConfigError
 
 app = typer.Typer()
@@ -40,4 +40,8 @@ def replay(
     except ValueError as error:
         raise ConfigError(f"replay: --from and --to are dates like {FIRST}: {error}") from error
     exit_on_signals()  # so that the service is ended in good order
-    run(Plan(days, share, requests_min, horizon_days, verbose=is_verbose()), dataset=dataset, source=source)
+    run(
+        Plan(days, share, requests_min, horizon_days, verbose=is_verbose()),
+        dataset=dataset or read_dataset(),
+        source=source,
+    )

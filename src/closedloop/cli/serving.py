@@ -24,6 +24,7 @@ from closedloop.cli.options import (
     ParamsOption,
     check_model,
     locate_given,
+    locate_path,
     read_clock,
     read_date,
     read_now,
@@ -48,10 +49,15 @@ def serve(
     params: ParamsOption = PARAMS,
     as_of: ClockOption = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder to serve until the operations store names one.")
+        Path | None,
+        typer.Option(help="A model folder to serve until the operations store names one.", callback=locate_path),
     ] = None,
-    bento: Annotated[Path | None, typer.Option(help="The same, from a Bento of 'closedloop package'.")] = None,
-    clock: Annotated[Path | None, typer.Option(help="A file that holds the service's clock, for a replay.")] = None,
+    bento: Annotated[
+        Path | None, typer.Option(help="The same, from a Bento of 'closedloop package'.", callback=locate_path)
+    ] = None,
+    clock: Annotated[
+        Path | None, typer.Option(help="A file that holds the service's clock, for a replay.", callback=locate_path)
+    ] = None,
     port: PortOption = None,
     metrics_port: PortOption = None,
 ) -> None:
@@ -83,7 +89,8 @@ def stream(
     params: ParamsOption = PARAMS,
     as_of: ClockOption = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder to use until the operations store names one.")
+        Path | None,
+        typer.Option(help="A model folder to use until the operations store names one.", callback=locate_path),
     ] = None,
     agent: Annotated[bool, typer.Option(help="Run an agent too; not beside `serve` on the same state folder.")] = True,
 ) -> None:
@@ -158,7 +165,7 @@ def _find_rows(context: RunContext, source: str | None) -> Iterator[str]:
 @edge_app.command("export")
 @with_json
 def edge_export(
-    output: Annotated[Path, typer.Option(help="A new folder.")],
+    output: Annotated[Path, typer.Option(help="A new folder.", callback=locate_path)],
     params: ParamsOption = PARAMS,
     model: ModelOption = None,
 ) -> Any:
@@ -178,7 +185,7 @@ def edge_export(
 @edge_app.command("import")
 @with_json
 def edge_import(
-    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.")],
+    records: Annotated[Path, typer.Option(help="The record file that score.py wrote.", callback=locate_path)],
     params: ParamsOption = PARAMS,
 ) -> Any:
     """Store a device's predictions in the operations store; each is stored once."""

@@ -64,7 +64,8 @@ def look(context: RunContext, *, as_of: str | None, service: str | None) -> tupl
     """The state of the loop, and what stands beside the store; a replay's folder goes by the clock of its replay."""
     from closedloop.adapters.service import read_health
     from closedloop.bootstrap import locate_service, read_overview
-    from closedloop.loop.status.last_run import read_last_run
+    from closedloop.extras import find_missing
+    from closedloop.loop.status.last_run import list_with_results, read_last_run
     from closedloop.loop.status.next_step import Surroundings
     from closedloop.serving.clock import Clock
 
@@ -80,7 +81,8 @@ def look(context: RunContext, *, as_of: str | None, service: str | None) -> tupl
         registered=ran.registered,
         stopped_by=ran.stopped_by,
         is_replayed=simulated.is_file(),
-        others=tuple(sorted(path.parent.name for path in Path("workspaces").glob(f"*/{PARAMS}"))),
+        others=tuple(list_with_results(Path("workspaces"))),
+        missing=find_missing(),
     )
     return read_overview(context, now, clock), around
 

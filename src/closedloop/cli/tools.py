@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from closedloop.cli.options import PARAMS, TOOLS, JsonOption, ParamsOption, print_json
+from closedloop.cli.options import PARAMS, TOOLS, JsonOption, ParamsOption, locate_path, print_json
 from closedloop.errors import ConfigError
 
 app = typer.Typer()
@@ -61,7 +61,7 @@ def ui(
 
 
 @app.command(rich_help_panel=TOOLS)
-def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+def init(folder: Annotated[Path, typer.Argument(help="A new folder.", callback=locate_path)]) -> None:
     """Lay a project out: its graph, parameters, configs, feature repository and pipeline."""
     from closedloop.config.project import init_project
 
@@ -84,7 +84,7 @@ def plots_template() -> None:
 @app.command(rich_help_panel=TOOLS)
 def pipeline(
     params: ParamsOption = PARAMS,
-    output: Annotated[Path | None, typer.Option(help="Write the pipeline as YAML.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the pipeline as YAML.", callback=locate_path)] = None,
     publish: Annotated[
         bool, typer.Option("--publish", help="Upload the pipeline, unless this version was uploaded.")
     ] = False,

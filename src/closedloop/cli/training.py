@@ -10,19 +10,39 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from closedloop.cli.options import PARAMS, WORKFLOW, AsOfOption, JsonOption, ParamsOption, fold, print_json, tell
+from closedloop.cli.options import (
+    PARAMS,
+    WORKFLOW,
+    AsOfOption,
+    ParamsOption,
+    fold,
+    locate_given,
+    read_dataset,
+    tell,
+    with_json,
+)
 from closedloop.config.layout import HELP, Layout, list_paths
 from closedloop.errors import ConfigError, GateFailed, count_noun
 
 app = typer.Typer()
+
+
+class Told(NamedTuple):
+    """The sentence of a stage for people, and its report for programs."""
+
+    text: str
+    report: dict[str, Any]
+
+
 EXPERIMENT = "DVC_EXP_NAME"  # what `dvc exp run` tells the commands of stages
 
 
 @app.command(rich_help_panel=WORKFLOW)
+@with_json
 def run(
     dataset: Annotated[
         str | None, typer.Option(help="Name of a file in configs/datasets (default: the data set of params.yaml).")
@@ -30,20 +50,23 @@ def run(
     source: Annotated[str | None, typer.Option(help="The data: a file, a folder or a pattern.")] = None,
     as_of: Annotated[str | None, typer.Option(help="UTC date: only events before it are used.")] = None,
     until: Annotated[str | None, typer.Option(help="The last stage to run, such as train (default: all).")] = None,
-) -> None:
+) -> Any:
     """Run the whole training graph with DVC; each other data set has its own workspace."""
-    from closedloop.workflow import run_workflow
+    from closedloop.workflow import recall_given, run_workflow
 
-    run_workflow(dataset=dataset, source=source, as_of=as_of, until=until and until.replace("-", "_"))
+    if dataset is None and (again := read_dataset()):
+        dataset, source, as_of = recall_given(again, source, as_of)
+    return run_workflow(dataset=dataset, source=source, as_of=as_of, until=until and until.replace("-", "_"))
 
 
 @app.command(rich_help_panel=WORKFLOW)
+@with_json
 def describe(
     source: Annotated[str, typer.Argument(help="A file, a folder, a pattern, or a database's table: VARIABLE#TABLE.")],
     name: Annotated[str | None, typer.Option(help="Of the data set (default: as the file is called).")] = None,
     label: Annotated[str | None, typer.Option(help="The column that says who left (default: guessed).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a config that is there.")] = False,
-) -> None:
+) -> Any:
     """Look at strange data: say what is odd, and write a data set's config to go on from."""
     from closedloop.config.calls import name_call
     from closedloop.config.dataset import CONFIG_FOLDER, choose_name
@@ -57,16 +80,17 @@ def describe(
         raise ConfigError(f"{path} is there already: give --force to replace it, or --name NAME for another")
     notes: list[str] = []
     try:
-        text = describe_source(source, name, notes, label=label)
+        text = describe_source(locate_given(source), name, notes, label=label)
     finally:
         for note in notes:
             typer.echo(f"- {fold(note, shutil.get_terminal_size().columns, 2) if sys.stdout.isatty() else note}")
     write_config(path, text)
     call = name_call(f"run --dataset {name}")
     typer.echo(f"\n{path} is written.\nRead it, change what is guessed wrong, then:\n  {call}")
+    return {"name": name, "config": path, "notes": notes, "next_command": call}
 
 
-def _stage(run: Callable[..., str]) -> Callable[..., str]:
+def _stage(run: Callable[..., Told]) -> Callable[..., Told]:
     """Make a stage's command of a function of a run's context and layout, which returns what is to be said.
 
     Each path that the stage reads or writes is an option, called as the layout calls it.
@@ -74,7 +98,7 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
     paths = list_paths(run.__name__)
     name = run.__name__.replace("_", "-")
 
-    def command(params: Path, **given: Any) -> None:
+    def command(params: Path, **given: Any) -> Any:
         from closedloop.bootstrap import load_run
 
         layout = Layout(**{name: given.pop(name) for name in paths})
@@ -84,7 +108,8 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
         except GateFailed as refused:
             _tell_refusal(context, name, str(refused))
             raise
-        tell(name.replace("-", " "), told)
+        tell(name.replace("-", " "), told.text)
+        return told.report
 
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("params", keyword_only, default=PARAMS, annotation=ParamsOption)]
@@ -95,7 +120,7 @@ def _stage(run: Callable[..., str]) -> Callable[..., str]:
     parameters += [other.replace(kind=keyword_only) for other in others]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name, help=run.__doc__, rich_help_panel=WORKFLOW)(command)
+    app.command(name, help=run.__doc__, rich_help_panel=WORKFLOW)(with_json(command))
     return run
 
 
@@ -125,18 +150,18 @@ def _show_days() -> Iterator[Callable[[int, int], None]]:
 
 
 @_stage
-def ingest(context: Any, layout: Layout) -> str:
+def ingest(context: Any, layout: Layout) -> Told:
     """Read the data set's source into tables of one form (Parquet)."""
     from closedloop.stages.ingest import ingest as run
 
     with _show_days() as tell_progress:
         report = run(context.params, context.dataset, layout, tell_progress)
     read, customers = count_noun(report["rows_read"], "row"), count_noun(report["customers"], "customer")
-    return f"{read} read, {report['rows_kept']:,} kept, {customers}"
+    return Told(f"{read} read, {report['rows_kept']:,} kept, {customers}", report)
 
 
 @_stage
-def validate(context: Any, layout: Layout) -> str:
+def validate(context: Any, layout: Layout) -> Told:
     """Check the tables with Great Expectations: the data gate."""
     from closedloop.stages.validate import validate as run
 
@@ -145,11 +170,11 @@ def validate(context: Any, layout: Layout) -> str:
         report["expectations"] - report["failed_warning"],
         count_noun(report["failed_warning"], "warning"),
     )
-    return f"{passed} of {count_noun(report['expectations'], 'expectation')} hold, {warnings}"
+    return Told(f"{passed} of {count_noun(report['expectations'], 'expectation')} hold, {warnings}", report)
 
 
 @_stage
-def features(context: Any, layout: Layout) -> str:
+def features(context: Any, layout: Layout) -> Told:
     """Aggregate events by day and compute the features of every snapshot."""
     from closedloop.bootstrap import build_engine
     from closedloop.stages.features import compute_features
@@ -158,11 +183,11 @@ def features(context: Any, layout: Layout) -> str:
         report = compute_features(context.params, context.dataset, engine, layout)
     rows, snapshots = count_noun(report["rows"], "row"), count_noun(report["snapshots"], "snapshot")
     computed = f", {report['snapshots_written']} computed" if "snapshots_written" in report else ""
-    return f"{rows} in {snapshots}{computed}, {count_noun(report['features'], 'feature')}"
+    return Told(f"{rows} in {snapshots}{computed}, {count_noun(report['features'], 'feature')}", report)
 
 
 @_stage
-def training_set(context: Any, layout: Layout) -> str:
+def training_set(context: Any, layout: Layout) -> Told:
     """Join labels with features, split the rows, and bring the newest features online."""
     from closedloop.bootstrap import build_engine, build_features, read_actions
     from closedloop.core.actions.untreated import describe_untreated
@@ -175,11 +200,12 @@ def training_set(context: Any, layout: Layout) -> str:
     serving = report["serving"]
     refused = f"not online: {serving.get('reason')}"
     online = f"online features of {serving['snapshot']}" if serving["materialized"] else refused
-    return "; ".join([f"rows (churn rate): {parts}", *describe_untreated(report.get("actions", {})), online])
+    text = "; ".join([f"rows (churn rate): {parts}", *describe_untreated(report.get("actions", {})), online])
+    return Told(text, report)
 
 
 @_stage
-def train(context: Any, layout: Layout) -> str:
+def train(context: Any, layout: Layout) -> Told:
     """Search, fit, calibrate and export a model; log the run to MLflow."""
     from closedloop.bootstrap import build_tracking
     from closedloop.config.featureset import list_features
@@ -187,7 +213,7 @@ def train(context: Any, layout: Layout) -> str:
 
     features, use_wandb = list_features(context.params, context.dataset), context.settings.tracking.wandb
     report = run(context.params, context.dataset, features, build_tracking(context), layout, use_wandb=use_wandb)
-    return "validation ROC AUC {roc_auc:.3f}, log loss {log_loss:.4f}".format_map(report["validation"])
+    return Told("validation ROC AUC {roc_auc:.3f}, log loss {log_loss:.4f}".format_map(report["validation"]), report)
 
 
 @_stage
@@ -197,7 +223,7 @@ def evaluate(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Smallest accuracy, in place of the data set's limit.")
     ] = None,
-) -> str:
+) -> Told:
     """Judge the model by every gate, and compare it with the champion."""
     from closedloop.bootstrap import build_features, build_tracking
     from closedloop.stages.evaluate import evaluate as run
@@ -209,7 +235,7 @@ def evaluate(
     report = run(context.params, dataset, *tools, layout, **told)
     found = report["figures"]
     figures = f"test ROC AUC {found['roc_auc']:.3f}, accuracy {found['accuracy']:.3f}"
-    return f"{figures}; {count_noun(len(report['gates']), 'gate')} passed"
+    return Told(f"{figures}; {count_noun(len(report['gates']), 'gate')} passed", report)
 
 
 @_stage
@@ -224,7 +250,7 @@ def register(
     check_id: Annotated[
         str | None, typer.Option(help="Id of the check that caused it, for a tag of the version.")
     ] = None,
-) -> str:
+) -> Told:
     """Register the model as a version in MLflow; a model is registered once."""
     from closedloop.bootstrap import build_releases
     from closedloop.config.calls import name_call
@@ -233,7 +259,8 @@ def register(
 
     if EXPERIMENT in os.environ:
         check_experiment(layout, model_name=model_name, stage=stage)
-        return f"an experiment of DVC: no version is registered; to register it: {name_call('run')}"
+        text = f"an experiment of DVC: no version is registered; to register it: {name_call('run')}"
+        return Told(text, {"version": None})
     report = run(
         build_releases(context),
         layout,
@@ -243,27 +270,27 @@ def register(
         stage=stage,
         cause={name: value for name, value in (("trigger_id", trigger_id), ("check_id", check_id)) if value},
     )
-    return f"{report['model_name']} version {report['version']}, alias {report['alias']}"
+    return Told(f"{report['model_name']} version {report['version']}, alias {report['alias']}", report)
 
 
 @_stage
-def package(context: Any, layout: Layout) -> str:
+def package(context: Any, layout: Layout) -> Told:
     """Build the registered version's Bento, and tag the version with its digest."""
     from closedloop.bootstrap import build_tracking
     from closedloop.stages.package import package as run
 
     report = run(build_tracking(context), layout)
     if report["version"] is None:
-        return "an experiment of DVC: no Bento is built"
-    return f"{report['bento']} of version {report['version']}"
+        return Told("an experiment of DVC: no Bento is built", report)
+    return Told(f"{report['bento']} of version {report['version']}", report)
 
 
 @app.command(rich_help_panel=WORKFLOW)
+@with_json
 def refresh(
     as_of: AsOfOption,
     params: ParamsOption = PARAMS,
-    as_json: JsonOption = False,
-) -> None:
+) -> Any:
     """Compute the features of a date and bring them online, without training."""
     from closedloop.bootstrap import build_engine, build_features, hold_working_files, load_run
     from closedloop.stages.refresh import refresh as run
@@ -272,8 +299,7 @@ def refresh(
     work_dir = context.settings.locate("state/refresh") / context.dataset.model_name
     with hold_working_files(context), build_engine(context) as engine:
         report = run(context.params, context.dataset, build_features(context), engine, work_dir=work_dir)
-    if as_json:
-        print_json(report)
     newer = f"nothing changed online, features of {report['snapshot']}: {report.get('reason')}"
     done = f"{count_noun(report.get('customers', 0), 'customer')}, features of {report['snapshot']} online"
     tell("refresh", done if report["materialized"] else newer)
+    return report

@@ -6,17 +6,24 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAM_VARIABLE = "CLOSEDLOOP_PROGRAM"  # the Makefile sets it: whoever types make may not have activated .venv
 
 
-def name_call(words: str) -> str:
+def name_call(words: str, dataset: str | None = None) -> str:
     """The words of a command of ours behind the program that a person calls, with its data set."""
-    return f"{os.environ.get(PROGRAM_VARIABLE, 'closedloop')} {words}"
+    program, of = os.environ.get(PROGRAM_VARIABLE, "closedloop"), name_option(dataset) if dataset else ""
+    return f"{program.removesuffix(of)}{of} {words}"
 
 
-def list_calls(dataset: str | None, features: Path, *, by_make: bool) -> dict[str, str]:
+def name_option(dataset: str) -> str:
+    """The option, before a command, that chooses a data set."""
+    return f" --dataset {shlex.quote(dataset)}"
+
+
+def list_calls(dataset: str | None, features: Path, *, by_make: bool, missing: Mapping[str, str]) -> dict[str, str]:
     """The commands to type after a training run, as targets of make or as commands of ours.
 
     Parameters
@@ -25,26 +32,24 @@ def list_calls(dataset: str | None, features: Path, *, by_make: bool) -> dict[st
         The data set, if it is not that of the project's own params.yaml.
     features
         A file of feature rows, to score.
+    missing
+        The commands that cannot run here, each with the extra that it needs.
     """
-    scores = shlex.quote(str(features.parent.parent / "scores.parquet"))
-    given = shlex.quote(str(features))
-    if by_make:
-        of = f" DATASET={shlex.quote(dataset)}" if dataset else ""
-        program = name_call(f"--dataset {shlex.quote(dataset)} " if dataset else "")
-        return {
-            "MLflow": f"make ui{of}",
-            "Serve": f"make serve{of}",
-            "Score": f"make score{of} INPUT={given} OUTPUT={scores}",
-            "Watch": f"make demo{of}; make status{of}",
-            "Release": f"{program.rstrip()} release history",
-        }
-    of = f"--dataset {shlex.quote(dataset)} " if dataset else ""
+    scores, given = shlex.quote(str(features.parent.parent / "scores.parquet")), shlex.quote(str(features))
+    of = f" DATASET={shlex.quote(dataset)}" if dataset else ""
+
+    def call(command: str) -> str:
+        return f"make {command}{of}" if by_make else name_call(command, dataset)
+
+    rows = f" INPUT={given} OUTPUT={scores}" if by_make else f" --input {given} --output {scores}"
+    served = f"  # install closedloop[{missing['serve']}] first" if "serve" in missing else ""
+    watched = [call(command) for command in ("demo", "status") if command not in missing]
     return {
-        "MLflow": name_call(f"{of}ui"),
-        "Serve": name_call(f"{of}serve"),
-        "Score": name_call(f"{of}score --input {given} --output {scores}"),
-        "Watch": f"{name_call(f'{of}demo')}; {name_call(f'{of}status')}",
-        "Release": name_call(f"{of}release history"),
+        "MLflow": call("ui"),
+        "Serve": f"{call('serve')}{served}",
+        "Score": f"{call('score')}{rows}",
+        "Watch": "; ".join(watched),
+        "Release": name_call("release history", dataset),
     }
 
 
@@ -61,4 +66,4 @@ def remember_program() -> None:
 
 def remember_dataset(name: str) -> None:
     """Every call from here on is of this data set's workspace."""
-    os.environ[PROGRAM_VARIABLE] = name_call(f"--dataset {shlex.quote(name)}")
+    os.environ[PROGRAM_VARIABLE] = name_call("", name).rstrip()

@@ -16,6 +16,7 @@ from closedloop.config.yaml import read_yaml
 from closedloop.core.evaluation.limits import GateLimits
 from closedloop.core.evaluation.value import CustomerValue
 from closedloop.errors import ConfigError
+from closedloop.files import names_table
 from closedloop.rules import normalise_code
 
 CONFIG_FOLDER = Path("configs/datasets")
@@ -283,7 +284,8 @@ def choose_name(source: str) -> str:
     >>> choose_name("data/Kündigungen 2024.csv.gz"), choose_name("SHOP_DATABASE#public.orders"), choose_name("2024.csv")
     ('kundigungen_2024', 'orders', 'data_2024')
     """
-    last = source.rsplit("#", 1)[-1].rsplit(".", 1)[-1] if "#" in source else Path(source).name.split(".")[0]
+    is_table = names_table(source)
+    last = source.rsplit("#", 1)[-1].rsplit(".", 1)[-1] if is_table else Path(source).name.split(".")[0]
     plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode().lower()
     name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")

@@ -11,6 +11,7 @@ from closedloop.adapters.jinja import render_page
 from closedloop.config.calls import list_calls
 from closedloop.config.layout import Layout
 from closedloop.errors import count_noun
+from closedloop.extras import find_missing
 from closedloop.files import write_text
 from closedloop.loop.status.last_run import read_last_run
 from closedloop.loop.status.status import describe_money
@@ -61,7 +62,7 @@ def list_next_calls(layout: Layout, root: Path) -> dict[str, str]:
         return {}
     folder = here.relative_to(root.resolve())
     features = folder / layout.features / f"{serving['snapshot']}.parquet"
-    return list_calls(folder.name or None, features, by_make=(root / "Makefile").is_file())
+    return list_calls(folder.name or None, features, by_make=(root / "Makefile").is_file(), missing=find_missing())
 
 
 def list_links(layout: Layout, monitoring: Path, replay: Path) -> list[ReportLink]:

@@ -17,9 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from closedloop.adapters.sqlalchemy import describe_cause, read_partitions
 from closedloop.errors import ConfigError, DataError, ServiceUnavailable
 from closedloop.extras import explain_missing, find_extra
+from closedloop.files import VARIABLE_PATTERN, names_table
 
 CHUNK_ROWS = 5_000
-VARIABLE_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"
 ALLOWED = "sqlite:///file.db#table, postgresql+psycopg://user@host/database#table or VARIABLE#table"
 _OBJECTS = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
 _TYPES: Mapping[type, Any] = {str: sa.Text(), int: sa.BigInteger(), float: sa.Double(), dt.date: sa.Date()}
@@ -44,7 +44,7 @@ def find_table(text: str) -> RowTable | None:
     ConfigError
         If it is no address, of another database, holds a password or names a variable that is not set.
     """
-    if "#" not in text or text.endswith((".csv", ".parquet")):
+    if not names_table(text):
         return None
     address, _, name = text.rpartition("#")
     schema, _, table = name.rpartition(".")

@@ -5,17 +5,33 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 import typer
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from closedloop import waiting
-from closedloop.cli.main import StepHandler
-from closedloop.cli.options import Commands, enter_workspace, fold, locate_given, print_json, shorten, tell, with_json
+from closedloop.cli.main import StepHandler, app, fold_on_terminal
+from closedloop.cli.options import (
+    Commands,
+    enter_workspace,
+    fold,
+    locate_given,
+    locate_path,
+    print_json,
+    read_dataset,
+    shorten,
+    tell,
+    with_json,
+)
+from closedloop.config.layout import HELP, READS
 from tests.http_service import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -44,6 +60,8 @@ def test_a_path_is_of_where_its_own_command_was_typed(tmp_path: Path, monkeypatc
     enter_workspace("telco")
     assert Path.cwd() == workspace
     assert locate_given("rows.csv") == str(tmp_path / "rows.csv")
+    assert locate_given("Kunden #3.csv") == str(tmp_path / "Kunden #3.csv")
+    assert locate_given("~/rows.csv") == str(Path.home() / "rows.csv")
     assert locate_given("RETAIL_URL#scores") == "RETAIL_URL#scores"
     enter_workspace(None)
     assert locate_given("rows.csv") == "rows.csv"
@@ -162,3 +180,125 @@ def test_every_command_shows_a_clock_that_does_not_run_until_it_is_stopped(
     with pytest.raises(SystemExit):
         program(words.split())
     assert f"{title:>12}  0:00 of about 0:00" in shown.getvalue()
+
+
+def list_commands(group: TyperGroup, before: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from list_commands(command, (*before, name))
+        elif not command.hidden:
+            yield " ".join((*before, name)), command
+
+
+COMMANDS = dict(list_commands(cast(TyperGroup, typer.main.get_command(app))))
+
+
+def test_each_path_that_a_person_gives_is_of_where_it_was_typed(tmp_path: Path) -> None:
+    """A command before which --dataset stands works in the workspace; that is nothing to a path that was typed."""
+    found = []
+    for name, command in COMMANDS.items():
+        for option in command.params:
+            own = option.name == "params" or (name.replace("-", "_") in READS and option.name in HELP)
+            if "path" in str(option.type_descriptor).lower() and not own:
+                found.append(f"{name} {option.name}")
+                assert option.callback is not None, f"{found[-1]}: callback=locate_path"
+    assert {"outcomes source", "edge export output", "attach config", "serve bento"} <= set(found)
+    assert locate_path(None) is None
+
+
+def test_the_reference_says_which_commands_have_no_json_and_why() -> None:
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- without JSON -->")[2].partition("<!-- end -->")[0]
+    named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall("`(.*?)`", row)]
+    without = [name for name, one in COMMANDS.items() if all("--json" not in option.opts for option in one.params)]
+    assert sorted(named) == sorted(without)
+
+
+def test_beside_json_nothing_goes_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @with_json
+    def work() -> Any:
+        """Say something here and in a child."""
+        typer.echo("said here")
+        subprocess.run(["echo", "said by a child"], check=True)
+        return {"rows": 3}
+
+    with pytest.raises(SystemExit):
+        app(["--json"])
+    told = capfd.readouterr()
+    assert json.loads(told.out) == {"rows": 3}
+    assert told.err == "said here\nsaid by a child\n"
+    with pytest.raises(SystemExit):
+        app([])
+    assert capfd.readouterr().out == "said here\nsaid by a child\n"
+
+
+def test_durations_are_read_and_noted_in_the_workspace_of_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where --dataset stands before the command; a command that makes workspaces stays in the project's folder."""
+    app, seen, shown = typer.Typer(cls=Commands), [], Terminal()
+
+    @app.callback()
+    def begin(dataset: str | None = None) -> None:
+        """Begin."""
+
+    @app.command()
+    def check() -> None:
+        """Work until the clock has been seen."""
+        wait_until(lambda: shown.getvalue().count("0:0") > 1, "the clock")
+
+    @app.command()
+    def make(dataset: str | None = None) -> None:
+        """Make a workspace."""
+        seen.append((dataset or read_dataset(), Path.cwd()))
+
+    workspace = tmp_path / "workspaces/telco"
+    for folder in (tmp_path, workspace):
+        (folder / ".dvc/tmp").mkdir(parents=True)
+    (workspace / "params.yaml").touch()
+    (workspace / ".dvc/tmp/seconds.json").write_text('{"check": 5}', encoding="utf-8")
+    (tmp_path / ".dvc/tmp/seconds.json").write_text('{"check": 9}', encoding="utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setenv("CLOSEDLOOP_PROGRAM", "closedloop")
+    monkeypatch.setattr(waiting, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "SHOWN_AFTER_SECONDS", 0.0)
+    program = typer.main.get_command(app)
+    for words in ("--dataset telco make", "make --dataset telco"):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit):
+            program(words.split())
+    assert seen == [("telco", tmp_path)] * 2
+    monkeypatch.setattr("sys.stderr", shown)
+    with pytest.raises(SystemExit):
+        program(["--dataset", "telco", "check"])
+    assert "check  0:00 of about 0:05" in shown.getvalue()
+    assert json.loads((workspace / ".dvc/tmp/seconds.json").read_text(encoding="utf-8"))["check"] < 5
+    assert json.loads((tmp_path / ".dvc/tmp/seconds.json").read_text(encoding="utf-8"))["check"] == 9
+    enter_workspace(None)
+
+
+def test_an_error_is_folded_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "GateFailed: 1 of 17 gates failed:\n  - raise gates.rate_difference_max"
+    assert fold_on_terminal(text) == text
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert fold_on_terminal(text) == ("GateFailed: 1 of 17 gates\nfailed:\n  - raise\n  gates.rate_difference_max")
+
+
+def test_what_is_told_under_a_bar_takes_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from closedloop.waiting import build_bar
+
+    shown = Terminal()
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    with build_bar(Console(stderr=True, force_terminal=True)) as progress:
+        progress.add_task("the service starts", total=10)
+        progress.refresh()
+        tell("demo", "version 1 answers")
+    line = next(one for one in shown.getvalue().split("\n") if "version 1 answers" in one)
+    assert "the service starts" not in re.split(r"\r|\x1b\[2K", line)[-1]

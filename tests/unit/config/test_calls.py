@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from closedloop.config.calls import PROGRAM_VARIABLE, name_call, remember_program
+from closedloop.config.calls import PROGRAM_VARIABLE, list_calls, name_call, remember_dataset, remember_program
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,22 @@ def test_a_command_is_named_by_the_program_that_is_run(tmp_path, monkeypatch, ac
     monkeypatch.delenv(PROGRAM_VARIABLE)
     remember_program()
     assert name_call("serve") == f"{said} serve"
+
+
+def test_a_data_set_is_named_once(monkeypatch):
+    monkeypatch.setenv(PROGRAM_VARIABLE, ".venv/bin/closedloop")
+    remember_dataset("telco")
+    for call in ("status", "run"):
+        assert name_call(call) == name_call(call, "telco") == f".venv/bin/closedloop --dataset telco {call}"
+    calls = list_calls("telco", Path("data/features/2024-01-01.parquet"), by_make=False, missing={})
+    assert all(one.count("--dataset telco") == one.count("closedloop") for one in calls.values()), calls
+
+
+def test_what_is_not_installed_is_offered_with_its_extra_or_not_at_all(monkeypatch):
+    monkeypatch.setenv(PROGRAM_VARIABLE, "closedloop")
+    file = Path("data/features/2024-01-01.parquet")
+    every = list_calls(None, file, by_make=False, missing={})
+    assert (every["Serve"], every["Watch"]) == ("closedloop serve", "closedloop demo; closedloop status")
+    lower = list_calls(None, file, by_make=False, missing={"serve": "serve", "demo": "serve"})
+    assert lower["Serve"] == "closedloop serve  # install closedloop[serve] first"
+    assert lower["Watch"] == "closedloop status"

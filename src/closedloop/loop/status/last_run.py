@@ -29,6 +29,18 @@ def read_last_run(model_name: str, layout: Layout | None = None) -> LastRun:
     return LastRun(None if version is None else str(version), stopped_by)
 
 
+def list_with_results(workspaces: Path) -> list[str]:
+    """The data sets with a workspace in which a run came as far as a model, or was stopped by a gate."""
+    return sorted(folder.name for folder in workspaces.glob("*") if has_results(folder))
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run in a project's folder came as far as a model, or was stopped by a gate; one that failed did not."""
+    layout = Layout()
+    stopped = _read(folder / layout.data_quality).get("failed_critical", 0) > 0
+    return stopped or (folder / layout.train_metrics).is_file()
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from closedloop.core.release.entries import Deployment
@@ -44,6 +45,8 @@ class Surroundings:
         Whether a replay ran here: its records are of a simulated clock.
     others
         The data sets that have results in workspaces of this project.
+    missing
+        The commands that cannot run here, each with the extra that it needs.
     """
 
     address: str
@@ -53,10 +56,17 @@ class Surroundings:
     stopped_by: str = ""
     is_replayed: bool = False
     others: tuple[str, ...] = ()
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def find_next_step(view: Overview, around: Surroundings) -> NextStep:
-    """The most urgent next step."""
+    """The most urgent next step; it names the extra of a command that is not installed."""
+    step = _find_step(view, around)
+    extra = around.missing.get(step.command.partition(" ")[0])
+    return step._replace(text=f"{step.text} (install closedloop[{extra}] first)") if extra else step
+
+
+def _find_step(view: Overview, around: Surroundings) -> NextStep:
     if around.is_replayed:
         return NextStep("nothing is due: a replay has ended here, and loop.html tells it")
     if view.row is None:
@@ -85,8 +95,8 @@ def _find_first_step(around: Surroundings) -> NextStep:
 
 def _find_step_of_service(view: Overview, row: Deployment, around: Surroundings) -> NextStep | None:
     found = around.service
-    if found is None:
-        return NextStep("start the service", "serve")
+    if found is None:  # a lower level has no service: scores come from files
+        return None if "serve" in around.missing else NextStep("start the service", "serve")
     if is_foreign(view, found):
         port = int(around.address.rpartition(":")[2])
         text = f"port {port} is taken ({describe_foreign(found)}): serve on another one"
@@ -135,6 +145,8 @@ def _find_step_of_retraining(view: Overview) -> NextStep | None:
 
 def _find_step_of_evidence(view: Overview, row: Deployment, around: Surroundings) -> NextStep:
     day, check = view.as_of.date(), view.check
+    if view.predicted_at is None and "serve" in around.missing:
+        return NextStep(f"nothing is due; to serve the model, install closedloop[{around.missing['serve']}]")
     if view.predicted_at is None:
         text = "no request by customer id was answered yet: "
         if around.is_live:

@@ -58,6 +58,8 @@ def _describe_champion(view: Overview) -> Line:
 
 def _describe_health(view: Overview, around: Surroundings) -> Line:
     found = around.service
+    if found is None and "serve" in around.missing:
+        return Line("health", f"no service: closedloop[{around.missing['serve']}] is not installed")
     if found is None:
         return Line("health", f"no answer from {around.address}", BAD)
     if is_foreign(view, found):

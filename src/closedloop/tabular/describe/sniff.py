@@ -20,9 +20,10 @@ from closedloop.config.sources import FileSource, SqlSource
 from closedloop.core.features.parsing import TIME
 from closedloop.core.features.profiles import POINT
 from closedloop.errors import DataError, count_noun
+from closedloop.files import VARIABLE_PATTERN, names_table
 from closedloop.tabular.csv_files import find_broken_lines
 from closedloop.tabular.describe.alphabets import PAGES, find_page
-from closedloop.tabular.row_tables import VARIABLE_PATTERN, select_all
+from closedloop.tabular.row_tables import select_all
 from closedloop.tabular.rows import RowFile, find_format
 from closedloop.tabular.sources import list_files, read_chunks
 
@@ -46,7 +47,7 @@ def read_table(place: str, notes: list[str]) -> tuple[FileSource | SqlSource, pd
         If a database's variable is not set, or its driver is missing.
     """
     table = re.fullmatch(rf"({VARIABLE_PATTERN})#([\w.]+)", place)
-    if table:
+    if table and names_table(place):
         source: FileSource | SqlSource = SqlSource(
             type="sql", url_variable=table[1], query=select_all(table[1], table[2])
         )

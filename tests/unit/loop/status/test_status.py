@@ -12,7 +12,8 @@ import typer
 
 from closedloop.adapters.service import ServiceHealth
 from closedloop.cli.main import app
-from closedloop.loop.status.next_step import Surroundings, find_next_step
+from closedloop.loop.status.last_run import list_with_results
+from closedloop.loop.status.next_step import NextStep, Surroundings, find_next_step
 from closedloop.loop.status.overview import Sources, describe_nothing, gather
 from closedloop.loop.status.status import BAD, GOOD, LOOK, describe
 from closedloop.store.checks import Checks, Retraining
@@ -298,6 +299,35 @@ def test_a_monitor_that_cannot_tell_is_shown_and_sends_to_its_page(view):
     assert text.startswith("cannot tell, ")
     assert style == LOOK
     assert "too little to judge by: docs/runbook.md#monitorblind" in find_next_step(shown, AROUND).text
+
+
+def test_a_level_without_a_service_is_offered_none(view) -> None:
+    missing = {"serve": "serve", "demo": "serve", "retrain": "kfp"}
+    lower = Surroundings(SERVICE, None, is_live=False, missing=missing)
+    quiet = dataclasses.replace(view, **QUIETLY)
+    assert find_next_step(quiet, Surroundings(SERVICE, None, is_live=False)).command == "serve"
+    assert find_next_step(quiet, lower) == NextStep("nothing is due")
+    assert {line.name: line.text for line in describe(quiet, lower)}["health"] == (
+        "no service: closedloop[serve] is not installed"
+    )
+    fresh = dataclasses.replace(quiet, predicted_at=None, unchecked_at=None, check=None)
+    assert find_next_step(fresh, lower) == NextStep("nothing is due; to serve the model, install closedloop[serve]")
+    asked = find_next_step(dataclasses.replace(quiet, retraining=ASKED), lower)
+    assert asked.text == "run the retraining that was asked for (install closedloop[kfp] first)"
+
+
+def test_a_run_that_failed_has_no_results_and_one_that_a_gate_stopped_has(tmp_path) -> None:
+    files = {
+        "failed": ("params.yaml", "{}"),
+        "stopped": ("metrics/data_quality.json", '{"failed_critical": 1}'),
+        "broken-later": ("metrics/data_quality.json", '{"failed_critical": 0}'),
+        "trained": ("metrics/train_metrics.json", "{}"),
+    }
+    for name, (file, text) in files.items():
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text(text, encoding="utf-8")
+    (tmp_path / "loop/shop").mkdir(parents=True)
+    assert list_with_results(tmp_path) == ["stopped", "trained"]
 
 
 def test_where_another_data_set_has_results_its_status_is_the_next_step() -> None:
