@@ -322,11 +322,11 @@ def build_release_evidence(run: RunContext) -> Evidence:
     by_row = settings.traffic == "row"  # the stream worker follows the row too; a proxy splits HTTP only
     sent = run.settings.serving.count_sent_features
     sources: tuple[Source, ...] = ("http", "stream") if by_row else ("http",)
-    arms = ReleaseQueries(run.database, sources, sent_features=sent, sticky=by_row)
+    queries = ReleaseQueries(run.database, sources, sent_features=sent, sticky=by_row)
     errors = _build_error_counts(run)
     unit: Unit = "customer" if by_row else "request"
     worth = run.dataset.value, list_value_columns(run.params, run.dataset)
-    return Evidence(arms, predictions, errors, unit, run.dataset.horizon_days, sent, *worth)
+    return Evidence(queries, predictions, errors, unit, run.dataset.horizon_days, sent, *worth)
 
 
 def read_worth(run: RunContext) -> ValueSource | None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from closedloop.store.samples import Samples
 
 logger = logging.getLogger(__name__)
-TOLD = ("model_name", "model_version", "verdict", "predictions", "outcomes")
+SENT_FIELDS = ("model_name", "model_version", "verdict", "predictions", "outcomes")
 FAIL_ON = ("watch", "alert", "retrain")
 app = typer.Typer()
 
@@ -148,9 +148,9 @@ def check_once(params: Path, as_of: str, *, report: bool, as_json: bool = False)
             worth=read_worth(context),
         )
         kept = _keep_report(context, checks, samples, check, slot) if report else None
-    told = {name: getattr(check, name) for name in TOLD} | {"as_of": f"{check.as_of:%Y-%m-%d}"}
-    told |= {"reasons": list(check.evidence["reasons"]), "retraining": retraining is not None}
-    build_webhook(context).tell("monitor.verdict", check.check_id, told, now=check.recorded_at)
+    sent = {name: getattr(check, name) for name in SENT_FIELDS} | {"as_of": f"{check.as_of:%Y-%m-%d}"}
+    sent |= {"reasons": list(check.evidence["reasons"]), "retraining": retraining is not None}
+    build_webhook(context).tell("monitor.verdict", check.check_id, sent, now=check.recorded_at)
     if as_json:
         print_json({"check": check, "report": kept and ", ".join(kept), "retraining": retraining})
     else:

@@ -49,7 +49,7 @@ class Evidence:
         What a kept customer is worth, and the features that say it; a release takes them as they are at its start.
     """
 
-    arms: ReleaseQueries
+    queries: ReleaseQueries
     outcomes: Predictions
     errors: ErrorCounts
     unit: Unit
@@ -76,13 +76,13 @@ class Evidence:
         failed = self._count_errors(rollout, (now - since).total_seconds())
 
         def summarise(arm: Arm, without: str | None = None) -> ArmEvidence:
-            found = self.arms.summarise(name, arm, since=since, without=without)
+            found = self.queries.summarise(name, arm, since=since, without=without)
             errors = sum(failed.get(f"{arm.version}/{variant}", 0) for variant in VARIANTS[arm.shadow])
             return dataclasses.replace(found, errors=errors)
 
         arms, paired = (summarise(stable), summarise(challenger)), self._pair(name, rollout, as_of)
         losses, profits = _sum_by_client(paired, _sum_losses), self._pair_profits(name, rollout, paired)
-        asked = list_minorities(self.arms.count_clients(name, challenger, since=since))
+        asked = list_minorities(self.queries.count_clients(name, challenger, since=since))
         told = list_minorities({client: one.customers for client, one in losses.items()})
         without = tuple(
             Remainder(
@@ -101,7 +101,7 @@ class Evidence:
 
     def measure_traffic(self, name: str, now: dt.datetime) -> float | None:
         """Requests a day over the last `TRAFFIC_DAYS`, one a customer; None: none is known."""
-        return self.arms.measure_traffic(name, since=now - TRAFFIC_DAYS, until=now)
+        return self.queries.measure_traffic(name, since=now - TRAFFIC_DAYS, until=now)
 
     def _count_errors(self, rollout: Rollout, seconds: float) -> dict[str, int]:
         if seconds <= 0:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from closedloop.core.release.hash_chain import Link
 
 logger = logging.getLogger(__name__)
-TOLD = ("model_name", "champion_version", "challenger_version", "challenger_mode", "canary_percent")
+SENT_FIELDS = ("model_name", "champion_version", "challenger_version", "challenger_mode", "canary_percent")
 Challenger = tuple[str, Literal["shadow", "canary"], float]  # version, mode, weight
 
 
@@ -154,9 +154,10 @@ class Releases:
             evidence=dict(move.evidence),
         )
         head = self.journal.append_entry(entry, after=state.head)
-        told = {name: getattr(target, name) for name in TOLD} | {"sequence": head.sequence, "rejected": move.rejected}
-        told |= {"action": move.action, "actor": move.actor, "reason": move.reason}
-        self.tell("release.moved", f"{target.model_name} {head.sequence}", told, now=move.now)
+        sent = {name: getattr(target, name) for name in SENT_FIELDS}
+        sent |= {"sequence": head.sequence, "rejected": move.rejected, "action": move.action}
+        sent |= {"actor": move.actor, "reason": move.reason}
+        self.tell("release.moved", f"{target.model_name} {head.sequence}", sent, now=move.now)
         return self.mirror(ReleaseState(target, head, move.rollout))
 
     def note(

@@ -36,10 +36,10 @@ class Untreated(NamedTuple):
     blinded: int = 0
 
     def take(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows as often as they count, with ``repeats``, how often a row is there, and ``again`` on all but one."""
+        """The rows as often as they count, with ``repeats``, a row's count, and ``is_repeat`` on all but one."""
         places = np.repeat(np.arange(len(rows)), self.repeats)
-        again = np.r_[False, places[1:] == places[:-1]][: len(places)]
-        return rows.iloc[places].reset_index(drop=True).assign(repeats=self.repeats[places], again=again)
+        is_repeat = np.r_[False, places[1:] == places[:-1]][: len(places)]
+        return rows.iloc[places].reset_index(drop=True).assign(repeats=self.repeats[places], is_repeat=is_repeat)
 
     def tell(self) -> dict[str, int]:
         """The figures, for records; empty where no action touches a row."""

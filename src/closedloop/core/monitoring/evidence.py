@@ -126,7 +126,7 @@ def measure_outcomes(baseline: Baseline, closed: pd.DataFrame, policy: Monitorin
     ----------
     closed : DataFrame
         ``customer_id``, ``score``, ``outcome`` (0 or 1) and ``reported_by``; one row a customer, snapshot and version,
-        but for rows that stand for others (``repeats`` and ``again``, see `closedloop.core.actions.untreated`).
+        but for rows that stand for others (``repeats`` and ``is_repeat``, see `closedloop.core.actions.untreated`).
     """
     if len(closed) < policy.outcome_rows_min:
         return {}
@@ -172,9 +172,9 @@ def _list_views(closed: pd.DataFrame) -> list[pd.DataFrame]:
     the gain of few rows that count often is uncertain: there a significant miscalibration needs a gain that is beyond
     one standard error. In the second a change among the other customers stands out.
     """
-    if "again" not in closed or not closed["again"].any():
+    if "is_repeat" not in closed or not closed["is_repeat"].any():
         return [closed]
-    return [closed, closed[~closed["again"]]]
+    return [closed, closed[~closed["is_repeat"]]]
 
 
 def _leave_out(rows: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -118,7 +118,7 @@ def read_history(
 
 def _keep_untreated(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
     untreated = find_untreated(rows, actions, time="event_timestamp", blind=False)
-    return untreated.take(rows).drop(columns=["repeats", "again"]) if untreated.tell() else rows
+    return untreated.take(rows).drop(columns=["repeats", "is_repeat"]) if untreated.tell() else rows
 
 
 def space_snapshots(dataset: DatasetConfig, every_days: int) -> DatasetConfig:

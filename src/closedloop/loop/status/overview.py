@@ -26,7 +26,7 @@ class Sources:
 
     journal: Journal
     checks: Checks
-    figures: StatusQueries
+    queries: StatusQueries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def gather(
     closed_by = clock - dt.timedelta(days=horizon_days or 0)
     since = _find_beginning(entries, row)
     waiting = [one.updated_at for one in retrainings if one.state in OPEN_STATES]
-    figures = sources.figures
+    queries = sources.queries
     rollout = entries[-1].rollout if entries else None
     passed_at = sources.journal.read_pass(model_name)
     return Overview(
@@ -103,11 +103,11 @@ def gather(
         waiting=_find_waiting(retrainings, entries),
         check=checks[0] if checks else None,
         **{part: _find_newest(own, part) for part in ("drift", "estimate", "realised", "money")},
-        accuracy=figures.measure_accuracy(model_name, champion, closed_by=closed_by),
-        labelled=figures.measure_maturity(model_name, closed_by=closed_by),
-        features_as_of=figures.read_features_as_of(model_name),
-        predicted_at=figures.read_predicted_at(model_name),
-        unchecked_at=_find_unchecked(figures, model_name, champion, clock, checks),
+        accuracy=queries.measure_accuracy(model_name, champion, closed_by=closed_by),
+        labelled=queries.measure_maturity(model_name, closed_by=closed_by),
+        features_as_of=queries.read_features_as_of(model_name),
+        predicted_at=queries.read_predicted_at(model_name),
+        unchecked_at=_find_unchecked(queries, model_name, champion, clock, checks),
         retrainings=sources.checks.count_retrainings(model_name),
         retraining=retrainings[0] if retrainings else None,
         open_since=min(waiting, default=None),
@@ -123,10 +123,10 @@ def describe_nothing(model_name: str, *, horizon_days: int | None, now: dt.datet
 
 
 def _find_unchecked(
-    figures: StatusQueries, model_name: str, champion: str, clock: dt.datetime, checks: list[Check]
+    queries: StatusQueries, model_name: str, champion: str, clock: dt.datetime, checks: list[Check]
 ) -> dt.datetime | None:
     midnight = clock.replace(hour=0, minute=0, second=0, microsecond=0)
-    found = figures.read_predicted_at(model_name, version=champion, until=midnight)
+    found = queries.read_predicted_at(model_name, version=champion, until=midnight)
     seen = next((check.until for check in checks if check.model_version == champion), found)
     return found if found is not None and seen is not None and found >= seen else None
 
