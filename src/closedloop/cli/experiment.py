@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from closedloop.cli.options import RELEASE, Commands, JsonOption, locate_path, print_json
-from closedloop.errors import DataError, GateFailed, count_noun
+from closedloop.errors import DataError, GateFailed, Undecided, count_noun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,6 @@ experiment_app = typer.Typer(
 )
 app.add_typer(experiment_app, name="experiment", rich_help_panel=RELEASE)
 
-UNDECIDED = 3
 AlphaOption = Annotated[float, typer.Option(help="Two-sided level.")]
 
 
@@ -161,4 +160,4 @@ def _end(verdict: str) -> None:
     if verdict == "keep":
         raise GateFailed("the treatment is not adopted")
     if verdict == "undecided":
-        raise typer.Exit(UNDECIDED)
+        raise typer.Exit(Undecided.exit_status)

@@ -17,7 +17,7 @@ from closedloop.cli.options import (
     print_json,
     read_now,
 )
-from closedloop.errors import ConfigError, GateFailed, count_noun
+from closedloop.errors import ConfigError, GateFailed, Undecided, count_noun
 
 if TYPE_CHECKING:
     from closedloop.core.reasons.explainer import Explained
@@ -31,7 +31,6 @@ app.add_typer(release_app, name="release", rich_help_panel=RELEASE)
 
 ActorOption = Annotated[str | None, typer.Option(help="Who does this, for the journal (default: the user).")]
 ReasonOption = Annotated[str, typer.Option(help="Reason, for the journal.")]
-UNDECIDED = 3
 
 
 @app.command(rich_help_panel=RELEASE)
@@ -188,12 +187,12 @@ def check(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
         print_json({"rollout": state.rollout, "decision": decision})
     if decision is None or state.rollout is None:
         typer.echo(f"no version of {releases.model_name} is being released: there is nothing to judge", err=True)
-        raise SystemExit(UNDECIDED)
+        raise SystemExit(Undecided.exit_status)
     if not as_json:
         _say(decision)
     if decision.verdict == "roll_back":  # the status 2 of a wrong command line becomes 1
         raise GateFailed(f"version {state.rollout.version} would be taken back")
-    raise SystemExit(UNDECIDED if decision.verdict == "hold" else 0)
+    raise SystemExit(Undecided.exit_status if decision.verdict == "hold" else 0)
 
 
 @release_app.command()

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from closedloop.cli.experiment import UNDECIDED, app
+from closedloop.cli.experiment import app
 from closedloop.errors import DataError, GateFailed
 
 
@@ -27,7 +27,7 @@ def test_size_says_what_each_arm_needs() -> None:
 
 def test_analyze_reports_figures_and_verdict() -> None:
     found = run("analyze", "--control", "520/10000", "--treatment", "580/10000", "--min-sample", "1000")
-    assert found.exit_code == UNDECIDED
+    assert found.exit_code == 3
     for text in (
         "5.2000%",
         "+0.6000%  (-0.0322% to +1.2331%, Newcombe)",
@@ -55,7 +55,7 @@ def test_a_program_reads_the_same_as_json_with_the_same_status(tmp_path: Path) -
     size = run("size", "--baseline", "0.05", "--mde", "0.005", "--json")
     assert json.loads(size.stdout) == {"control": 31231, "treatment": 31231}
     analyzed = run("analyze", "--control", "520/10000", "--treatment", "580/10000", "--min-sample", "1000", "--json")
-    assert analyzed.exit_code == UNDECIDED
+    assert analyzed.exit_code == 3
     found = json.loads(analyzed.stdout)
     assert (found["verdict"], round(found["p_value"], 4)) == ("undecided", 0.0627)
     table = pd.DataFrame({"label": [0, 1] * 200, "champion": [0.4, 0.6] * 200, "challenger": [0.1, 0.9] * 200})
