@@ -75,7 +75,7 @@ export CLOSEDLOOP_PROGRAM ?= $(BIN)/closedloop
 # a clock on the terminal while something takes long; it ends with the shell, with the status of the command before
 define start_clock
 clock=; if test -t 2; then began=$$(date +%s); while sleep 1 && kill -0 $$$$ 2>/dev/null; do \
-	seconds=$$(($$(date +%s) - began)); printf '\r   %d:%02d of about 1:30' $$((seconds / 60)) $$((seconds % 60)) >&2; \
+	seconds=$$(($$(date +%s) - began)); printf '   %d:%02d of about 1:30\r' $$((seconds / 60)) $$((seconds % 60)) >&2; \
 done & clock=$$!; trap 'kill $$clock' INT TERM; fi
 endef
 end_clock = status=$$?; test -z "$$clock" || { kill $$clock; printf '\r\033[K' >&2; }; exit $$status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -135,5 +136,7 @@ def test_the_card_of_a_table_without_time_claims_no_date(project: Project) -> No
     made = make_club(project, 1500, 0.3, gates=limits)
     made.run_stages(*STAGES, "evaluate")
     card = (made.root / "reports/model_card.html").read_text(encoding="utf-8")
+    for part in ("train", "validation", "test"):
+        assert re.search(rf"<td>{part}</td><td class=.words.>\d[\d,]* rows?, ", card), part
     assert "data without a time" in card
     assert "2025-01-01" not in card.split("<body>")[1]

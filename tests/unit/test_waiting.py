@@ -80,12 +80,13 @@ def test_durations_are_noted_and_a_broken_note_breaks_nothing(tmp_path):
 def test_the_clock_of_make_ends_with_the_command_and_keeps_its_status(tmp_path):
     page = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
     clock = page[page.index("define start_clock") : page.index("export PATH")]
-    recipe = "all:\n\t@$(start_clock); ( sleep 2.5; echo done; {status} ); $(end_clock)\n"
+    recipe = "all:\n\t@$(start_clock); ( sleep 2.5; printf 'done of more than the clock\\n'; {status} ); $(end_clock)\n"
     for status in ("true", "exit 3"):
         (tmp_path / "Makefile").write_text(clock + recipe.replace("{status}", status), encoding="utf-8")
         script = "make --silent; echo status $?"
         shown = run_on_terminal("sh", "-c", script, cwd=tmp_path)
         assert "0:01 of about" in shown
+        assert re.split(r"[\r\n]", shown.partition("done of more")[0])[-1] == ""  # what is said begins its line
         assert ("status 0" in shown) == (status == "true")
 
 

@@ -72,9 +72,12 @@ def list_links(layout: Layout, monitoring: Path, replay: Path) -> list[ReportLin
     pages = [
         ("Model card", layout.card, "what the model is, how good, for whom, and its limits"),
         ("Data quality", layout.data_quality_page, "every expectation, every dropped row"),
-        ("Data Docs", layout.data_docs / "index.html", "Great Expectations' own pages"),
+        ("Data Docs", layout.data_docs / "index.html", "Great Expectations' own pages; their index needs the network"),
         ("Plots", Path("dvc_plots/index.html"), "the curves of this run beside earlier ones, by DVC"),
-        *((title, path, f"{path.stem.replace('_', ' ')} of the test rows") for title, path in pictures),
+        *(
+            (title, path, f"{path.stem.replace('_', ' ').replace('roc', 'ROC')} of the test rows")
+            for title, path in pictures
+        ),
         *(("Monitoring", path, f"the check as of {path.parent.name}") for path in checks[-1:]),
         ("Loop", Path("loop.html") if Path("loop.html").is_file() else replay, "the whole loop on a simulated clock"),
     ]

@@ -19,6 +19,7 @@ from closedloop.core.monitoring.policy import describe_policy
 from closedloop.errors import count_noun
 from closedloop.stages.parts.candidate import Candidate
 from closedloop.stages.parts.measure import Measured, choose_examples, measure_importance, open_reasons
+from closedloop.tabular.tables import count_rows
 
 if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
@@ -97,7 +98,7 @@ def render_card(
         pictures=[(images[name], *words) for name, words in shown.items()],
         next_period=candidate.next_period,
         draw=candidate.draw,
-        rows={"train": len(candidate.train), "test": len(candidate.test)},
+        rows={part: count_rows(layout.training / f"{part}.parquet") for part in ("train", "validation", "test")},
     )
 
 
