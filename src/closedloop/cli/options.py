@@ -6,6 +6,7 @@ import datetime as dt
 import difflib
 import inspect
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -199,9 +200,10 @@ def tell(name: str, text: str) -> None:
     """Write a stage's message, behind its name, on standard error; further lines stand below the first."""
     from rich.console import Console
 
-    # a second console would write into the line of a bar that is shown
     heading, width = f"{name:>12}  ", Console(stderr=True).width
-    typer.echo(typer.style(heading, bold=True) + fold(text, width), err=True)
+    shown = typer.style(heading, bold=True) if sys.stderr.isatty() else heading
+    # neither by a console nor by typer.echo: both pass by what takes the line of a bar away
+    print(shown + fold(text, width), file=sys.stderr)
 
 
 def fold(text: str, width: int, indent: int = 14) -> str:

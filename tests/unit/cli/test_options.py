@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -33,6 +34,7 @@ from closedloop.cli.options import (
 )
 from closedloop.config.layout import HELP, READS
 from tests.http_service import wait_until
+from tests.unit.test_waiting import run_on_terminal
 
 ROOT = Path(__file__).parents[3]
 
@@ -288,17 +290,19 @@ def test_an_error_is_folded_between_words_on_a_terminal_alone(monkeypatch: pytes
     assert fold_on_terminal(text) == ("GateFailed: 1 of 17 gates\nfailed:\n  - raise\n  gates.rate_difference_max")
 
 
+UNDER_A_BAR = """
+from rich.console import Console
+from closedloop.cli.options import tell
+from closedloop.waiting import build_bar
+with build_bar(Console(stderr=True)) as progress:
+    progress.add_task("the service starts", total=10)
+    progress.refresh()
+    tell("demo", "version 1 answers")
+"""
+
+
 def test_what_is_told_under_a_bar_takes_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    from closedloop.waiting import build_bar
-
-    shown = Terminal()
-    monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
-    with build_bar(Console(stderr=True, force_terminal=True)) as progress:
-        progress.add_task("the service starts", total=10)
-        progress.refresh()
-        tell("demo", "version 1 answers")
-    line = next(one for one in shown.getvalue().split("\n") if "version 1 answers" in one)
-    assert "the service starts" not in re.split(r"\r|\x1b\[2K", line)[-1]
+    shown = run_on_terminal(sys.executable, "-c", UNDER_A_BAR)
+    line = next(one for one in shown.split("\r\n") if "version 1 answers" in one)
+    assert "the service starts" not in line.split("\x1b[2K")[-1]
