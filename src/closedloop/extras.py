@@ -21,7 +21,7 @@ DISTRIBUTIONS = {
     "psycopg2": "psycopg",
 }
 # A module that our commands need from their first line on, where what they print offers one of them.
-NEEDED = {"demo": "uvicorn", "retrain": "kfp", "serve": "uvicorn"}
+NEEDED = {"demo": "httptools", "retrain": "kfp", "serve": "httptools"}  # MLflow brings uvicorn, and not that
 COLLECTIONS = ("all", "dev", "serving")  # extras that repeat what others bring
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -87,4 +88,13 @@ def test_gates_judge_a_table_and_the_registry_takes_it(wheel, tmp_path):
     ran = call("closedloop", "run", "--dataset", "members", folder=project, bin_=bin_)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "members_churn version 1, alias champion" in ran.stdout
+    assert "serve  # install closedloop[serve] first" in ran.stdout
+    shown = call("closedloop", "--dataset", "members", "status", "--json", folder=project, bin_=bin_)
+    assert (shown.returncode, json.loads(shown.stdout)["next_command"]) == (0, None)
+    rows = ["--input", "members.csv", "--output", "scores.csv"]
+    scored = call("closedloop", "--dataset", "members", "score", *rows, folder=project, bin_=bin_)
+    assert scored.returncode == 0, scored.stderr
+    demo = call("closedloop", "--dataset", "members", "demo", folder=project, bin_=bin_)
+    assert (demo.returncode, demo.stdout) == (1, "")
+    assert "install closedloop[serve]" in demo.stderr
     assert "Nothing changed" in call("closedloop", "run", "--dataset", "members", folder=project, bin_=bin_).stdout

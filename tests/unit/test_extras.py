@@ -84,7 +84,7 @@ def test_the_extras_are_in_the_page_of_levels():
 
 def test_a_command_that_is_offered_says_at_once_which_extra_it_needs(monkeypatch):
     assert find_missing() == {}
-    monkeypatch.setitem(find_missing.__globals__, "has_module", lambda name: name not in ("uvicorn", "kfp"))
+    monkeypatch.setitem(find_missing.__globals__, "has_module", lambda name: name not in ("httptools", "kfp"))
     assert find_missing() == {"demo": "serve", "retrain": "kfp", "serve": "serve"}
     with pytest.raises(ConfigError, match=r"install closedloop\[kfp\]"):
         require_module("retrain")
