@@ -7,9 +7,10 @@ and a row only looks them up.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ import numpy as np
 from closedloop.core.reasons.paths import OPEN, UNUSED, Bins, Paths
 
 CELLS_MAX = 16_384  # of a table: its places fit a processor's cache
-BLOCK_ROWS, BLOCK_TABLES = 1_024, 256  # whose cells are found together
+BLOCK_ROWS, BLOCK_TABLES = 1_024, 128  # whose cells are found together
+MISSING = -1  # in place of a threshold
+BLOCK_PATTERNS = 4_096  # whose contributions are found together, in a processor's cache
 
 
 class Tables:
@@ -36,48 +39,73 @@ class Tables:
 
     def __init__(self, paths: Paths, bins: Bins, nullable: frozenset[int]) -> None:
         self.nullable = nullable
-        self._bins = bins
+        self._paths, self._bins, self._lock = paths, bins, threading.Lock()
         # a leaf with many columns may have a large table, whose cells are wider numbers
         tables = [_Table(paths, leaves, nullable) for leaves in _split_leaves(paths, nullable)]
-        self._tables = sorted(tables, key=lambda table: table.cells)
+        tables.sort(key=lambda table: table.cells)
+        blocks = (tables[first : first + BLOCK_TABLES] for first in range(0, len(tables), BLOCK_TABLES))
+        self._blocks = [(some, _list_steps(some)) for some in blocks]
 
     def weigh(self, places: np.ndarray) -> np.ndarray:
         """Contributions (n_columns, n) of rows by the bins of their values, in that shape."""
         total = np.zeros(places.shape)
-        for first in range(0, len(self._tables), BLOCK_TABLES):
-            tables = self._tables[first : first + BLOCK_TABLES]
-            for table, cells in zip(tables, self._find_cells(tables, places), strict=True):
+        for tables, steps in self._blocks:
+            found = self._find_cells(tables, steps, places)
+            self._meet(tables, found)
+            for table, cells in zip(tables, found, strict=True):
                 table.add(cells, total)
         return total
 
-    def _find_cells(self, tables: Sequence[_Table], places: np.ndarray) -> np.ndarray:
+    def _meet(self, tables: Sequence[_Table], found: np.ndarray) -> None:
+        """Compute what is not known yet of these cells: the patterns of all tables together, in few calls."""
+        with self._lock:
+            found_new = [(table, table.list_new(cells)) for table, cells in zip(tables, found, strict=True)]
+            new = [(table, its) for table, its in found_new if its is not None]
+            if not new:
+                return
+            leaf = np.concatenate([table.first_leaf + its.leaf for table, its in new])
+            bits = np.concatenate([its.unknown - table.starts[its.leaf] for table, its in new])
+            ends = np.cumsum([len(its.leaf) for _, its in new])
+            contributions = np.split(weigh_leaves(self._paths, leaf, bits), ends[:-1])
+            for (table, its), known in zip(new, contributions, strict=True):
+                table.learn(its, known)
+
+    def _find_cells(self, tables: Sequence[_Table], steps: Mapping[int, np.ndarray], places: np.ndarray) -> np.ndarray:
         """The cell of each row in each table, in shape (tables, n)."""
         kind = np.int16 if tables[-1].cells <= np.iinfo(np.int16).max else np.int32
-        codes = [self._code(tables, column, kind) for column in range(len(places))]
+        codes = {column: self._code(its, column, len(tables), kind) for column, its in steps.items()}
         found = np.empty((len(tables), places.shape[1]), dtype=kind)
         for first in range(0, places.shape[1], BLOCK_ROWS):
             block = slice(first, first + BLOCK_ROWS)
             cells = np.zeros((len(found[0, block]), len(tables)), dtype=kind)
-            for column, code in enumerate(codes):
-                if code is not None:
-                    cells += code.take(places[column, block], axis=0)
+            for column, code in codes.items():
+                cells += code.take(places[column, block], axis=0)
             found[:, block] = cells.T
         return found
 
-    def _code(self, tables: Sequence[_Table], column: int, kind: type) -> np.ndarray | None:
-        """The number that each bin of a column adds to the tables' cells, shape (bins, tables); None: nothing."""
+    def _code(self, steps: np.ndarray, column: int, tables: int, kind: type) -> np.ndarray:
+        """The number that each bin of a column adds to the cells of the tables, shape (bins, tables)."""
         missing = self._bins.missing(column)
-        code: np.ndarray = np.zeros((missing + 1, len(tables)), dtype=kind)
-        for place, table in enumerate(tables):
-            if (axis := table.axes.get(column)) is not None:
-                code[axis.ends + 1, place] = axis.moves
-        if not code.any() and column not in self.nullable:
-            return None
+        place, end, move = steps
+        code: np.ndarray = np.zeros((missing + 1, tables), dtype=kind)
+        is_end = end != MISSING
+        code[end[is_end] + 1, place[is_end]] = move[is_end]
         np.cumsum(code, axis=0, out=code)
         if column in self.nullable:
-            axes = (table.axes.get(column) for table in tables)
-            code[missing] = [0 if axis is None else axis.missing for axis in axes]
+            code[missing] = 0
+            code[missing, place[~is_end]] = move[~is_end]
         return code
+
+
+def _list_steps(tables: Sequence[_Table]) -> dict[int, np.ndarray]:
+    """By column: place of a table, threshold (or `MISSING`), and by how much its cell moves there; shape (3, n)."""
+    steps: dict[int, list[tuple[int, int, int]]] = {}
+    for place, table in enumerate(tables):
+        for column, axis in table.axes.items():
+            its = steps.setdefault(column, [])
+            its += ((place, end, move) for end, move in zip(axis.ends, axis.moves, strict=True))
+            its.append((place, MISSING, axis.missing))
+    return {column: np.array(its).T for column, its in sorted(steps.items())}
 
 
 class _Axis(NamedTuple):
@@ -86,92 +114,107 @@ class _Axis(NamedTuple):
     ``outcomes`` says how many the leaves tell apart, and ``step`` by how much one of them moves the cell.
     """
 
-    ends: np.ndarray
-    moves: np.ndarray
+    ends: Sequence[int]
+    moves: Sequence[int]
     missing: int
     outcomes: int
     step: int
+
+
+class _NewCells(NamedTuple):
+    """Cells of a table that are not known yet, and the patterns of their leaves: shape (n, leaves).
+
+    ``unknown`` are the patterns that are not known yet either, and ``leaf`` the leaf of each.
+    """
+
+    cells: np.ndarray
+    patterns: np.ndarray
+    unknown: np.ndarray
+    leaf: np.ndarray
 
 
 class _Table:
     """Neighbouring leaves of a tree."""
 
     def __init__(self, paths: Paths, leaves: slice, nullable: frozenset[int]) -> None:
-        self._paths = Paths._make(part[leaves] for part in paths)
-        slots = int(self._paths.count_slots().max())
-        self._paths = self._paths.take(np.arange(len(self._paths.tree)), slots)
-        self._slots = np.arange(slots)
-        self._starts = np.cumsum([0, *(1 << self._paths.count_slots())])  # of a leaf's patterns: a bit for each slot
-        column = self._paths.column
+        self.first_leaf = leaves.start
+        column = paths.column[leaves]
+        # of a leaf's patterns: a bit for each slot, which says whether it holds
+        self.starts = np.cumsum([0, *(1 << (column != UNUSED).sum(axis=1))])
+        used: dict[int, list[tuple[int, ...]]] = {}  # of a column: leaf, slot, low, high, is missing in
+        parts = (part[leaves].tolist() for part in paths[:4])
+        for leaf, slots in enumerate(zip(*parts, strict=True)):
+            for slot, (name, *interval) in enumerate(zip(*slots, strict=True)):
+                if name != UNUSED:
+                    used.setdefault(name, []).append((leaf, slot, *interval))
+        self._position = np.full(column.shape, len(used))
         self.axes: dict[int, _Axis] = {}
         self._bits: list[np.ndarray] = []
         self.cells = 1
-        names = sorted({*column.ravel().tolist()} - {UNUSED})
-        self._position = np.full(column.shape, len(names))
-        for place, name in enumerate(names):
-            leaf, slot = np.nonzero(column == name)
-            self._position[leaf, slot] = place
-            low, high, is_missing_in = (part[leaf, slot] for part in self._paths[1:4])
-            ends = np.array(sorted({*low.tolist(), *high.tolist()} - {UNUSED, OPEN}), dtype=np.intp)
-            bins = np.array([0, *(ends + 1)])[:, None]  # one of each outcome
-            holds = (bins > low) & (bins <= high)
-            if name in nullable:
-                holds = np.concatenate([holds, is_missing_in[None]])
-            known: dict[bytes, int] = {}
-            outcome = np.array([known.setdefault(one.tobytes(), len(known)) for one in holds])
-            bits = np.zeros((len(known), len(column)), dtype=np.intp)
-            bits[outcome[:, None], leaf] = holds << slot
-            self._bits.append(bits)
-            moves = np.diff(outcome[: len(bins)]) * self.cells
-            self.axes[name] = _Axis(ends, moves, int(outcome[-1]) * self.cells, len(known), self.cells)
-            self.cells *= len(known)
-        # replaced as one, so that a thread never sees a place without its contributions
+        for name in sorted(used):
+            self._add_axis(name, used[name], len(column), is_nullable=name in nullable)
         self._met = np.full(self.cells, -1, dtype=np.int32), np.empty((len(self.axes), 0))
-        self._lock = threading.Lock()
+        self._ranks = np.full(self.starts[-1], -1, dtype=np.int32)
+        self._known = np.empty((0, len(self.axes) + 1))  # of patterns; the last column is of slots without one
+
+    def _add_axis(self, column: int, used: Sequence[tuple[int, ...]], leaves: int, *, is_nullable: bool) -> None:
+        """Tell values of a column apart by whether they hold in each leaf; lists, as most have a few entries."""
+        for leaf, slot, *_ in used:
+            self._position[leaf, slot] = len(self.axes)
+        ends = sorted({end for _, _, *interval, _ in used for end in interval} - {UNUSED, OPEN})
+        # one bin of each outcome
+        rows = [
+            [(low < one <= high) << slot for _, slot, low, high, _ in used] for one in (0, *(end + 1 for end in ends))
+        ]
+        if is_nullable:
+            rows.append([is_missing_in << slot for _, slot, *_, is_missing_in in used])
+        known: dict[tuple[int, ...], int] = {}
+        outcome = [known.setdefault(tuple(row), len(known)) * self.cells for row in rows]
+        bits = np.zeros((len(known), leaves), dtype=np.intp)
+        bits[:, [leaf for leaf, *_ in used]] = list(known)
+        self._bits.append(bits)
+        moves = [after - before for before, after in itertools.pairwise(outcome[: len(ends) + 1])]
+        self.axes[column] = _Axis(ends, moves, outcome[-1], len(known), self.cells)
+        self.cells *= len(known)
 
     def add(self, cells: np.ndarray, total: np.ndarray) -> None:
-        """Add the contributions of rows to ``total``, shape (n_columns, n), by their cells."""
+        """Add the contributions of rows to ``total``, shape (n_columns, n), by their cells, which were met."""
         place, known = self._met
-        rows = place.take(cells)
-        if (rows < 0).any():
-            place, known = self._meet(cells)
-            rows = place.take(cells)
-        rows = rows.astype(np.intp)
+        rows = place.take(cells).astype(np.intp)
         for column, contributions in zip(self.axes, known, strict=True):
             total[column] += contributions.take(rows)
 
-    def _meet(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
-            place, known = self._met
-            is_new = np.zeros(self.cells, dtype=bool)
-            is_new[cells] = True
-            new = np.flatnonzero(is_new & (place < 0))
-            if len(new):
-                place = place.copy()
-                place[new] = known.shape[1] + np.arange(len(new), dtype=np.int32)
-                self._met = place, np.concatenate([known, self._weigh(new).T], axis=1)
-            return self._met
-
-    def _weigh(self, cells: np.ndarray) -> np.ndarray:
-        """Contributions (n, columns) of cells."""
-        patterns = np.repeat(self._starts[None, :-1], len(cells), axis=0)
+    def list_new(self, cells: np.ndarray) -> _NewCells | None:
+        """The cells among these that are not known yet; None where all are."""
+        is_new = self._met[0].take(cells) < 0
+        if not is_new.any():
+            return None
+        is_met = np.zeros(self.cells, dtype=bool)
+        is_met[cells[is_new]] = True
+        new = np.flatnonzero(is_met)
+        patterns = np.repeat(self.starts[None, :-1], len(new), axis=0)
         for axis, bits in zip(self.axes.values(), self._bits, strict=True):
-            patterns += bits.take(cells // axis.step % axis.outcomes, axis=0)
-        is_met = np.zeros(self._starts[-1], dtype=bool)
+            patterns += bits.take(new // axis.step % axis.outcomes, axis=0)
+        is_met = np.zeros(len(self._ranks), dtype=bool)
         is_met[patterns] = True
-        met = np.flatnonzero(is_met)
-        leaf = np.searchsorted(self._starts, met, side="right") - 1
-        paths = self._paths.take(leaf, self._paths.column.shape[1])
-        holds = ((met - self._starts[leaf])[:, None] >> self._slots & 1 == 1) | (paths.column == UNUSED)
-        known = np.zeros((len(met), len(self.axes) + 1))  # the last one is of slots without a column
-        ratio, held = (np.ascontiguousarray(part.T) for part in (paths.ratio, holds))
-        known[np.arange(len(met))[:, None], self._position[leaf]] = weigh_patterns(ratio, paths.value, held).T
-        ranks = np.empty(self._starts[-1], dtype=np.intp)
-        ranks[met] = np.arange(len(met))
-        total = known.take(ranks.take(patterns[:, 0]), axis=0)
-        for place in range(1, patterns.shape[1]):
-            total += known.take(ranks.take(patterns[:, place]), axis=0)
-        return total[:, :-1]
+        unknown = np.flatnonzero(is_met & (self._ranks < 0))
+        return _NewCells(new, patterns, unknown, np.searchsorted(self.starts, unknown, side="right") - 1)
+
+    def learn(self, new: _NewCells, contributions: np.ndarray) -> None:
+        """Keep the contributions (n, slots) of new patterns, and their sums, which are those of the new cells."""
+        more = np.zeros((len(new.leaf), self._known.shape[1]))
+        position = self._position[new.leaf]
+        more[np.arange(len(more))[:, None], position] = contributions[:, : position.shape[1]]
+        self._ranks[new.unknown] = len(self._known) + np.arange(len(more), dtype=np.int32)
+        self._known = np.concatenate([self._known, more])
+        total = self._known.take(self._ranks.take(new.patterns[:, 0]), axis=0)
+        for leaf in range(1, new.patterns.shape[1]):
+            total += self._known.take(self._ranks.take(new.patterns[:, leaf]), axis=0)
+        place, known = self._met
+        place = place.copy()
+        place[new.cells] = known.shape[1] + np.arange(len(total), dtype=np.int32)
+        # replaced as one, so that a thread never sees a place without its contributions
+        self._met = place, np.concatenate([known, total[:, :-1].T], axis=1)
 
 
 @cache
@@ -179,6 +222,20 @@ def _list_points(slots: int) -> list[tuple[float, float]]:
     """The points and weights by which an integral over a product of so many columns' factors is exact."""
     points, weights = np.polynomial.legendre.leggauss((slots + 1) // 2)
     return list(zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
+
+
+def weigh_leaves(paths: Paths, leaf: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Contributions (n, slots) of leaves by whether each of their slots holds, a bit for each."""
+    total = np.zeros((len(leaf), paths.column.shape[1]))
+    counts = paths.count_slots()[leaf]
+    for count in np.unique(counts):  # fewer columns need fewer points
+        alike = np.flatnonzero(counts == count)
+        for first in range(0, len(alike), BLOCK_PATTERNS):
+            some = alike[first : first + BLOCK_PATTERNS]
+            holds = bits[some] >> np.arange(count)[:, None] & 1 == 1
+            ratio = np.ascontiguousarray(paths.ratio[leaf[some], :count].T)
+            total[some, :count] = weigh_patterns(ratio, paths.value[leaf[some]], holds).T
+    return total
 
 
 def weigh_patterns(ratio: np.ndarray, value: np.ndarray, holds: np.ndarray) -> np.ndarray:
