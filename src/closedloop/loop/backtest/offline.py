@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from closedloop.core.evaluation.profit import read_kept
 from closedloop.core.monitoring.evidence import measure_outcomes, measure_window
 from closedloop.core.monitoring.policy import MonitoringPolicy
 from closedloop.core.monitoring.verdict import PastCheck, PastRetraining, decide, find_judged_at
 from closedloop.core.release.assignment import is_canary
 from closedloop.core.release.decision import decide_step
+from closedloop.core.release.entries import OfferTerms
 from closedloop.core.release.guardrails import count_scores
 from closedloop.core.release.policy import ReleasePolicy, StepName
 from closedloop.core.release.sequential import PairedLosses, sum_paired_losses
@@ -22,6 +24,7 @@ from closedloop.core.release.types import ArmEvidence, StepEvidence
 from closedloop.errors import DataError
 from closedloop.loop.backtest.history import DAY
 from closedloop.loop.backtest.models import Model, Trainer, judge_challenger
+from closedloop.release.money import find_unit, fix_stake, pair_profits
 from closedloop.stages.training_set import LABEL
 
 LATENCY_MS = 5.0
@@ -36,16 +39,28 @@ class LoopEvent(NamedTuple):
     why: str
 
 
+class Paired(NamedTuple):
+    """The differences of a release's two models on ``snapshots`` that have closed, in log loss and in profit."""
+
+    snapshots: int = 0
+    losses: PairedLosses = PairedLosses()
+    profits: PairedLosses = PairedLosses()
+
+
 @dataclass
 class OfflineRollout:
-    """A release that is going on: its versions, since when, in which step, and the days of that step."""
+    """A release that is going on: its versions, since when, in which step, and the days of that step.
+
+    ``stake`` is fixed as it begins; None: the data set has no value.
+    """
 
     challenger: Model
     predecessor: Model
     began: dt.datetime
+    stake: OfferTerms | None = None
     step: StepName = "shadow"
     days: int = 0
-    paired: tuple[int, PairedLosses] = field(default_factory=lambda: (0, PairedLosses()))
+    paired: Paired = field(default_factory=Paired)
 
 
 class Loop:
@@ -165,7 +180,16 @@ class Loop:
             self._tell(at, f"refused {kind}", found.reason)
             return
         self._tell(at, f"release of a {kind}", found.reason)
-        self.rollout = OfflineRollout(challenger, self.champion, at)
+        self.begin_release(challenger, at)
+
+    def begin_release(self, challenger: Model, at: dt.datetime) -> None:
+        """Let a challenger go through the steps of a release, against the champion."""
+        features, stake = self.history.features, None
+        if features.value is not None:
+            columns = features.value_columns
+            places = [features.names.index(one) for one in columns]
+            stake = fix_stake(features.value, challenger.parts["test"][[*columns]], places)
+        self.rollout = OfflineRollout(challenger, self.champion, at, stake)
 
     def _step(self, rollout: OfflineRollout, tick: dt.datetime, now: dt.datetime) -> None:
         """One day of a release."""
@@ -196,6 +220,8 @@ class Loop:
             dealt = self._deal(rollout, tick)
             stable, challenger = stable[~dealt], challenger[dealt]
 
+        paired = self._pair(rollout, now)
+
         def describe(scores: np.ndarray) -> ArmEvidence:
             requests = round(rollout.days * asking * len(scores))
             return ArmEvidence(requests, 0, min(len(scores), requests), LATENCY_MS, count_scores(scores))
@@ -205,22 +231,28 @@ class Loop:
             rollout.days * 24.0,
             describe(stable),
             describe(challenger),
-            self._pair(rollout, now),
+            paired.losses,
             rollout.challenger.reference_scores,
+            profits=paired.profits,
+            profit_unit=find_unit(rollout.stake),
             predecessor_scores=rollout.predecessor.reference_scores,
         )
 
-    def _pair(self, rollout: OfflineRollout, now: dt.datetime) -> PairedLosses:
+    def _pair(self, rollout: OfflineRollout, now: dt.datetime) -> Paired:
         """The paired differences on outcomes of the release that have closed by now, one a customer."""
         closed = [at for at in self.history.ticks if rollout.began <= at <= now - self.history.horizon]
-        if len(closed) != rollout.paired[0]:
-            pairs = [
-                self.history.rows[at][["customer_id", LABEL]].assign(
-                    stable=rollout.predecessor.score(at), challenger=rollout.challenger.score(at)
-                )
-                for at in closed
-            ]
-            rows = pd.concat(pairs).drop_duplicates("customer_id")
-            found = sum_paired_losses(rows[LABEL].astype(int), rows["stable"], rows["challenger"])
-            rollout.paired = len(closed), found
-        return rollout.paired[1]
+        if len(closed) != rollout.paired.snapshots:
+            pairs = pd.concat([self._list_pairs(rollout, at) for at in closed]).drop_duplicates("customer_id")
+            losses = sum_paired_losses(pairs["outcome"], pairs["score"], pairs["score_of_version"])
+            profits = PairedLosses() if rollout.stake is None else pair_profits(rollout.stake, pairs)
+            rollout.paired = Paired(len(closed), losses, profits)
+        return rollout.paired
+
+    def _list_pairs(self, rollout: OfflineRollout, at: dt.datetime) -> pd.DataFrame:
+        """The customers of a snapshot, as `closedloop.release.money.pair_profits` takes them."""
+        rows, features = self.history.rows[at], self.history.features
+        pairs = pd.DataFrame({"customer_id": rows["customer_id"], "outcome": rows[LABEL].astype(int)})
+        pairs = pairs.assign(score=rollout.predecessor.score(at), score_of_version=rollout.challenger.score(at))
+        if features.value is not None:
+            pairs["kept"] = read_kept(features.value.kept, rows, features.value_columns)
+        return pairs

@@ -7,15 +7,19 @@ import datetime as dt
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from closedloop.config.featureset import FeatureSet
 from closedloop.config.settings import RetrainingSettings
+from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.monitoring.policy import MonitoringPolicy
+from closedloop.core.release.guardrails import count_scores
 from closedloop.core.release.policy import ReleasePolicy
 from closedloop.loop.backtest.history import History
-from closedloop.loop.backtest.models import Trainer
+from closedloop.loop.backtest.models import Model, Trainer
 from closedloop.loop.backtest.offline import Loop
-from tests.histories import draw_history, hide_future
+from tests.histories import COLUMNS, draw_history, hide_future
 
 
 def run_loop(history: History, policy: str) -> Loop:
@@ -84,3 +88,51 @@ def test_nothing_excuses_a_leak_or_too_few_rows() -> None:
         found = list_retrained(run_loop(set_limits(draw_history(changed_from=7), **limits), "own"))
         assert found
         assert all(what.startswith("refused") for what, _ in found)
+
+
+WORTH = CustomerValue(kept=KeptCustomer(column="spend"), offer_cost=22.5, save_rate=0.5)  # an offer from .45 on, at 100
+
+
+class Known(Model):
+    """A model whose scores of all are known: the true chance, but for one kind of customer."""
+
+    def __init__(self, trained: Model, *, is_challenger: bool) -> None:
+        super().__init__(trained.history, trained.parts, trained.as_of, trained.fitted)
+        self.is_challenger = is_challenger
+        self.reference_scores = count_scores(self.score(trained.as_of))
+
+    def score(self, at: dt.datetime) -> np.ndarray:
+        """The champion knows nothing of customers without a value, the challenger offers nothing to the others."""
+        rows = self.history.rows[at]
+        chance = (1 / (1 + np.exp(0.8 - (1.6 * rows["x0"] - 0.8 * rows["x1"])))).to_numpy()
+        has_value = rows["spend"].to_numpy() > 1
+        if self.is_challenger:
+            return np.where(has_value, np.minimum(chance, 0.44), chance)
+        return np.where(has_value, chance, 0.4)
+
+
+def release_known(value: CustomerValue | None) -> Loop:
+    history = draw_history()
+    spend = np.where(np.arange(900) % 2, 100.0, 1.0)
+    rows = {at: some.assign(spend=pd.Series(spend)) for at, some in history.rows.items()}
+    features = FeatureSet((*COLUMNS, "spend"), (), "drawn", value=value, value_columns=("spend",) if value else ())
+    dataset = history.dataset.model_copy(update={"value": value})
+    history = dataclasses.replace(history, rows=rows, features=features, dataset=dataset)
+    trainer = Trainer(history, RetrainingSettings())
+    trained = trainer.train_first()
+    champion = Known(trained, is_challenger=False)
+    loop = Loop(trainer, champion, MonitoringPolicy(policy="never"), ReleasePolicy())
+    loop.begin_release(Known(trained, is_challenger=True), history.ticks[0])
+    loop.run()
+    return loop
+
+
+def test_a_challenger_with_a_better_log_loss_whose_offers_bring_less_is_taken_back() -> None:
+    found = release_known(WORTH)
+    ends = [(one.what, one.why) for one in found.events if one.what.startswith("rolled back")]
+    assert len(ends) == 1
+    assert "profit worse: 900 customers with closed outcomes" in ends[0][1]
+    assert not found.champion.is_challenger  # type: ignore[attr-defined]
+    without = release_known(None)
+    assert not [one for one in without.events if one.what.startswith("rolled back")]
+    assert without.champion.is_challenger  # type: ignore[attr-defined]
