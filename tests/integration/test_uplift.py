@@ -99,7 +99,9 @@ class Shop:
                 for row in people.itertuples()
             ]
         )
-        return people[["customer_id", "probability"]].assign(segment=None, reasons="", age="of another column")
+        scored = people[["customer_id", "probability"]].assign(segment=None, reasons="", age="of another column")
+        scored["prediction_id"] = [f"{number:08x} {at:%Y%m%d}" for number in people.index]
+        return scored if self.value is None else scored.assign(kept_value=50.0)
 
     def close(self, campaign: Campaign, saved: float) -> None:
         """Store what became of the customers a horizon later."""
@@ -163,6 +165,40 @@ def test_the_next_list_holds_those_whom_offers_keep(shop: Shop, tmp_path: Path) 
     assert shop.start(LATER, NEXT) == made
     with pytest.raises(DataError, match=r"--rank-by uplift, found 500, 0\.1 and score; give the same"):
         shop.start(LATER, CampaignRules(500, 0.1))
+
+
+def test_features_are_those_of_the_scores_that_chose_customers(shop: Shop) -> None:
+    """Both dates were scored before, when other plans were in the tables; and one customer is erased meanwhile."""
+    for at, plans in ((START, {"plus": "basic", "basic": "basic"}), (LATER, {"plus": "basic", "basic": "plus"})):
+        fixed, people = ("r", MODEL, "7", "champion", "batch", at), shop.make_people(at)
+        before = [
+            Prediction(
+                f"-{one.Index} {at:%Y%m%d}",
+                *fixed,
+                (one.visits_30d, one.age, plans[one.plan]),
+                0.5,
+                0,
+                0.1,
+                customer_id=one.customer_id,
+            )
+            for one in people.itertuples()
+        ]
+        shop.store.insert(before)
+    shop.close(shop.start(START, FIRST), 0.7)
+    gone = people.loc[people["plan"] == "plus", ["customer_id", "probability"]].nlargest(1, "probability")
+    score = shop.score
+
+    def score_and_erase(at: dt.datetime, version: str) -> pd.DataFrame:
+        found = score(at, version)
+        shop.store.erase(gone["customer_id"].iloc[0])
+        return found
+
+    shop.score = score_and_erase  # type: ignore[method-assign]
+    made = shop.start(LATER, NEXT)
+    assert made.ranking is not None
+    assert made.ranking["by"] == "uplift"
+    assert (shop.list_plans(made) == "plus").mean() > 0.95
+    assert gone["customer_id"].iloc[0] not in {one.customer_id for one in shop.actions.list_actions(made)}
 
 
 def test_customers_below_those_who_were_ever_called_are_not_ranked(shop: Shop) -> None:

@@ -190,7 +190,14 @@ class Actions:
         return found.astype(numbers)
 
     def read_features(
-        self, model_name: str, model_version: str, at: dt.datetime, names: Sequence[str], campaign_id: str | None = None
+        self,
+        model_name: str,
+        model_version: str,
+        at: dt.datetime,
+        names: Sequence[str],
+        campaign_id: str | None = None,
+        *,
+        prediction_ids: Collection[str] | None = None,
     ) -> pd.DataFrame:
         """The features by which customers were scored for a campaign of this date, as they were logged.
 
@@ -199,7 +206,9 @@ class Actions:
         names
             Of the features of this version, in its contract's order.
         campaign_id
-            Read only the customers whom it chose.
+            Read only the customers whom it chose, by the scores that chose them.
+        prediction_ids
+            Read only these. The same date may have been scored more than once, on tables that had changed.
 
         Returns
         -------
@@ -209,18 +218,23 @@ class Actions:
         """
         import pandas as pd
 
-        query = sa.select(PREDICTIONS.c.customer_id, PREDICTIONS.c.features).where(
+        taken = PREDICTIONS.c.customer_id, PREDICTIONS.c.features, PREDICTIONS.c.prediction_id
+        query = sa.select(*taken).where(
             PREDICTIONS.c.model_name == model_name,
             PREDICTIONS.c.snapshot_at == at,
             PREDICTIONS.c.model_version == model_version,
             PREDICTIONS.c.source == "batch",
         )
         if campaign_id is not None:
-            chosen = sa.select(ACTIONS.c.customer_id).where(ACTIONS.c.campaign_id == campaign_id)
-            query = query.where(PREDICTIONS.c.customer_id.in_(chosen))
+            same = ACTIONS.c.customer_id == PREDICTIONS.c.customer_id, ACTIONS.c.probability == PREDICTIONS.c.score
+            query = query.join(ACTIONS, sa.and_(ACTIONS.c.campaign_id == campaign_id, *same))
         with self.database.begin(write=False) as connection:
             ordered = query.order_by(PREDICTIONS.c.customer_id, PREDICTIONS.c.predicted_at, PREDICTIONS.c.prediction_id)
-            rows = [(row.customer_id, *row.features) for row in connection.execute(ordered)]
+            rows = [
+                (row.customer_id, *row.features)
+                for row in connection.execute(ordered)
+                if prediction_ids is None or row.prediction_id in prediction_ids
+            ]
         return pd.DataFrame.from_records(rows, columns=["customer_id", *names]).drop_duplicates("customer_id")
 
 

@@ -68,7 +68,8 @@ def rank_by_uplift(
     Parameters
     ----------
     candidates : DataFrame
-        ``customer_id``, ``probability``, ``kept_value`` and ``expected_value``; their features are in the log.
+        ``customer_id``, ``prediction_id``, ``probability``, ``kept_value`` and ``expected_value``; features are in the
+        log. A customer whose prediction is no longer there was erased meanwhile, and is left out.
     """
     contract = contracts.read(contracts.version)
     found = gather_evidence(actions, contract, contracts.read, as_of=params.as_of_at, value=value)
@@ -83,12 +84,14 @@ def rank_by_uplift(
         return RankedCustomers(candidates, record)
     people = _weigh(candidates.assign(score=candidates["probability"]), value)
     is_tried = people["before"] >= found.rows["before"].min()
-    people = people[is_tried]
+    name, version, at = contract.model_name, contracts.version, params.as_of_at
+    ids = frozenset(people["prediction_id"])
+    logged = actions.read_features(name, version, at, contract.feature_names, prediction_ids=ids)
+    people = people[is_tried & people["customer_id"].isin(logged["customer_id"])]
     if people.empty:
         unlike = "nobody has a score as high as those whom these campaigns chose"
         return RankedCustomers(candidates, record | {"reason": f"{record['reason']}; {unlike}"})
-    logged = actions.read_features(contract.model_name, contracts.version, params.as_of_at, contract.feature_names)
-    inputs = people[["customer_id", "score"]].merge(logged, on="customer_id", how="left")
+    inputs = people[["customer_id", "score"]].merge(logged, on="customer_id")
     people = people.assign(effect=predict_effect(learn_effect(found.rows, found.inputs, features), inputs))
     if value is not None:
         people["expected_value"] = people["effect"] * people["kept_value"] - value.offer_cost
