@@ -19,6 +19,7 @@ CLUB = {
     "description": "Members of a club, in a file with odd names.",
     "kind": "table",
     "source": {"type": "parquet"},
+    "value": {"kept": {"column": "segment"}, "offer_cost": 0.01, "save_rate": 0.5},
     "columns": {
         "entity_id": "member #",
         "rename": {'plan #1, "old"': PLAN},
@@ -80,5 +81,6 @@ def test_a_table_with_odd_names_is_trained_served_and_scored(project):
     listed = pd.read_csv(project.root / "list.csv")
     assert listed["probability"].between(0, 1).all()
     assert listed["probability"].is_monotonic_decreasing
+    np.testing.assert_allclose(listed["expected_value"], 0.5 * listed["probability"] - 0.01)  # nobody else has a value
     assert listed["effect"].isna().all()
     assert set(listed["segment"]) <= set(rows[TOWN])

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from closedloop.bootstrap import load_run
 from closedloop.errors import DataError
-from closedloop.loop.campaigns.start import CampaignRules, start_campaign, write_list
+from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_list
 from closedloop.records import Outcome, Prediction
 from closedloop.store.actions import Actions, Campaign
 from closedloop.store.database import Database
@@ -123,6 +123,16 @@ def test_two_that_start_at_once_write_one_list(run: Any, url: str, tmp_path: Pat
     assert count(url) == (1, 100)
     lists = {list_written(url, one, tmp_path / f"{place}.csv") for place, one in enumerate(made)}
     assert len(lists) == 1
+
+
+def test_a_table_of_another_shape_is_refused_before_a_campaign_is_recorded(tmp_path: Path) -> None:
+    engine = sa.create_engine(address := f"sqlite:///{tmp_path / 'club.db'}")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE list (customer_id TEXT PRIMARY KEY)"))
+    engine.dispose()
+    with pytest.raises(DataError, match=r"list: it has the columns customer_id and .* with the primary key action_id"):
+        require_target(f"{address}#list")
+    require_target(f"{address}#another")
 
 
 def start_and_die(run: Any, url: str, step: int) -> None:

@@ -955,13 +955,35 @@ def test_an_object_that_cannot_be_written_is_an_outage_and_can_be_resumed(bucket
         score(tmp_path / "in.parquet", "s3://elsewhere/b.json", slot, tmp_path)
 
 
-def test_a_table_of_another_shape_is_not_written_to(tmp_path, slot):
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "customer_id TEXT PRIMARY KEY, score REAL",
+        "customer_id TEXT, score REAL, decision INT, model_version TEXT, prediction_id TEXT",
+        "score REAL, decision INT, model_version TEXT, prediction_id TEXT PRIMARY KEY",  # of rows without customers
+    ],
+)
+def test_a_table_of_another_shape_is_refused_before_a_row_is_scored(tmp_path, slot, store, columns):
     with contextlib.closing(sqlite3.connect(tmp_path / "club.db")) as connection, connection:
-        connection.execute("CREATE TABLE scores (customer_id TEXT PRIMARY KEY, score REAL)")
+        connection.execute(f"CREATE TABLE scores ({columns})")
     make_rows(3).to_csv(tmp_path / "in.csv", index=False)
-    with pytest.raises(DataError, match="it has the columns customer_id, score and the primary key customer_id"):
-        score(tmp_path / "in.csv", f"sqlite:///{tmp_path / 'club.db'}#scores", slot, tmp_path)
+    with pytest.raises(DataError, match=r"needed are .*score, .* with the primary key prediction_id"):
+        score(tmp_path / "in.csv", f"sqlite:///{tmp_path / 'club.db'}#scores", slot, tmp_path, store=store)
+    assert not read_ids(store)
     assert read_scores(tmp_path / "club.db").empty
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_a_row_is_scored(tmp_path, slot, store):
+    make_rows(3).to_csv(tmp_path / "in.csv", index=False)
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(ConfigError, match=r"out\.csv: it is a folder; name a file"):
+        score(tmp_path / "in.csv", tmp_path / "out.csv", slot, tmp_path, store=store)
+    nowhere = f"sqlite:///{tmp_path}/nowhere/club.db#scores"
+    with pytest.raises(ServiceUnavailable, match="unable to open database file"):
+        score(tmp_path / "in.csv", nowhere, slot, tmp_path, store=store)
+    with pytest.raises(DataError, match=r"club\.db#other\.scores: there is no such schema"):
+        score(tmp_path / "in.csv", f"sqlite:///{tmp_path}/club.db#other.scores", slot, tmp_path, store=store)
+    assert not read_ids(store)
 
 
 # --- the champion -----------------------------------------------------------------------------------------------------

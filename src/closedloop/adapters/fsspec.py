@@ -27,6 +27,18 @@ def put_file(path: Path, address: str) -> None:
         files.put_file(str(path), place)
 
 
+def require_storage(address: str) -> None:
+    """See that what reaches this kind of address is installed; only `put_file` tells whether it may be written there.
+
+    Raises
+    ------
+    ConfigError
+        If the extra for this kind of address is not installed.
+    """
+    with _reach(address):
+        pass
+
+
 def list_files(pattern: str) -> dict[str, str]:
     """The addresses that a pattern such as s3://bucket/*.parquet matches, with a key that changes with the content.
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from closedloop.adapters.fsspec import put_file
+from closedloop.adapters.fsspec import put_file, require_storage
 from closedloop.config.sources import DataSource
 from closedloop.contract import NumericFeature, digest_file
 from closedloop.errors import ConfigError, DataError, count_noun
@@ -32,7 +32,7 @@ from closedloop.serving.clock import WALL_CLOCK
 from closedloop.serving.models import LoadedModel, load_model
 from closedloop.serving.slots.slots import Slot
 from closedloop.store.predictions import Predictions
-from closedloop.tabular.row_tables import RowTable, find_table, insert_rows, read_rows
+from closedloop.tabular.row_tables import RowTable, find_table, insert_rows, read_rows, require_table
 from closedloop.tabular.rows import (
     RowFile,
     RowWriter,
@@ -135,6 +135,9 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
     model = load_model(Path(slot.folder), version=slot.version, folder_sha256=slot.folder_sha256 or None)
     if options.reasons:
         _ = model.explainer  # before anything is written: a version may give none
+    fixed = [name for name in _list_types(options) if name not in (CUSTOMER_COLUMN, ROW_COLUMN)]
+    if target_table is not None:
+        require_table(target_table, fixed, ID_COLUMN)
     with open_work(work_dir, resume=options.resume):
         if source_table is not None:
             path = work_dir / f"{_name(source_table.place)}.parquet"
@@ -142,12 +145,21 @@ def score_batch(source: str, target: str, slot: Slot, options: BatchOptions, *, 
             rows = RowFile(path)
         else:
             rows = open_file(Path(source), model, options)
-        result = _Run(rows, model, options, work_dir).write(output, rejects)
+        run = _Run(rows, model, options, work_dir)
+        if target_table is not None:  # again: by now it is known whether customers or row numbers come
+            require_table(target_table, run.columns, ID_COLUMN)
+        result = run.write(output, rejects)
         if target_table is not None:
-            _fill_table(target_table, output, OUTPUT_TYPES | describe_reasons(options.reasons), options.as_of)
+            _fill_table(target_table, output, _list_types(options), options.as_of)
         elif target.startswith(OBJECT_START):
             put_file(output, target)
     return result
+
+
+def _list_types(options: BatchOptions) -> dict[str, type]:
+    """The columns that an output may have, and what they hold."""
+    kinds = OUTPUT_TYPES | describe_reasons(options.reasons)
+    return {name: kind for name, kind in kinds.items() if name != DATE_COLUMN or options.as_of is not None}
 
 
 def _choose_places(target: str, table: RowTable | None, state_dir: Path) -> tuple[Path, Path, Path]:
@@ -155,6 +167,8 @@ def _choose_places(target: str, table: RowTable | None, state_dir: Path) -> tupl
     if table is None and not target.startswith(OBJECT_START):
         output = require_file(target)
         return output.parent / f".{output.name}.batch", output, output.with_suffix(".rejects.jsonl")
+    if table is None:
+        require_storage(target)
     output = Path(target) if table is None else Path("output.parquet")
     require_suffix(output)
     work_dir = state_dir / "batch" / _name(target if table is None else table.place)
@@ -185,6 +199,11 @@ class _Run:
         spread = options.spread
         self._score_there = None if spread is None else spread(source.path, model, options, job.input_sha256)
         self._rows = self._scored = self._resumed = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the output."""
+        return list(self._scorer.schema.names)
 
     def write(self, output: Path, rejects: Path) -> BatchResult:
         """Score what is not scored yet, and put output and rejects in place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, NamedTuple
@@ -168,6 +168,33 @@ def _read_address(variable: str, place: str) -> sa.URL:
         raise DataError(f"{place}: {type(error).__name__}: {variable} holds no address of a database") from None
 
 
+def require_table(table: RowTable, columns: Collection[str], key: str) -> None:
+    """See that rows can be inserted into a table, or that it can be made, before they are computed.
+
+    Raises
+    ------
+    DataError
+        If the table has another primary key or lacks a column, or its schema is missing.
+    ServiceUnavailable
+        If the database cannot be reached.
+    """
+    with _open(table.place, table.url) as engine:
+        inspector = sa.inspect(engine)
+        if inspector.has_table(table.name, table.schema):
+            _require_shape(_reflect(engine, table), table.place, columns, key)
+        elif table.schema is not None and not inspector.has_schema(table.schema):
+            raise DataError(f"{table.place}: there is no such schema; create it, or name a table of another one")
+
+
+def _require_shape(found: sa.Table, place: str, columns: Collection[str], key: str) -> None:
+    keys = [column.name for column in found.primary_key.columns]
+    if keys != [key] or any(name not in found.columns for name in columns):
+        raise DataError(
+            f"{place}: it has the columns {', '.join(found.columns.keys())} and the primary key "
+            f"{', '.join(keys) or 'none'}; needed are {', '.join(columns)} with the primary key {key}"
+        )
+
+
 def insert_rows(
     table: RowTable,
     columns: Mapping[str, type],
@@ -200,14 +227,7 @@ def insert_rows(
             ),
         )
         wanted.create(engine, checkfirst=True)
-        found = _reflect(engine, table)
-        missing = [name for name in columns if name not in found.columns]
-        keys = [column.name for column in found.primary_key.columns]
-        if missing or keys != [key]:
-            raise DataError(
-                f"{table.place}: it has the columns {', '.join(found.columns.keys())} and the primary key "
-                f"{', '.join(keys) or 'none'}; needed are {', '.join(columns)} with the primary key {key}"
-            )
+        _require_shape(_reflect(engine, table), table.place, columns, key)
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         statement = insert(wanted).on_conflict_do_nothing()
         with engine.begin() as connection:

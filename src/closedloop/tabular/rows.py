@@ -285,11 +285,13 @@ def require_file(target: str) -> Path:
     Raises
     ------
     ConfigError
-        If it is an address, or its name says no format that is known.
+        If it is an address or a folder, or its name says no format that is known.
     """
     if "://" in target:
         raise ConfigError(f"{target}: it is an address, and no file can be written there: {RULE}")
     require_suffix(Path(target))
+    if Path(target).is_dir():
+        raise ConfigError(f"{target}: it is a folder; name a file")
     return Path(target)
 
 

@@ -24,7 +24,7 @@ from closedloop.scoring.batch import BatchOptions, score_batch
 from closedloop.stages.parts.online import CUSTOMER
 from closedloop.stages.refresh import compute_newest
 from closedloop.store.actions import Action, Actions, Campaign, name_campaign, require_same
-from closedloop.tabular.row_tables import find_table, insert_rows
+from closedloop.tabular.row_tables import find_table, insert_rows, require_table
 from closedloop.tabular.rows import require_file, require_suffix
 from closedloop.tabular.tables import read_table, write_table
 
@@ -93,7 +93,7 @@ def start_campaign(
         return require_same(stored, rules.capacity, rules.holdout, rules.rank_by)
     scored, salt = score(), name_campaign(name, as_of)
     busy = actions.list_open_customers(name, as_of)
-    candidates = _value(params, dataset, scored[~scored[CUSTOMER].isin(busy)])
+    candidates = _value(dataset, scored[~scored[CUSTOMER].isin(busy)])
     ranked = rank_by_score(candidates)
     if rules.rank_by == "uplift":
         ranked = rank_by_uplift(candidates, params, dataset.value, actions, Contracts(version, read_contract))
@@ -119,12 +119,12 @@ def start_campaign(
     return actions.record_campaign(campaign, [Action(*row) for row in records])
 
 
-def _value(params: Params, dataset: DatasetConfig, people: pd.DataFrame) -> pd.DataFrame:
-    """``kept_value`` and ``expected_value`` of each customer; NaN where the data set's config says no value."""
+def _value(dataset: DatasetConfig, people: pd.DataFrame) -> pd.DataFrame:
+    """``expected_value`` of each customer; NaN where the data set's config says no value."""
     if dataset.value is None:
         return people.assign(kept_value=math.nan, expected_value=math.nan)
-    kept = read_kept(dataset.value.kept, people, list_value_columns(params, dataset))
-    return people.assign(kept_value=kept, expected_value=expected_profit(people["probability"], kept, dataset.value))
+    expected = expected_profit(people["probability"], people["kept_value"], dataset.value)
+    return people.assign(expected_value=expected)
 
 
 def score_customers(
@@ -145,8 +145,8 @@ def score_customers(
     Returns
     -------
     DataFrame
-        ``customer_id``, ``probability``, ``reasons`` (str), ``segment`` (the value of that column; None) and the
-        features of `list_value_columns`.
+        ``customer_id``, ``prediction_id``, ``probability``, ``reasons`` (str), ``segment`` (the value of that column;
+        None) and, with a value in the data set's config, ``kept_value``.
 
     Raises
     ------
@@ -162,9 +162,10 @@ def score_customers(
         raise ConfigError(f"--segment {segment}: no such column; there are {', '.join(people.columns[2:])}")
     score_batch(str(rows), str(target), slot, options, state_dir=work_dir)
     scores = read_table(target, made_by="closedloop campaign start")
-    # no more of the features: one of them may be called as a figure of the list is
-    known = people[[CUSTOMER, *list_value_columns(params, dataset)]]
-    known = known.assign(segment=None if segment is None else people[segment].astype(object))
+    # no feature under its own name: one may be called as a figure of the list is
+    known = people[[CUSTOMER]].assign(segment=None if segment is None else people[segment].astype(object))
+    if dataset.value is not None:
+        known["kept_value"] = read_kept(dataset.value.kept, people, list_value_columns(params, dataset))
     scored = known.merge(scores.rename(columns={"score": "probability"}), on=CUSTOMER)
     return scored.assign(reasons=_describe_reasons(scored, options.reasons))
 
@@ -186,10 +187,16 @@ def require_target(target: str) -> None:
     Raises
     ------
     ConfigError
-        If the name of the file says no format, or the address of the table is none.
+        If it is a folder, the name of the file says no format, or the address of the table is none.
+    DataError
+        If the table has another shape.
+    ServiceUnavailable
+        If the database cannot be reached.
     """
-    if find_table(target) is None:
+    if (table := find_table(target)) is None:
         require_file(target)
+    else:
+        require_table(table, LIST_COLUMNS, "action_id")
 
 
 def write_list(campaign: Campaign, actions: Sequence[Action], target: str) -> None:
