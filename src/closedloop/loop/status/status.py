@@ -149,7 +149,8 @@ def _describe_labels(view: Overview) -> Line:
 
 def _describe_features(view: Overview) -> Line:
     if view.features_as_of is None:
-        return Line("features", "none were looked up yet")
+        newest = "yet" if view.predicted_at is None else "for the newest predictions, which came with theirs"
+        return Line("features", f"none were looked up {newest}")
     return Line("features", f"of {view.features_as_of:%F}, the data's clock says {view.as_of:%F}")
 
 

@@ -301,6 +301,14 @@ def test_a_monitor_that_cannot_tell_is_shown_and_sends_to_its_page(view):
     assert "too little to judge by: docs/runbook.md#monitorblind" in find_next_step(shown, AROUND).text
 
 
+def test_after_a_file_was_scored_nobody_is_told_that_no_features_were_ever_looked_up(view) -> None:
+    scored = dataclasses.replace(view, features_as_of=None)
+    said = {line.name: line.text for line in describe(scored, AROUND)}["features"]
+    assert said == "none were looked up for the newest predictions, which came with theirs"
+    before = dataclasses.replace(scored, predicted_at=None)
+    assert {line.name: line.text for line in describe(before, AROUND)}["features"] == "none were looked up yet"
+
+
 def test_a_level_without_a_service_is_offered_none(view) -> None:
     missing = {"serve": "serve", "demo": "serve", "retrain": "kfp"}
     lower = Surroundings(SERVICE, None, is_live=False, missing=missing)
