@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from closedloop.adapters.mlflow import Tracking
     from closedloop.adapters.prometheus import ErrorCounts
     from closedloop.adapters.webhook import Webhook
+    from closedloop.contract import ModelContract
     from closedloop.loop.monitor.monitor import ValueSource
     from closedloop.loop.status.doctor import Probe
     from closedloop.loop.status.overview import Overview
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from closedloop.serving.process.agent import Agent
     from closedloop.serving.slots.downloads import ReleasedVersions
     from closedloop.serving.slots.slots import Slot
-    from closedloop.store.actions import Actions
+    from closedloop.store.actions import Actions, Campaign
     from closedloop.store.checks import Checks, Retraining
     from closedloop.store.database import Database
     from closedloop.store.journal import Journal
@@ -145,6 +146,31 @@ def build_actions(run: RunContext) -> Actions:
     from closedloop.store.actions import Actions
 
     return Actions(run.database)
+
+
+def build_campaign_start(run: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> Callable[..., Campaign]:
+    """Start a campaign among those who are active at ``as_of``, by the model of ``slot``; takes its rules and now."""
+    from closedloop.contract import read_contract
+    from closedloop.loop.campaigns.start import score_customers, start_campaign
+    from closedloop.serving.slots.downloads import fetch_contract
+
+    options = build_batch_options(run, clock=lambda: run.params.as_of_at, reasons=reasons)
+
+    def score() -> pd.DataFrame:
+        given = run.params, run.dataset
+        with build_engine(run) as engine:
+            features, work_dir = build_features(run), locate_active(run)
+            return score_customers(*given, engine, features, slot, options, segment=segment, work_dir=work_dir)
+
+    @cache
+    def read(version: str) -> ModelContract:
+        """The contract of a version: the slot's from its folder, others from the registry."""
+        if version == slot.version:
+            return read_contract(Path(slot.folder))
+        return fetch_contract(build_released(run), version)
+
+    begin = partial(start_campaign, build_actions(run), run.params, run.dataset)
+    return partial(begin, version=slot.version, score=score, read_contract=read)
 
 
 def read_actions(run: RunContext) -> pd.DataFrame | None:

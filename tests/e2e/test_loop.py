@@ -59,8 +59,20 @@ def test_the_harmless_change_is_seen_and_nothing_is_retrained(report):
     assert not last["realised"]["breach"]
     assert {tick.get("verdict") for tick in report["ticks"]} <= {None, "none", "watch"}
     kinds = [event["kind"] for event in report["events"] if event["kind"] != "watch"]
-    assert kinds == ["first model", "bad offered", "rolled back"]
+    assert kinds == ["first model", "campaign", "bad offered", "rolled back", "reported"]
     assert report["champion"] == "1"
+
+
+def test_a_campaign_keeps_customers_and_asks_for_no_retraining(report, replayed):
+    """The shop calls the customers on the list; what they do is no evidence of a wrong model."""
+    campaign = report["campaign"]
+    assert (campaign["at"], campaign["treated"], campaign["held_out"]) == ("2024-04-02", 1_000, 429)
+    assert campaign["told"][0].startswith("kept: fewer of the treated left")
+    assert any(line.startswith("net profit +") for line in campaign["told"])
+    [reported] = [event for event in report["events"] if event["kind"] == "reported"]
+    assert reported["at"] == "2024-05-02"
+    assert report["ticks"][-1]["treated"] >= 1_000
+    assert "The campaign" in (replayed / "loop.html").read_text(encoding="utf-8")
 
 
 def test_the_bad_challenger_was_stopped_by_what_it_answered(report):

@@ -78,7 +78,7 @@ def artifacts(logged: Run) -> Path:
     return Path(logged.info.artifact_uri.removeprefix("file://"))
 
 
-@pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
+@pytest.mark.parametrize("kind", ["IMMEDIATE", pytest.param("EXCLUSIVE", marks=pytest.mark.thorough)])
 def test_data_sets_of_one_folder_wait_for_each_others_writes(project: Any, kind: str) -> None:
     """Longer than SQLite's driver does by itself, which is 5 seconds: MLflow tells it to wait 20."""
     store, done = project.root / "mlflow.db", []

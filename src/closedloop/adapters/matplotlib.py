@@ -175,6 +175,7 @@ def _open_figure(path: Path, rows: int = 1, **options: Any) -> Iterator[Any]:
 
 # Marker and colour of the events of a replay that its picture shows.
 MARKS = {
+    "campaign": ("P", INK),
     "bad offered": ("X", SECOND),
     "rolled back": ("v", RED),
     "alert": ("d", "#f08c00"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,12 +28,8 @@ from closedloop.cli.options import (
 from closedloop.errors import ConfigError, count_noun
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from closedloop.bootstrap import RunContext
-    from closedloop.contract import ModelContract
     from closedloop.loop.campaigns.report import Report
-    from closedloop.serving.slots.slots import Slot
     from closedloop.store.actions import Campaign
 
 REPORTS = Path("reports/campaigns")
@@ -71,8 +66,8 @@ def campaign_start(
     params: ParamsOption = PARAMS,
 ) -> Any:
     """Choose customers, hold out a random part of them, record it once, and write the list."""
-    from closedloop.bootstrap import build_actions, hold_working_files, load_run, open_slot
-    from closedloop.loop.campaigns.start import CampaignRules, require_target, start_campaign, write_campaign
+    from closedloop.bootstrap import build_actions, build_campaign_start, hold_working_files, load_run, open_slot
+    from closedloop.loop.campaigns.start import CampaignRules, require_target, write_campaign
 
     target = locate_given(output)
     require_target(target)
@@ -81,16 +76,7 @@ def campaign_start(
     by = segment or next(iter(context.dataset.columns.categorical), None)
     rules, store = CampaignRules(_read_capacity(capacity, context), holdout, rank_by), build_actions(context)
     with hold_working_files(context), open_slot(context, None) as slot:
-        found = start_campaign(
-            store,
-            context.params,
-            context.dataset,
-            rules,
-            version=slot.version,
-            score=lambda: _score(context, slot, segment=by, reasons=reasons),
-            read_contract=_read_contracts(context, slot),
-            now=read_now(),
-        )
+        found = build_campaign_start(context, slot, segment=by, reasons=reasons)(rules, now=read_now())
     write_campaign(found, store.list_actions(found), target)
     for line in _describe_start(found, target):
         typer.echo(line, err=True)
@@ -116,40 +102,6 @@ def _read_capacity(given: int | None, context: RunContext) -> int:
             f"configs/datasets/{context.dataset.name}.yaml"
         )
     return capacity
-
-
-def _read_contracts(context: RunContext, slot: Slot) -> Callable[[str], ModelContract]:
-    """The contract of a version: the champion's from its folder, others from the registry."""
-    from closedloop.bootstrap import build_released
-    from closedloop.contract import read_contract
-    from closedloop.serving.slots.downloads import fetch_contract
-
-    @cache
-    def read(version: str) -> ModelContract:
-        if version == slot.version:
-            return read_contract(Path(slot.folder))
-        return fetch_contract(build_released(context), version)
-
-    return read
-
-
-def _score(context: RunContext, slot: Slot, *, segment: str | None, reasons: int) -> pd.DataFrame:
-    from closedloop.bootstrap import build_batch_options, build_engine, build_features, locate_active
-    from closedloop.loop.campaigns.start import score_customers
-
-    day = context.params.as_of_at
-    options = build_batch_options(context, clock=lambda: day, reasons=reasons)
-    with build_engine(context) as engine:
-        return score_customers(
-            context.params,
-            context.dataset,
-            engine,
-            build_features(context),
-            slot,
-            options,
-            segment=segment,
-            work_dir=locate_active(context),
-        )
 
 
 @campaign_app.command("report")

@@ -33,10 +33,11 @@ class DataParams(_Frozen):
 
 
 class SimulatorParams(_Frozen):
-    """Scale of the simulated shop."""
+    """Scale of the simulated shop; ``calls`` is a folder with lists of campaigns, whose customers it calls."""
 
     start_date: dt.date = dt.date(2023, 1, 1)
     customers: int = Field(default=24_000, ge=1, le=1_000_000)
+    calls: str | None = None
     covariate_at: dt.date | None = None
     harmless_at: dt.date | None = None
     concept_at: dt.date | None = None

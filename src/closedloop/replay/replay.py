@@ -22,6 +22,7 @@ from closedloop.adapters.kfp_fork import fork_components
 from closedloop.config.dataset import load_dataset
 from closedloop.config.environment import keep_environment
 from closedloop.config.params import PARAMS_FILE
+from closedloop.config.sources import SimulatorSource
 from closedloop.config.yaml import format_yaml, read_yaml
 from closedloop.core.release.assignment import is_canary
 from closedloop.errors import ConfigError, DataError, GateFailed, count_noun
@@ -31,6 +32,7 @@ from closedloop.loop.monitor.outcomes import label_predictions
 from closedloop.release.by_hand import promote
 from closedloop.release.controller import run_pass, start_release
 from closedloop.replay.bad_model import register_inverted
+from closedloop.replay.calls import Calls, open_calls
 from closedloop.replay.harm import measure_harm
 from closedloop.replay.results import compare_arms, describe_check, describe_difference, measure_ticks, pair_arms
 from closedloop.replay.traffic import Traffic, wait_stored
@@ -65,6 +67,8 @@ class Plan:
         The horizon of the label rule, if it differs from the data set's.
     bad_tick
         Number of the tick at which the bad challenger is offered.
+    calls_tick
+        Number of the tick at which the simulated shop starts a campaign; other data cannot answer one.
     verbose
         Show what the stages of each training say, and not only their names.
     """
@@ -74,6 +78,7 @@ class Plan:
     requests_min: int
     horizon_days: int | None = None
     bad_tick: int = 1
+    calls_tick: int = 1
     verbose: bool = False
 
 
@@ -130,10 +135,12 @@ def write_start_pages(root: Path, folder: Path) -> None:
 def prepare_folder(root: Path, dataset: str | None, source: str | None, plan: Plan) -> Path:
     """Make a project folder with its own stores: `load_settings` locates stores beside the real ``configs`` folder."""
     name = dataset or bootstrap.load_run(root / PARAMS_FILE, root=root).params.dataset
-    load_dataset(name, root / "configs/datasets")  # refuses a path as name, whose target would be deleted below
+    described = load_dataset(name, root / "configs/datasets")  # refuses a path, whose target would be deleted below
     folder = root / WORKSPACES / "loop" / name
     shutil.rmtree(folder, ignore_errors=True)
     prepare_workspace(root, dataset=name, source=source, as_of=f"{plan.days[0]}", folder=folder)
+    if isinstance(described.source, SimulatorSource):
+        open_calls(folder)
     (folder / "configs").unlink()
     for copied in ("configs", "pipelines"):
         shutil.copytree(root / copied, folder / copied)
@@ -178,6 +185,7 @@ class Replay:
         # of each tick: customer_id, snapshot_at, and the first model's score
         self.frozen_scores: list[pd.DataFrame] = []
         self.bad_version: str | None = None  # the bad challenger's, once it is offered
+        self.calls = Calls()
         self.progress = build_bar(self.console)
         self.bar = self.progress.add_task("the first model is trained", total=len(plan.days))
         run = self._load(plan.days[0])
@@ -272,10 +280,18 @@ class Replay:
             "tick",
             f"{count_noun(len(customers), 'customer')} scored, {count_noun(labelled.stored, 'outcome')} closed",
         )
+        self._call_customers(number, run)
         if number == self.plan.bad_tick:
             self._offer_bad(day, customers)
         if asked is not None and asked.state == "requested":
             self._answer_trigger(day, asked, customers)
+
+    def _call_customers(self, number: int, run: bootstrap.RunContext) -> None:
+        """Start the campaign at its tick; tell what came of it at a later one."""
+        if (ended := self.calls.report(run)) is not None:
+            self._record(run.params.as_of, "reported", *ended)
+        if number == self.plan.calls_tick and isinstance(run.dataset.source, SimulatorSource):
+            self._record(run.params.as_of, "campaign", *self.calls.start(run, self.clock()))
 
     def _choose(self, path: Path, snapshot: dt.datetime) -> list[str]:
         from closedloop.core.training.estimators import encode_frame
@@ -385,7 +401,7 @@ class Replay:
         truth = Path("state/refresh") / self.name / "raw/truth.json"
         changes = json.loads(truth.read_text(encoding="utf-8"))["regime_changes"] if truth.is_file() else []
         as_of = self._midnight(self.plan.days[-1])
-        outcomes = self.store.list_outcomes(self.name, as_of=as_of, horizon_days=self.horizon_days)
+        outcomes = self.store.list_outcomes(self.name, as_of=as_of, horizon_days=self.horizon_days, untreated=True)
         pairs = pair_arms(outcomes, self.frozen_scores)
         concept = next((dt.date.fromisoformat(one["at"]) for one in changes if one["kind"] == "concept"), None)
         compared = compare_arms(pairs, concept, seed=self.run_context.params.seed)
@@ -402,6 +418,7 @@ class Replay:
             "comparison": compared,
             "conclusion": describe_difference(compared),
             "harm": harm,
+            "campaign": self.calls.tell(),
             "drift_limit": self.run_context.settings.monitoring.effect_min,
             "outcome_rows_min": self.run_context.settings.monitoring.outcome_rows_min,
             "regime_changes": changes,

@@ -30,6 +30,7 @@ def describe_check(check: Check) -> dict[str, Any]:
         "drift": max(effects.values(), default=None),
         "drifted": {name: effects[name] for name in drift.get("drifted", ())},
         "outcome_rows": evidence["outcome_rows"],
+        "treated": evidence.get("actions", {}).get("treated", 0),
     }
     if "money" in evidence:
         described["money"] = describe_money(evidence["money"])

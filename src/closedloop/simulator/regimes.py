@@ -9,6 +9,7 @@ from typing import Any
 PRICE_FACTOR = 1.28
 CAMPAIGN_DAYS = 45
 CAMPAIGN_SHARE = 0.16
+OFFERS_SAVE = 0.3  # of the customers who get an offer, whether or not they were to leave
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def simulate(spec: SimulatorSpec, *, start: dt.date, end: dt.date, offers: Seque
     start, end : datetime.date
         Span of the events. Customers may have signed up before `start`.
     offers : sequence of Offers
-        What was done with customers. It changes nothing of those who got none, and nothing before its day.
+        What was done with customers. It changes nothing before its day; what those who got none do on a day stays as
+        it was, but for the time of the day and the amount.
 
     Returns
     -------

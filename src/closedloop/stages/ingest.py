@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,10 @@ from closedloop.stages.parts.source_rows import (
     read_rows,
 )
 from closedloop.tabular.sources import read_chunks
-from closedloop.tabular.tables import write_event_days, write_table
+from closedloop.tabular.tables import read_table, write_event_days, write_table
+
+if TYPE_CHECKING:
+    from closedloop.simulator.shop import Offers
 
 logger = logging.getLogger(__name__)
 TYPES_SHOWN = 20
@@ -71,12 +75,13 @@ def ingest(
 def _ingest_simulated(params: Params, folder: Path) -> dict[str, Any]:
     from closedloop.simulator.shop import SimulatorSpec, simulate
 
-    given = params.simulator.model_dump(exclude={"start_date"}, exclude_none=True)
+    given = params.simulator.model_dump(exclude={"start_date", "calls"}, exclude_none=True)
     spec = SimulatorSpec(seed=params.seed, **given)
     logger.info(
         "simulating the shop from %s to %s; customers: %d", params.simulator.start_date, params.as_of, spec.customers
     )
-    shop = simulate(spec, start=params.simulator.start_date, end=params.as_of)
+    offers = _read_offers(params.simulator.calls)
+    shop = simulate(spec, start=params.simulator.start_date, end=params.as_of, offers=offers)
     write_table(folder / "customers.parquet", shop.customers)
     (folder / "events").mkdir()
     logger.info("writing events by day: %d", len(shop.events))
@@ -84,6 +89,23 @@ def _ingest_simulated(params: Params, folder: Path) -> dict[str, Any]:
     (folder / "truth.json").write_text(json.dumps(shop.truth, indent=2) + "\n", encoding="utf-8")
     counts = {"customers": len(shop.customers), "events": len(shop.events), "days": days}
     return {"rows_read": len(shop.events), "rows_kept": len(shop.events), "rows_dropped": 0, "dropped": [], **counts}
+
+
+def _read_offers(folder: str | None) -> list[Offers]:
+    """The offers to the treated customers of each list in a folder: Parquet, by `closedloop campaign start`."""
+    from closedloop.simulator.regimes import OFFERS_SAVE
+    from closedloop.simulator.shop import Offers
+
+    if folder is None:
+        return []
+    if not Path(folder).is_dir():
+        raise DataError(f"simulator.calls: {folder}: there is no such folder")
+    offers = []
+    for path in sorted(Path(folder).glob("*.parquet")):
+        rows = read_table(path, made_by="closedloop campaign start")
+        for day, called in rows[rows["arm"] == "treated"].groupby("campaign"):
+            offers.append(Offers(dt.date.fromisoformat(str(day)), frozenset(called["customer_id"]), OFFERS_SAVE))
+    return offers
 
 
 def _ingest_events(params: Params, dataset: DatasetConfig, folder: Path) -> dict[str, Any]:

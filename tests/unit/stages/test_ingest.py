@@ -485,3 +485,44 @@ def test_an_id_or_code_that_cannot_be_kept_is_refused_with_its_place(tmp_path, c
     path.write_text(f"id,plan,paid,gender,left\n{cells}\n", encoding="utf-8")
     with pytest.raises(DataError, match=rf"plans\.csv, row 1, {message}"):
         run(tmp_path, PLANS, path)
+
+
+SHOP = {**ORDERS, "name": "shop", "source": {"type": "simulator"}, "timezone": "UTC", "cleaning": {}}
+
+
+def simulate_shop(folder: Path, **simulator: Any) -> tuple[pd.DataFrame, Layout]:
+    """The events of a shop of 300 customers in February 2023."""
+    given = {"as_of": "2023-03-01", "simulator": {"customers": 300, "start_date": "2023-01-15", **simulator}}
+    layout = Layout(raw=folder / "raw", ingest_metrics=folder / "ingest.json")
+    params = parse_params({"dataset": "shop", "seed": 7, "model": {"type": "random_forest"}, **given}, "params.yaml")
+    ingest(params, DatasetConfig.model_validate(SHOP), layout)
+    events = pd.concat([pd.read_parquet(path) for path in sorted((layout.raw / "events").glob("*.parquet"))])
+    return events, layout
+
+
+def test_the_simulated_shop_calls_the_treated_customers_of_each_list(tmp_path: Path) -> None:
+    before, _ = simulate_shop(tmp_path / "without")
+    names = sorted(before["customer_id"].unique())
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    arms = ["treated" if place % 2 else "held_out" for place in range(len(names))]
+    listed = pd.DataFrame({"customer_id": names, "arm": arms, "campaign": "2023-02-10"})
+    listed.to_parquet(calls / "2023-02-10.parquet")
+    after, _ = simulate_shop(tmp_path / "with", calls=str(calls))
+
+    def split(events: pd.DataFrame, arm: str) -> pd.DataFrame:
+        return events[events["customer_id"].isin(set(listed.loc[listed["arm"] == arm, "customer_id"]))]
+
+    day = pd.Timestamp("2023-02-10", tz="UTC")
+    early = [rows[rows["time"] < day].reset_index(drop=True) for rows in (before, after)]
+    pd.testing.assert_frame_equal(*early)
+    alone = [split(rows, "held_out") for rows in (before, after)]
+    did = [sorted(zip(rows["customer_id"], rows["event_type"], rows["time"].dt.date, strict=True)) for rows in alone]
+    assert did[0] == did[1]
+    bought = [int((split(rows, "treated")["event_type"] == "purchase").sum()) for rows in (before, after)]
+    assert bought[1] > bought[0]
+
+
+def test_lists_to_call_that_are_not_there_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"simulator.calls: .*nowhere: there is no such folder"):
+        simulate_shop(tmp_path, calls=str(tmp_path / "nowhere"))

@@ -360,7 +360,10 @@ def test_a_large_file_with_a_long_cell_and_any_line_ends_is_read(tmp_path, end):
     assert config.columns.entity_id == "customer"
 
 
-@pytest.mark.parametrize(("rows", "rate"), [(60, 0.1), (60, 0.33), (185, 0.2), (185, 0.33), (2000, 0.33)])
+MORE_SIZES = [pytest.param(*one, marks=pytest.mark.thorough) for one in [(60, 0.33), (185, 0.33), (2000, 0.33)]]
+
+
+@pytest.mark.parametrize(("rows", "rate"), [(60, 0.1), (185, 0.2), *MORE_SIZES])
 def test_scores_that_are_true_pass_the_calibration_that_a_draft_begins_with(rows, rate):
     """A sound model of a small shop was refused: with few test rows chance alone has an error above .1."""
     draw = np.random.default_rng(1)

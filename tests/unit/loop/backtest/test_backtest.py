@@ -39,6 +39,7 @@ def test_a_world_without_a_change_is_not_retrained() -> None:
     assert all(own["gain"]["low"] <= 0.002 for name, own in report["policies"].items() if name != "never")
 
 
+@pytest.mark.thorough
 def test_a_changed_world_picks_a_policy_that_retrains() -> None:
     report = backtest(draw_history(changed_from=7))
     picked, policies = report["picked"], report["policies"]

@@ -33,7 +33,10 @@ def list_evidence(loop: Loop, now: dt.datetime) -> list[tuple[dt.datetime, Any]]
     return [(at, check.evidence) for _, at, check in loop.checks if at <= now]
 
 
-@pytest.mark.parametrize("policy", ["own", "outcomes", "recalibrate", "every_30_days"])
+MORE_POLICIES = [pytest.param(one, marks=pytest.mark.thorough) for one in ("outcomes", "recalibrate", "every_30_days")]
+
+
+@pytest.mark.parametrize("policy", ["own", *MORE_POLICIES])
 def test_no_decision_knows_an_outcome_before_its_horizon_has_closed(policy: str) -> None:
     # the horizon is longer than a tick: outcomes that are drawn already are not known at the next one
     history = draw_history(changed_from=7, horizon_days=60)
