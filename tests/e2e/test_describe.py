@@ -54,7 +54,7 @@ def test_a_described_file_trains_or_a_gate_says_no(project, file, name):
     assert ran.returncode in (0, 2), ran.stdout + ran.stderr
     if ran.returncode == 0:
         made = json.loads(ran.stdout)
-        assert (made["ran"][-1], made["registration"]["version"]) == ("package", "1")
+        assert (made["ran"][-1], made["registration"]["version"]) == ("package", 1)
         again = json.loads(call(project.root, "--dataset", name, "run", "--json").stdout)
         assert (again["folder"], again["ran"]) == (f"workspaces/{name}", [])
     else:
