@@ -22,6 +22,9 @@ CELLS_MAX = 16_384  # of a table: its places fit a processor's cache
 BLOCK_ROWS, BLOCK_TABLES = 1_024, 128  # whose cells are found together
 MISSING = -1  # in place of a threshold
 BLOCK_PATTERNS = 4_096  # whose contributions are found together, in a processor's cache
+KEPT_BYTES_MAX = (
+    128 * 1024**2
+)  # of leaf patterns: the default model has 50 MB of them, a deep forest a gigabyte and more
 
 
 class Tables:
@@ -35,9 +38,13 @@ class Tables:
         Of the columns.
     nullable
         The columns that may be missing; a missing value elsewhere is not seen.
+    kept_bytes_max
+        Of the leaves' patterns, which only save time; beyond it all are forgotten.
     """
 
-    def __init__(self, paths: Paths, bins: Bins, nullable: frozenset[int]) -> None:
+    def __init__(
+        self, paths: Paths, bins: Bins, nullable: frozenset[int], *, kept_bytes_max: int = KEPT_BYTES_MAX
+    ) -> None:
         self.nullable = nullable
         self._paths, self._bins, self._lock = paths, bins, threading.Lock()
         # a leaf with many columns may have a large table, whose cells are wider numbers
@@ -45,6 +52,7 @@ class Tables:
         tables.sort(key=lambda table: table.cells)
         blocks = (tables[first : first + BLOCK_TABLES] for first in range(0, len(tables), BLOCK_TABLES))
         self._blocks = [(some, _list_steps(some)) for some in blocks]
+        self.kept_bytes, self._kept_bytes_max = 0, kept_bytes_max
 
     def weigh(self, places: np.ndarray) -> np.ndarray:
         """Contributions (n_columns, n) of rows by the bins of their values, in that shape."""
@@ -59,6 +67,7 @@ class Tables:
     def _meet(self, tables: Sequence[_Table], found: np.ndarray) -> None:
         """Compute what is not known yet of these cells: the patterns of all tables together, in few calls."""
         with self._lock:
+            before = sum(table.kept_bytes for table in tables)
             found_new = [(table, table.list_new(cells)) for table, cells in zip(tables, found, strict=True)]
             new = [(table, its) for table, its in found_new if its is not None]
             if not new:
@@ -69,6 +78,11 @@ class Tables:
             contributions = np.split(weigh_leaves(self._paths, leaf, bits), ends[:-1])
             for (table, its), known in zip(new, contributions, strict=True):
                 table.learn(its, known)
+            self.kept_bytes += sum(table.kept_bytes for table in tables) - before
+            if self.kept_bytes > self._kept_bytes_max:
+                for table in itertools.chain.from_iterable(some for some, _ in self._blocks):
+                    table.forget()
+                self.kept_bytes = 0
 
     def _find_cells(self, tables: Sequence[_Table], steps: Mapping[int, np.ndarray], places: np.ndarray) -> np.ndarray:
         """The cell of each row in each table, in shape (tables, n)."""
@@ -154,8 +168,17 @@ class _Table:
         for name in sorted(used):
             self._add_axis(name, used[name], len(column), is_nullable=name in nullable)
         self._met = np.full(self.cells, -1, dtype=np.int32), np.empty((len(self.axes), 0))
-        self._ranks = np.full(self.starts[-1], -1, dtype=np.int32)
+        self.forget()
+
+    def forget(self) -> None:
+        """Free what is known of patterns; the cells that were met stay."""
+        self._ranks = np.empty(0, dtype=np.int32)
         self._known = np.empty((0, len(self.axes) + 1))  # of patterns; the last column is of slots without one
+
+    @property
+    def kept_bytes(self) -> int:
+        """The memory of the patterns that are known."""
+        return self._ranks.nbytes + self._known.nbytes
 
     def _add_axis(self, column: int, used: Sequence[tuple[int, ...]], leaves: int, *, is_nullable: bool) -> None:
         """Tell values of a column apart by whether they hold in each leaf; lists, as most have a few entries."""
@@ -195,6 +218,8 @@ class _Table:
         patterns = np.repeat(self.starts[None, :-1], len(new), axis=0)
         for axis, bits in zip(self.axes.values(), self._bits, strict=True):
             patterns += bits.take(new // axis.step % axis.outcomes, axis=0)
+        if not len(self._ranks):
+            self._ranks = np.full(self.starts[-1], -1, dtype=np.int32)
         is_met = np.zeros(len(self._ranks), dtype=bool)
         is_met[patterns] = True
         unknown = np.flatnonzero(is_met & (self._ranks < 0))
