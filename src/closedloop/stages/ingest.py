@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TYPES_SHOWN = 20
+CALLS_COLUMNS = ("customer_id", "arm", "campaign")  # of a campaign's list
+SHOP_ID = re.compile(r"C[0-9]+")
 
 
 def tell_nothing(done: int, days: int) -> None:
@@ -92,7 +95,7 @@ def _ingest_simulated(params: Params, folder: Path) -> dict[str, Any]:
 
 
 def _read_offers(folder: str | None) -> list[Offers]:
-    """The offers to the treated customers of each list in a folder: Parquet, by `closedloop campaign start`."""
+    """The offers of each day to the treated customers on lists of `closedloop campaign start` (Parquet) in a folder."""
     from closedloop.simulator.regimes import OFFERS_SAVE
     from closedloop.simulator.shop import Offers
 
@@ -100,12 +103,18 @@ def _read_offers(folder: str | None) -> list[Offers]:
         return []
     if not Path(folder).is_dir():
         raise DataError(f"simulator.calls: {folder}: there is no such folder")
-    offers = []
+    called: dict[dt.date, set[str]] = {}  # a customer on two lists of a day is called once
     for path in sorted(Path(folder).glob("*.parquet")):
-        rows = read_table(path, made_by="closedloop campaign start")
-        for day, called in rows[rows["arm"] == "treated"].groupby("campaign"):
-            offers.append(Offers(dt.date.fromisoformat(str(day)), frozenset(called["customer_id"]), OFFERS_SAVE))
-    return offers
+        rows = read_table(path, CALLS_COLUMNS, made_by="closedloop campaign start").astype(str)
+        treated = rows.loc[rows["arm"] == "treated", ["campaign", "customer_id"]]
+        for day, name in treated.itertuples(index=False, name=None):
+            if not SHOP_ID.fullmatch(name):
+                raise DataError(f"{path}: customer_id {name!r}: no customer of the simulated shop, such as C000123")
+            try:
+                called.setdefault(dt.date.fromisoformat(day), set()).add(name)
+            except ValueError:
+                raise DataError(f"{path}: campaign {day!r}: expected its date, such as 2024-01-31") from None
+    return [Offers(day, frozenset(called[day]), OFFERS_SAVE) for day in sorted(called)]
 
 
 def _ingest_events(params: Params, dataset: DatasetConfig, folder: Path) -> dict[str, Any]:

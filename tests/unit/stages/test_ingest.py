@@ -526,3 +526,33 @@ def test_the_simulated_shop_calls_the_treated_customers_of_each_list(tmp_path: P
 def test_lists_to_call_that_are_not_there_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"simulator.calls: .*nowhere: there is no such folder"):
         simulate_shop(tmp_path, calls=str(tmp_path / "nowhere"))
+
+
+def test_a_customer_on_two_lists_of_a_day_is_called_once(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    names = [f"C{number:06d}" for number in range(60)]
+    listed = pd.DataFrame({"customer_id": names, "arm": "treated", "campaign": "2023-02-10"})
+    listed.to_parquet(calls / "a.parquet")
+    once, _ = simulate_shop(tmp_path / "once", calls=str(calls))
+    listed.to_parquet(calls / "b.parquet")
+    twice, _ = simulate_shop(tmp_path / "twice", calls=str(calls))
+    pd.testing.assert_frame_equal(once, twice)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"arm": None}, r"a\.parquet: .*arm"),
+        ({"campaign": "soon"}, r"a\.parquet: campaign 'soon': expected its date"),
+        ({"customer_id": "7590-VHVEG"}, r"a\.parquet: customer_id '7590-VHVEG': no customer of the simulated shop"),
+    ],
+)
+def test_a_list_to_call_that_is_none_of_the_shops_is_an_error(tmp_path: Path, changed: Any, message: str) -> None:
+    row = {"customer_id": "C000001", "arm": "treated", "campaign": "2023-02-10"} | changed
+    rows = pd.DataFrame({name: [value] for name, value in row.items() if value is not None})
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    rows.to_parquet(calls / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        simulate_shop(tmp_path / "shop", calls=str(calls))
