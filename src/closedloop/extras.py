@@ -20,8 +20,13 @@ DISTRIBUTIONS = {
     "snowflake": "snowflake-sqlalchemy",
     "psycopg2": "psycopg",
 }
-# A module that our commands need from their first line on, where what they print offers one of them.
-NEEDED = {"demo": "httptools", "retrain": "kfp", "serve": "httptools"}  # MLflow brings uvicorn, and not that
+# Modules without which a command that we print as next would fail, perhaps after half of its work.
+NEEDED = {
+    "demo": ("httptools", "feast", "evidently"),  # it asks by customer id, and its check has a report
+    "monitor": ("evidently",),
+    "retrain": ("kfp",),
+    "serve": ("httptools",),  # MLflow brings uvicorn, and not that
+}
 COLLECTIONS = ("all", "dev", "serving")  # extras that repeat what others bring
 
 
@@ -46,14 +51,25 @@ def has_module(name: str) -> bool:
 
 
 def find_missing() -> dict[str, str]:
-    """The commands of `NEEDED` that cannot run here, each with the extra that it needs."""
-    return {command: str(find_extra(module)) for command, module in NEEDED.items() if not has_module(module)}
+    """The commands of `NEEDED` that cannot run here, each with the extras that it needs, as pip takes them."""
+    missing = {command: list_missing(command) for command in NEEDED}
+    return {
+        command: ",".join(str(find_extra(one)) for one in modules) for command, modules in missing.items() if modules
+    }
 
 
-def require_module(command: str) -> None:
-    """Raise a ConfigError that names the extra, before a command does half of its work without it."""
-    if command in find_missing():
-        raise explain_missing(ModuleNotFoundError(name=NEEDED[command]))
+def list_missing(command: str) -> list[str]:
+    """The modules that a command of `NEEDED` needs and that are not installed."""
+    return [module for module in NEEDED[command] if not has_module(module)]
+
+
+def require_modules(command: str) -> None:
+    """Raise a ConfigError that names the extras, before a command does half of its work without them."""
+    if modules := list_missing(command):
+        raise ConfigError(
+            f"this command needs Python packages that are not installed ({', '.join(modules)}): "
+            f"install closedloop[{find_missing()[command]}]"
+        )
 
 
 def explain_missing(error: ModuleNotFoundError, place: str = "this command") -> ConfigError:

@@ -8,7 +8,7 @@ import typer
 
 from closedloop.cli.options import PARAMS, WORKFLOW, ParamsOption, tell
 from closedloop.errors import ConfigError, count_noun
-from closedloop.extras import require_module
+from closedloop.extras import require_modules
 
 app = typer.Typer()
 
@@ -27,7 +27,7 @@ def demo(params: ParamsOption = PARAMS) -> None:
     from closedloop.replay.demo import plan_day, send, serve_by
     from closedloop.waiting import build_bar
 
-    require_module("demo")
+    require_modules("demo")
     context = load_run(params)
     if context.settings.profile == "production":
         raise ConfigError("demo: not with the production profile, whose store keeps real requests alone")

@@ -30,7 +30,7 @@ from closedloop.cli.options import (
     with_json,
 )
 from closedloop.errors import ClosedloopError, ConfigError, GateFailed, ServiceUnavailable, Undecided, count_noun
-from closedloop.extras import require_module
+from closedloop.extras import require_modules
 from closedloop.processes import handle_end_signals
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def monitor(
     if (as_of is None) == (every is None):
         raise ConfigError("monitor: give --as-of DATE for one pass, or --every 1d to go on by the clock")
     check_fail_on(fail_on)
+    if report:  # before the check is recorded
+        require_modules("monitor")
     if every is not None:
         from closedloop.adapters.apscheduler import repeat
 
@@ -298,7 +300,7 @@ def retrain(
     from closedloop.loop.retrain import name_trigger, override_dates
     from closedloop.store.checks import Retraining
 
-    require_module("retrain")
+    require_modules("retrain")
     context = load_newest(params, override_dates(as_of, data_start_date, data_end_date))
     values, checks = context.params, build_checks(context)
     context.database.upgrade()

@@ -33,7 +33,7 @@ def list_calls(dataset: str | None, features: Path, *, by_make: bool, missing: M
     features
         A file of feature rows, to score.
     missing
-        The commands that cannot run here, each with the extra that it needs.
+        The commands that cannot run here, each with the extras that it needs.
     """
     scores, given = shlex.quote(str(features.parent.parent / "scores.parquet")), shlex.quote(str(features))
     of = f" DATASET={shlex.quote(dataset)}" if dataset else ""

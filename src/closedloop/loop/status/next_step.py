@@ -46,7 +46,7 @@ class Surroundings:
     others
         The data sets that have results in workspaces of this project.
     missing
-        The commands that cannot run here, each with the extra that it needs.
+        The commands that cannot run here, each with the extras that it needs.
     """
 
     address: str
