@@ -10,7 +10,7 @@ from closedloop import bootstrap
 from closedloop.config.params import PARAMS_FILE
 from closedloop.config.yaml import format_yaml, read_yaml
 from closedloop.core.actions.effect import describe_effect
-from closedloop.errors import count_noun
+from closedloop.errors import DataError, count_noun
 from closedloop.files import write_text
 from closedloop.loop.campaigns.report import Report, report_campaign
 from closedloop.loop.campaigns.start import CampaignRules, write_list
@@ -25,15 +25,22 @@ class Calls:
     def __init__(self) -> None:
         self._report: Report | None = None
 
-    def start(self, run: bootstrap.RunContext, now: dt.datetime) -> tuple[str, str]:
-        """Start the campaign as of the run's date, and leave its list where the shop finds it; says what was done."""
+    def start(self, run: bootstrap.RunContext, now: dt.datetime) -> tuple[str, str, str]:
+        """Start the campaign as of the run's date, and leave its list where the shop finds it.
+
+        Returns the event: its kind, what was done, and why. A replay goes on where no customer is worth an offer.
+        """
         segment = next(iter(run.dataset.columns.categorical), None)
-        with bootstrap.hold_working_files(run), bootstrap.open_slot(run, None) as slot:
-            campaign = bootstrap.build_campaign_start(run, slot, segment=segment, reasons=1)(RULES, now=now)
+        try:
+            with bootstrap.hold_working_files(run), bootstrap.open_slot(run, None) as slot:
+                campaign = bootstrap.build_campaign_start(run, slot, segment=segment, reasons=1)(RULES, now=now)
+        except DataError as error:
+            return "no campaign", "the shop calls nobody", str(error)
         actions = bootstrap.build_actions(run)
         write_list(campaign, actions.list_actions(campaign), str(FOLDER / f"{run.params.as_of}.parquet"))
         self._report = report_campaign(actions, campaign, as_of=run.params.as_of_at)
         return (
+            "campaign",
             f"the shop calls {count_noun(campaign.treated, 'customer')}",
             f"those with the highest expected value; {campaign.held_out:,} more, chosen at random, are left alone",
         )

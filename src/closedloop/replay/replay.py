@@ -291,7 +291,7 @@ class Replay:
         if (ended := self.calls.report(run)) is not None:
             self._record(run.params.as_of, "reported", *ended)
         if number == self.plan.calls_tick and isinstance(run.dataset.source, SimulatorSource):
-            self._record(run.params.as_of, "campaign", *self.calls.start(run, self.clock()))
+            self._record(run.params.as_of, *self.calls.start(run, self.clock()))
 
     def _choose(self, path: Path, snapshot: dt.datetime) -> list[str]:
         from closedloop.core.training.estimators import encode_frame
