@@ -22,8 +22,7 @@ DISTRIBUTIONS = {
 }
 # Modules without which a command that we print as next would fail, perhaps after half of its work.
 NEEDED = {
-    "demo": ("httptools", "feast", "evidently"),  # it asks by customer id, and its check has a report
-    "monitor": ("evidently",),
+    "demo": ("httptools", "feast"),  # it asks by customer id
     "retrain": ("kfp",),
     "serve": ("httptools",),  # MLflow brings uvicorn, and not that
 }

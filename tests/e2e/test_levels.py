@@ -96,5 +96,5 @@ def test_gates_judge_a_table_and_the_registry_takes_it(wheel, tmp_path):
     assert scored.returncode == 0, scored.stderr
     demo = call("closedloop", "--dataset", "members", "demo", folder=project, bin_=bin_)
     assert (demo.returncode, demo.stdout) == (1, "")
-    assert "install closedloop[serve,features,monitor]" in demo.stderr
+    assert "install closedloop[serve,features]" in demo.stderr
     assert "Nothing changed" in call("closedloop", "run", "--dataset", "members", folder=project, bin_=bin_).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from closedloop.config.settings import Settings
 from closedloop.contract import REFERENCE_FILE
 from closedloop.core.evaluation.value import CustomerValue, KeptCustomer
 from closedloop.core.monitoring.policy import MonitoringPolicy
+from closedloop.errors import ConfigError
 from closedloop.loop.monitor.monitor import ValueSource, run_check
 from closedloop.loop.monitor.report import keep_report, order_drift
 from closedloop.records import Outcome, Prediction, digest_position
@@ -99,6 +101,16 @@ class Loop:
 
     def list_pages(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
+
+
+def test_without_evidently_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "evidently", None)
+    loop = Loop(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"a report needs the Python package evidently, .*install closedloop\[monitor\]"
+    ):
+        loop.keep()
+    assert not loop.folder.exists()
 
 
 def test_a_report_is_kept_once_and_shows_how_good_the_estimate_was(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from closedloop.cli import main as cli
 from closedloop.config.sources import SqlSource
@@ -85,14 +84,12 @@ def test_the_extras_are_in_the_page_of_levels():
 
 def test_a_command_that_is_offered_says_at_once_which_extra_it_needs(monkeypatch):
     assert find_missing() == {}
-    monkeypatch.setitem(find_missing.__globals__, "has_module", lambda name: name not in ("evidently", "feast", "kfp"))
-    assert find_missing() == {"demo": "features,monitor", "monitor": "monitor", "retrain": "kfp"}
+    monkeypatch.setitem(find_missing.__globals__, "has_module", lambda name: name not in ("feast", "httptools", "kfp"))
+    assert find_missing() == {"demo": "serve,features", "retrain": "kfp", "serve": "serve"}
     with pytest.raises(ConfigError, match=r"install closedloop\[kfp\]"):
         require_modules("retrain")
-    with pytest.raises(ConfigError, match=r"\(feast, evidently\): install closedloop\[features,monitor\]"):
+    with pytest.raises(ConfigError, match=r"\(httptools, feast\): install closedloop\[serve,features\]"):
         require_modules("demo")
-    found = CliRunner().invoke(cli.app, ["monitor", "--as-of", "2024-01-01"])
-    assert str(found.exception).endswith("(evidently): install closedloop[monitor]")  # and no check is on record
     monkeypatch.undo()
     for command in NEEDED:
         require_modules(command)

@@ -103,8 +103,6 @@ def monitor(
     if (as_of is None) == (every is None):
         raise ConfigError("monitor: give --as-of DATE for one pass, or --every 1d to go on by the clock")
     check_fail_on(fail_on)
-    if report:  # before the check is recorded
-        require_modules("monitor")
     if every is not None:
         from closedloop.adapters.apscheduler import repeat
 

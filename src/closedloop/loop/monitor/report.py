@@ -12,6 +12,7 @@ from closedloop.adapters.jinja import render_page
 from closedloop.adapters.mlflow import MONITOR_TAG
 from closedloop.contract import REFERENCE_FILE, read_contract
 from closedloop.core.monitoring.shapes import tabulate_shape
+from closedloop.extras import explain_missing
 from closedloop.files import hold_lock, replace_folder, write_text
 from closedloop.loop.monitor.monitor import read_outcomes, read_window
 from closedloop.loop.status.status import describe_money
@@ -43,14 +44,22 @@ def keep_report(
 
     The samples are drawn in the same way as for the check, so that the next pass can write the report of a pass that
     died. An MLflow run that such a pass left open is continued.
+
+    Raises
+    ------
+    ConfigError
+        If Evidently is not installed; the verdict needs no extra.
     """
     tags = {MONITOR_TAG: check.check_id, "closedloop.model_version": check.model_version}
     with hold_lock(folder.with_name(f".{folder.name}.lock")):
         done = tracking.find_run(check.check_id, MONITOR_TAG, finished=True)
         if done is not None and (folder / REPORT_FILE).exists():
             return done
-        with replace_folder(folder) as beside:
-            write_report(beside, samples, check, earlier, model_dir=model_dir, rows_max=rows_max)
+        try:
+            with replace_folder(folder) as beside:
+                write_report(beside, samples, check, earlier, model_dir=model_dir, rows_max=rows_max)
+        except ModuleNotFoundError as error:
+            raise explain_missing(error, "a report") from None
         if done is not None:
             return done
         begun = tracking.find_run(check.check_id, MONITOR_TAG)
