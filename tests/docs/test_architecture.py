@@ -54,10 +54,7 @@ def test_the_readmes_show_every_room() -> None:
 
 
 def test_a_room_without_a_place_among_the_layers_breaks_the_contract() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
-    (layers,) = (contract for contract in contracts if contract["type"] == "layers")
+    (layers,) = (contract for contract in read_contracts() if contract["type"] == "layers")
     assert layers["exhaustive"]
     assert layers["containers"] == ["closedloop"]
 

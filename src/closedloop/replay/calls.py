@@ -46,7 +46,7 @@ class Calls:
         )
 
     def report(self, run: bootstrap.RunContext) -> tuple[str, str] | None:
-        """What came of the campaign, the first time that it is known."""
+        """The campaign's effect, told once: as soon as it is known."""
         if self._report is None or self._report.effect is not None:
             return None
         self._report = report_campaign(bootstrap.build_actions(run), self._report.campaign, as_of=run.params.as_of_at)

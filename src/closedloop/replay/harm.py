@@ -1,4 +1,4 @@
-"""What changes and a bad version cost in a replay, in customers and days."""
+"""The cost of changes and of a bad version in a replay, in customers and days."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks the customers of a campaign: the churn model's figures, or uplift where closed campaigns show its gain."""
+"""The ranking of a campaign's customers: by the churn model, or by uplift where closed campaigns show its gain."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _weigh(rows: pd.DataFrame, value: CustomerValue | None) -> pd.DataFrame:
 
 
 def describe_ranking(ranking: Mapping[str, Any] | None) -> str | None:
-    """What ranked a campaign's customers and why, in a sentence; None where it is not recorded."""
+    """The ranking of a campaign's customers and its reason, in a sentence; None where it is not recorded."""
     if ranking is None:
         return None
     reason = f": {ranking['reason']}" if "reason" in ranking else ""

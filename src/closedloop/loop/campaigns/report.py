@@ -1,4 +1,4 @@
-"""What came of a campaign: whether its outcomes are known, the effect, and the picture of it."""
+"""The result of a campaign: whether its outcomes are known, the effect, and the picture of it."""
 
 from __future__ import annotations
 
