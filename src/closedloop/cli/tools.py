@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,8 @@ def init(folder: Annotated[Path, typer.Argument(help="A new folder.", callback=l
     from closedloop.config.project import init_project
 
     files = init_project(folder)
-    typer.echo(f"{folder}: project files written: {len(files)}.\nNext: cd {folder}, git init, closedloop describe FILE")
+    place = shlex.quote(str(folder))  # so that it can be copied
+    typer.echo(f"{folder}: project files written: {len(files)}.\nNext: cd {place}, git init, closedloop describe FILE")
 
 
 @app.command("plots-template", rich_help_panel=TOOLS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 from closedloop.bootstrap import load_run
+from closedloop.cli.main import app
 from closedloop.config.project import init_project
 from closedloop.config.yaml import read_yaml
 from closedloop.errors import ConfigError
@@ -24,3 +26,8 @@ def test_a_file_that_is_there_is_kept_and_nothing_is_written(tmp_path):
         init_project(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_what_to_do_next_can_be_copied_where_the_folder_has_a_space(tmp_path):
+    said = CliRunner().invoke(app, ["init", str(tmp_path / "my project")]).output
+    assert f"Next: cd '{tmp_path}/my project', git init, closedloop describe FILE" in said
