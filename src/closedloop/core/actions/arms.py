@@ -41,7 +41,7 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
     Raises
     ------
     DataError
-        If nobody is worth an offer.
+        If there is no candidate, or nobody is worth an offer.
 
     Examples
     --------
@@ -54,13 +54,15 @@ def choose_customers(candidates: pd.DataFrame, *, capacity: int, holdout: float,
     """
     import pandas as pd  # not in the serving image, whose agent opens the store
 
+    if candidates.empty:
+        raise DataError("there is no customer to choose: all who are active are in campaigns whose horizon is open")
     known = [name for name in ("expected_value", "effect") if name in candidates and candidates[name].notna().any()]
     ranked_by = known[0] if known else "probability"
     worthy = candidates[candidates[ranked_by] > 0] if known else candidates
     if worthy.empty:
-        shown = "expected value" if ranked_by == "expected_value" else ranked_by
         raise DataError(
-            f"no customer is worth an offer: none of {count_noun(len(candidates), 'customer')} has an {shown} above 0"
+            f"no customer is worth an offer: none of {count_noun(len(candidates), 'customer')} has an "
+            f"{ranked_by.replace('_', ' ')} above 0"
             + ("; see `value` in the data set's config" if ranked_by == "expected_value" else "")
         )
     ordered = worthy.sort_values([ranked_by, "customer_id"], ascending=[False, True], ignore_index=True)

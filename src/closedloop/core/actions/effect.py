@@ -32,7 +32,8 @@ class Effect(NamedTuple):
 
     ``effect`` is the churn of the held out less that of the treated: the share of the treated whom the campaign kept.
     ``saved`` is that in customers. ``profit`` is the value of those kept less the cost of all offers, in the currency
-    of the data set's config. None: an arm has nobody (effect, saved), or no value is configured (profit).
+    of the data set's config. None: an arm has nobody (effect, saved), no value is configured (profit), or nothing tells
+    how far it may be off, since an arm has one customer or what was lost is the same for all (profit).
     """
 
     treated: int
@@ -76,9 +77,10 @@ def measure_effect(results: pd.DataFrame, *, offer_cost: float | None = None) ->
         return Effect(*sizes, churn[0], churn[1], None, None, None, "cannot tell", reason)
     counts = [Counts(int(arm["outcome"].sum()), len(arm)) for arm in (held_out, treated)]
     found = analyze_proportions(*counts, alpha=ALPHA, ratio=sizes[0] / sizes[1], lower_is_better=True)
-    effect = Estimate(-found.difference, -found.interval.high, -found.interval.low)
+    # by difference, as the negative of 0 is shown as -0
+    effect = Estimate(0 - found.difference, 0 - found.interval.high, 0 - found.interval.low)
     verdict, reason = _judge(effect)
-    has_value = offer_cost is not None and bool(known["kept_value"].notna().all())
+    has_value = min(sizes) > 1 and bool(known["kept_value"].notna().all())
     profit = _measure_profit(treated, held_out, offer_cost) if has_value and offer_cost is not None else None
     return Effect(*sizes, churn[0], churn[1], effect, effect.scale(sizes[0]), profit, verdict, reason)
 
@@ -109,17 +111,17 @@ def _judge(effect: Estimate) -> tuple[EffectVerdict, str]:
     return "undecided", "no effect is shown: the interval spans zero"
 
 
-def _measure_profit(treated: pd.DataFrame, held_out: pd.DataFrame, offer_cost: float) -> Estimate:
+def _measure_profit(treated: pd.DataFrame, held_out: pd.DataFrame, offer_cost: float) -> Estimate | None:
     from scipy.stats import t
 
     lost = [(arm["outcome"] * arm["kept_value"]).to_numpy() for arm in (held_out, treated)]
-    parts = [arm.var(ddof=1) / len(arm) if len(arm) > 1 else math.inf for arm in lost]
+    parts = [arm.var(ddof=1) / len(arm) for arm in lost]
     error = math.sqrt(sum(parts))
+    if not error:
+        return None
     kept = lost[0].mean() - lost[1].mean()
-    reach = 0.0
-    if error:
-        freedom = sum(parts) ** 2 / sum(part**2 / (len(arm) - 1) for part, arm in zip(parts, lost, strict=True) if part)
-        reach = float(t.isf(ALPHA / 2, freedom)) * error
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(arm) - 1) for part, arm in zip(parts, lost, strict=True))
+    reach = float(t.isf(ALPHA / 2, freedom)) * error
     return Estimate(kept, kept - reach, kept + reach).scale(len(treated), offer_cost * len(treated))
 
 

@@ -52,6 +52,8 @@ def test_by_expected_value_only_who_is_worth_an_offer_is_chosen():
     assert chosen["arm"].value_counts().to_dict() == {TREATED: 24, HELD_OUT: 6}
     with pytest.raises(DataError, match="none of 1,000 customers has an expected value above 0"):
         choose_customers(make_people(expected_value=-1.0), capacity=5, holdout=0.2, salt="s")
+    with pytest.raises(DataError, match="there is no customer to choose: all who are active are in campaigns"):
+        choose_customers(make_people().head(0), capacity=5, holdout=0.2, salt="s")
 
 
 @pytest.mark.parametrize(("people", "capacity", "holdout"), [(7, 7, 0.1), (11, 10, 0.1), (3, 2, 0.5), (10, 10, 0.0)])

@@ -50,6 +50,15 @@ def test_profit_is_the_value_kept_less_the_cost_of_all_offers():
     assert measure_effect(make_results((40, 400), (40, 200)), offer_cost=1).profit is None
 
 
+@pytest.mark.parametrize(("treated", "held_out"), [((0, 5), (1, 1)), ((1, 1), (2, 5)), ((0, 210), (0, 90))])
+def test_profit_is_not_said_where_nothing_tells_how_far_it_may_be_off(treated, held_out):
+    """One customer alone, or arms of which nobody left: an interval of no width would be sure of it."""
+    found = measure_effect(make_results(treated, held_out, kept_value=50), offer_cost=1)
+    assert found.profit is None
+    assert found.effect is not None
+    assert "-0.0%" not in " ".join(describe_effect(found))
+
+
 def test_customers_without_an_outcome_are_left_out():
     results = make_results((40, 400), (40, 200))
     results.loc[results.index[-50:], "outcome"] = np.nan
