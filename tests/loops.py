@@ -31,7 +31,7 @@ EVIDENCE: dict[str, Any] = {
     "money": {"customers": 2_000, "at_stake": 60_000.4, "offers": 310, "expected_profit": 2_500.6},
     "outcomes_until": "2024-01-01T00:00:00+00:00",
     "judged_at": "2024-03-01T00:00:00+00:00",
-    "reasons": ["drift in 1 of the last 1 check: purchase_count_30d (0.25)"],
+    "reasons": ["drift in the newest check: purchase_count_30d (0.25)"],
 }
 
 

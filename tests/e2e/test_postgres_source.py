@@ -84,7 +84,7 @@ def test_predictions_in_a_table_are_watched(tmp_path: Path, address: str, monkey
     (tmp_path / "theirs.yaml").write_text(config, encoding="utf-8")
     told = Project(tmp_path).run("attach", "theirs.yaml", "--as-of", "2024-03-01").output
     assert told.startswith(
-        "alert: drift in 1 of the last 1 check: score (0.26), visits (0.26); outcomes are as the scores say"
+        "alert: drift in the newest check: score (0.26), visits (0.26); outcomes are as the scores say"
     ), told
     assert 'closedloop_attached_outcome_rows{model_name="theirs",model="theirs"} 1000' in (
         tmp_path / "attached/theirs/metrics.prom"

@@ -90,7 +90,8 @@ def _describe_start(campaign: Campaign, target: str) -> Iterator[str]:
     if told := describe_ranking(campaign.ranking):
         yield told
     if not campaign.held_out:
-        yield "without a hold-out nothing will tell what this campaign did: --holdout 0.1 has one"
+        remedy = "a larger --holdout has one" if campaign.holdout else "--holdout 0.1 has one"
+        yield f"without a hold-out nothing will tell what this campaign did: {remedy}"
 
 
 def _read_capacity(given: int | None, context: RunContext) -> int:

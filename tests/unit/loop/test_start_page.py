@@ -68,7 +68,7 @@ def test_it_says_what_stands(folder):
         f"Version 3 of {NAME} has been the champion since 2024-01-21 12:00 UTC. "
         "The last run's model has a ROC AUC of 0.894 and an accuracy of 88.5% on the test rows. "
         "Version 4 is being released: canary_5. The last check, as of "
-        "2024-03-01, says 'alert' of version 3 after 2,000 predictions: drift in 1 of the last 1 check: "
+        "2024-03-01, says 'alert' of version 3 after 2,000 predictions: drift in the newest check: "
         "purchase_count_30d (0.25). 60,000 is at stake with 2,000 customers; 310 offers would bring about 2,501. "
         "The last retraining failed."
     )

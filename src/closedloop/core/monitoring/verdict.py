@@ -94,7 +94,7 @@ def decide(
     >>> drift = {"breach": True, "drifted": ["fee"], "features": {"fee": {"effect": 0.4}}, "beyond_limits": []}
     >>> noon = dt.datetime(2024, 6, 1, tzinfo=dt.UTC)
     >>> decide({"drift": drift}, [], [], MonitoringPolicy(), as_of=noon, since=noon, model_as_of=noon)
-    Decision(verdict='watch', reasons=('drift in 1 of the last 1 check: fee (0.40)',))
+    Decision(verdict='watch', reasons=('drift in the newest check: fee (0.40)',))
     """
     checks = [PastCheck(since, evidence), *previous]
     due, reasons = _find_due(checks, policy, None if horizon_days is None else as_of - dt.timedelta(days=horizon_days))
@@ -201,7 +201,8 @@ def _find_due(
         is_due = policy.heeds("drift") and (policy.policy == "drift" or _breaches(newest, "estimate"))
         harmless = closed and _covers(closed[0], judged) and not _shows_harm(closed[0].evidence["realised"], policy)
         drifting = [_breaches(check.evidence, "drift") for check in judged[: policy.of_checks]]
-        share = f"{sum(drifting)} of the last {count_noun(len(drifting), 'check')}"
+        count = count_noun(len(drifting), "check")
+        share = f"{sum(drifting)} of the last {count}" if len(drifting) > 1 else "the newest check"
         said = f"drift in {share}: {_describe_drift(newest['drift'])}"
         # where outcomes never come, a check in between that shows no drift must not make it wait for ever
         start = _find_drift_start(judged, gap_max=0 if closed else policy.of_checks - policy.breaches)

@@ -56,7 +56,7 @@ def test_the_screen_says_how_the_loop_stands(view):
         "health": "http://127.0.0.1:3000 answers with version 3",
         "release": "version 4 in canary_5 for 2 days: 5% of the answers",
         "last check": "alert, 3 hours ago: version 3 as of 2024-03-01, 2,000 predictions\n"
-        "  drift in 1 of the last 1 check: purchase_count_30d (0.25)",
+        "  drift in the newest check: purchase_count_30d (0.25)",
         "drift": "1 of 3 distributions: purchase_count_30d 0.25",
         "estimated": "accuracy 81.0%, 85.0% on the reference rows",
         "real": "accuracy 74.7% of the last 150 outcomes; Brier score 0.150, 0.140 was expected",
