@@ -73,17 +73,20 @@ def store_outcomes(
 def read_outcome_file(path: Path, dataset: DatasetConfig) -> Iterator[pd.DataFrame]:
     """The file in parts, with ``outcome`` (bool) and ``prediction_id``, or ``customer_id`` and perhaps ``day``."""
     columns = dataset.columns
-    needed = [columns.label.column] if columns.label else []
-    file = open_rows(path, dataset.source if needed else None, columns.rename, needed=needed)
+    labels = [*([columns.label.column] if columns.label else []), OUTCOME]
+    for needed in labels:
+        file = open_rows(path, dataset.source, columns.rename, needed=[needed])
+        if needed in file.schema.names:
+            break
     names = file.schema.names
     key = next((name for name in (PREDICTION, columns.entity_id, CUSTOMER) if name in names), None)
-    label = columns.label.column if columns.label and columns.label.column in names else OUTCOME
+    label = next((name for name in labels if name in names), OUTCOME)
     if key is None or label not in names:
         wanted = f"{PREDICTION} or {columns.entity_id}, and {label}"
         raise DataError(f"{path}: a file of outcomes has the columns {wanted}; found {', '.join(names) or 'none'}")
     churned: tuple[str, ...] = ("1",)
     stayed: tuple[str, ...] = ("0",)
-    if label != OUTCOME and columns.label is not None:
+    if columns.label is not None and label == columns.label.column:
         churned, stayed = columns.label.churned, columns.label.stayed
     day = columns.time if columns.time in names and key != PREDICTION else None
     first = 1
