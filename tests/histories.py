@@ -41,7 +41,6 @@ def draw_history(
         update={
             "gates": shop.gates.model_copy(update=open_gates),
             "label": shop.label.model_copy(update=rule) if shop.label else None,
-            "value": None,  # no amounts are drawn
         }
     )
     draw, rows = np.random.default_rng(seed), {}

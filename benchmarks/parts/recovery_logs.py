@@ -63,8 +63,7 @@ def make_drawn_log(kind: str, seed: int, every: int, *, customers: int = 1_000) 
     # the shop's limits are for the shop: a few hundred rows of this concept prove no AUC of .75
     gates = shop.gates.model_copy(update=dict.fromkeys(("accuracy_min", "f1_weighted_min", "roc_auc_min"), 0.0))
     gates = gates.model_copy(update={"calibration_error_max": 1.0, "rate_difference_max": 1.0})
-    # no amounts are drawn
-    dataset = space_snapshots(shop.model_copy(update={"gates": gates, "value": None}), every)
+    dataset = space_snapshots(shop.model_copy(update={"gates": gates}), every)
     first = CONCEPT_AT - 12 * every * DAY if every < 30 else CONCEPT_AT - 90 * DAY
     snapshots = list_every(first - 364 // every * every * DAY, first + 364 // every * every * DAY, every)
     tested = first - -(-dataset.label.horizon_days // every) * every * DAY  # the newest that has closed by then

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.thorough
 PAGE = (Path(__file__).parents[2] / "docs" / "actions.md").read_text(encoding="utf-8")
 SEGMENT = "standard"
 NEXT = ("--as-of", "2024-02-06", "--capacity", "200", "--rank-by", "uplift")
+VALUE = {"kept": {"amount_of_days": 30, "share": 0.4}, "offer_cost": 1, "save_rate": 0.3}
 
 
 def read_commands() -> list[list[str]]:
@@ -30,6 +31,7 @@ def read_commands() -> list[list[str]]:
 
 def test_the_walk_of_the_page(shop_copy: Project) -> None:
     """closedloop campaign start, closedloop outcomes, closedloop campaign report."""
+    shop_copy.change_dataset("shop", {"value": VALUE})
     start, outcomes, report, by_uplift = read_commands()
     assert "500 customers to call, 56 left alone" in shop_copy.run(*start).output
     listed = pd.read_csv(shop_copy.root / "list.csv")
@@ -65,7 +67,6 @@ def test_the_walk_of_the_page(shop_copy: Project) -> None:
 
 def test_the_next_list_is_by_uplift_where_offers_keep_one_segment_alone(shop_copy: Project) -> None:
     """closedloop campaign start --rank-by uplift, after a month in which the simulator lets offers keep `SEGMENT`."""
-    shop_copy.change_dataset("shop", {"value": None})
     started = ("campaign", "start", "--as-of", "2024-01-01", "--output", "first.csv")
     shop_copy.run(*started, "--capacity", "1500", "--holdout", "0.4")
     run = load_run(shop_copy.root / "params.yaml", root=shop_copy.root)

@@ -42,9 +42,8 @@ def read_reason(shop):
 
 @pytest.fixture(scope="module")
 def weak_shop(small_shop, tmp_path_factory):
-    """Version 2 saw a fiftieth of the iterations of the champion, version 1; without money every other gate passes."""
+    """Version 2 saw a fiftieth of the iterations of the champion, version 1; every other gate passes."""
     shop = small_shop.copy(tmp_path_factory.mktemp("weak") / "project")
-    shop.change_dataset("shop", {"value": None})
     shop.change_params({"model": {"params": {"max_iter": 3}}})
     shop.run("train")
     shop.run("evaluate")

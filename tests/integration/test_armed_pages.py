@@ -115,7 +115,7 @@ def write_own(folder: Path) -> list[Path]:
                     "champion": {"version": ANY, "not_compared": ANY}, "comparison": {"verdict": ANY, "reason": ANY}},
         "measured": SimpleNamespace(figures={ANY: 0.5}, intervals={}, groups=pd.DataFrame([group]), baseline=baseline,
                                     money=money),
-        "pictures": [("", ANY, ANY)], "rows": {}, "standing": ANY, "compared": ANY,
+        "pictures": [("", ANY, ANY)], "rows": {}, "draw": None, "standing": ANY, "compared": ANY,
         "found": {"customers": 9, "leavers": 3, "alarms": 2, "right": 1, "tenth": 0.1, "fifth": 0.2},
         "importance": [{"feature": ANY, "mean": 0.1, "direction": "raises"}], "lists": [],
         "examples": [Example(ANY, 0.5, True, [Reason(ANY, f"{ANY} of it", ANY, 0.5)])],
@@ -131,9 +131,12 @@ def write_own(folder: Path) -> list[Path]:
         "links": {"data.html": True, "outcomes.html": True},
     }  # fmt: skip
     event = {"at": ANY, "kind": ANY, "what": ANY, "why": ANY * 9}
-    tick = {"at": ANY, "model_version": ANY, "verdict": "none", "drifted": {ANY: 0.5}, "outcome_rows": 0, "money": ANY}
+    tick = {"at": ANY, "model_version": ANY, "verdict": "none", "drifted": {ANY: 0.5}, "outcome_rows": 0, "money": ANY,
+            "treated": 9}  # fmt: skip
+    campaign = {"at": ANY, "treated": 9, "held_out": 9, "told": ARMED}
     report = defaultdict(list, dataset=ANY, days=[ANY], requests_answered=9, requests_failed=0, champion=ANY,
-                         conclusion=ANY, events=[event], ticks=[tick], regime_changes=[event])  # fmt: skip
+                         conclusion=ANY, events=[event], ticks=[tick], regime_changes=[event],
+                         campaign=campaign)  # fmt: skip
     link = SimpleNamespace(title=ANY, href="loop.html", text=ANY)
     index = {"model_name": ANY, "told": ANY, "links": [link], "has_tracking": True, "calls": dict.fromkeys(ARMED, ANY)}
     written = {"model_card": card, "monitoring": monitoring, "loop": {"report": report, "image": ""}, "index": index}

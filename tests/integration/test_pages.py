@@ -48,7 +48,13 @@ def tell_story() -> dict[str, Any]:
         for day, closed, frozen in figures
     ]  # fmt: skip
     realised = {"brier": 0.1, "churn_rate": 0.2, "expected": {"brier": 0.1, "churn_rate": 0.2}, "breach": False}
-    check = {"model_version": "1", "verdict": "watch", "drift": 0.2, "drifted": {"purchase_mean_90d": 0.2}}
+    check = {
+        "model_version": "1",
+        "verdict": "watch",
+        "drift": 0.2,
+        "drifted": {"purchase_mean_90d": 0.2},
+        "treated": 90,
+    }
     ticks = [
         {"at": "2024-05-02", "customers": 900, "outcomes": 0},
         {**check, "at": "2024-06-01", "outcome_rows": 0},
@@ -70,10 +76,11 @@ def tell_story() -> dict[str, Any]:
             "found": {"customers": 1800, "leavers": 360, "closed": 250, "frozen": 210},
             "bad": {"version": "2", "customers": 0, "days": 1}}  # fmt: skip
     changes = [{"at": "2024-06-01", "kind": "concept", "what": "customers leave for another reason"}]
+    campaign = {"at": "2024-05-02", "treated": 900, "held_out": 100, "told": ["undecided: the interval spans zero"]}
     return {"dataset": "shop", "days": [tick["at"] for tick in ticks], "requests_answered": 2_700, "requests_failed": 0,
             "champion": "4", "conclusion": "The closed loop is better.", "harm": harm, "drift_limit": 0.1,
             "outcome_rows_min": 500, "regime_changes": changes, "arms": arms, "ticks": ticks,
-            "events": events}  # fmt: skip
+            "events": events, "campaign": campaign}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from closedloop.errors import DataError, count_noun
 from closedloop.files import write_text
 from closedloop.loop.campaigns.report import Report, report_campaign
 from closedloop.loop.campaigns.start import CampaignRules, write_list
+from closedloop.simulator.regimes import OFFERS_SAVE
 
 FOLDER = Path("calls")
 RULES = CampaignRules(capacity=1_000, holdout=0.3)
+DAYS, SHARE = 30, 0.4  # of the purchases that a kept customer is worth
 
 
 class Calls:
@@ -65,10 +67,17 @@ class Calls:
         return {"at": f"{campaign.as_of:%Y-%m-%d}", **arms, "told": told}
 
 
-def open_calls(folder: Path) -> None:
-    """Let the simulated shop of a project's folder call the customers on the lists in `FOLDER`."""
+def open_calls(folder: Path, dataset: str) -> None:
+    """Let the simulated shop of a project's folder call the customers on the lists in `FOLDER`, and earn by it.
+
+    Where its config says no ``value``, a kept customer is worth a part of the purchases of about 30 days.
+    """
     (folder / FOLDER).mkdir()
     path = folder / PARAMS_FILE
     params = read_yaml(path)
     params["simulator"] = {**params.get("simulator", {}), "calls": str(FOLDER)}
     write_text(path, format_yaml(params))
+    path = folder / "configs/datasets" / f"{dataset}.yaml"
+    days = min(params.get("features", {}).get("window_days", [DAYS]), key=lambda one: abs(one - DAYS))
+    value = {"kept": {"amount_of_days": days, "share": SHARE}, "offer_cost": 1, "save_rate": OFFERS_SAVE}
+    write_text(path, format_yaml({"value": value} | read_yaml(path)))

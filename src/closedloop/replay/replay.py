@@ -139,11 +139,11 @@ def prepare_folder(root: Path, dataset: str | None, source: str | None, plan: Pl
     folder = root / WORKSPACES / "loop" / name
     shutil.rmtree(folder, ignore_errors=True)
     prepare_workspace(root, dataset=name, source=source, as_of=f"{plan.days[0]}", folder=folder)
-    if isinstance(described.source, SimulatorSource):
-        open_calls(folder)
     (folder / "configs").unlink()
     for copied in ("configs", "pipelines"):
         shutil.copytree(root / copied, folder / copied)
+    if isinstance(described.source, SimulatorSource):
+        open_calls(folder, name)
     if plan.horizon_days:
         path = folder / "configs/datasets" / f"{name}.yaml"
         config = read_yaml(path)
